@@ -1,0 +1,73 @@
+# `make help` lists what there is. Everything needs make and Python 3.11 or newer, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+# The folder of the data set's original files, for a machine that cannot download them.
+MANUAL_DIR ?=
+# More options for the experiment behind a target: make demo ARGS="--epochs 3".
+ARGS ?=
+# Test processes. XLA gets one thread in each, so that they do not fight for the cores.
+WORKERS ?= 2
+
+REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
+COMPARE := $(RUN) -m experiments.compare
+MANUAL := $(if $(MANUAL_DIR),--manual-dir "$(MANUAL_DIR)")
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo mnist fashion test check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/experiments.stamp ## train three networks on the embedded digits and compare them
+	$(COMPARE) --data digits --methods none gradient hessian --out runs/demo $(ARGS)
+
+mnist: $(VENV)/prepare.stamp ## the comparison on MNIST [MANUAL_DIR=folder of the original files]
+	$(COMPARE) --data mnist --out runs/mnist $(MANUAL) $(ARGS)
+
+fashion: $(VENV)/prepare.stamp ## the comparison on Fashion-MNIST [MANUAL_DIR=...]
+	$(COMPARE) --data fashion_mnist --out runs/fashion $(MANUAL) $(ARGS)
+
+test: $(VENV)/dev.stamp ## run every test and doctest [WORKERS=2]
+	XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 \
+	  $(RUN) -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/dev.stamp ## lint, formatting and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+
+format: $(VENV)/dev.stamp ## mend what ruff can mend
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean: ## remove the environment and the caches; keep runs/
+	rm -rf $(VENV) build *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find hessjax experiments tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment. Each extra of setup.cfg that is installed leaves a stamp. pip takes a
+# half-unpacked package for a whole one, so what an interrupted installation left is thrown away.
+# Without build isolation the pinned setuptools builds, and nothing unpinned is fetched.
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+UNFINISHED := $(wildcard $(VENV)/unfinished)
+
+$(VENV)/%.stamp: $(VENV)/created $(REQUIREMENTS)
+	@echo "Installing hessjax[$*] into $(VENV), once; this takes about a minute"
+	@touch $(VENV)/unfinished
+	$(INSTALL) --no-build-isolation --editable ".[$*]"
+	@mv $(VENV)/unfinished $@
+
+ifdef UNFINISHED
+.PHONY: $(VENV)/created
+endif
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	  "hessjax needs Python 3.11 or newer, but $(PYTHON) is Python %d.%d;" \
+	  " name another, as in: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(if $(UNFINISHED),--clear) $(VENV)
+	@touch $(VENV)/unfinished
+	$(INSTALL) setuptools
+	@mv $(VENV)/unfinished $@

@@ -1,0 +1,64 @@
+"""Regularize the curvature of the loss in the input, in JAX."""
+
+from hessjax.eigen import (
+    Eigenpair,
+    gradient_start,
+    lanczos,
+    norm_ascent,
+    power_iteration,
+    random_start,
+)
+from hessjax.objective import check_batch, regularized, second_order
+from hessjax.operators import (
+    Composite,
+    directional_derivative,
+    gauss_newton_matrix,
+    gauss_newton_operator,
+    hessian_matrix,
+    hessian_operator,
+    hvp,
+    second_directional_derivative,
+)
+from hessjax.penalties import (
+    curvature_along_gradient,
+    finite_step_operator_norm,
+    gauss_newton_operator_norm,
+    hessian_operator_norm,
+    hessian_squared_frobenius_norm,
+    input_gradient_norm,
+    jacobian_operator_norm,
+    jacobian_squared_frobenius_norm,
+)
+from hessjax.training import TrainState, train_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Composite",
+    "Eigenpair",
+    "TrainState",
+    "check_batch",
+    "curvature_along_gradient",
+    "directional_derivative",
+    "finite_step_operator_norm",
+    "gauss_newton_matrix",
+    "gauss_newton_operator",
+    "gauss_newton_operator_norm",
+    "gradient_start",
+    "hessian_matrix",
+    "hessian_operator",
+    "hessian_operator_norm",
+    "hessian_squared_frobenius_norm",
+    "hvp",
+    "input_gradient_norm",
+    "jacobian_operator_norm",
+    "jacobian_squared_frobenius_norm",
+    "lanczos",
+    "norm_ascent",
+    "power_iteration",
+    "random_start",
+    "regularized",
+    "second_directional_derivative",
+    "second_order",
+    "train_step",
+]

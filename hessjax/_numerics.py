@@ -1,0 +1,111 @@
+"""Norms and static checks for trees of arrays: the bottom layer, tested hardest."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+PyTree = Any
+ScalarFunction = Callable[[PyTree], jax.Array]
+"""One example to one number: ``f(x)`` has shape ``()``."""
+
+
+def widen(array: jax.Array) -> jax.Array:
+    """Cast to float32 at least: sums of squares in bfloat16 keep two digits."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def tree_vdot(a: PyTree, b: PyTree) -> jax.Array:
+    """Return the inner product of two trees of one structure, in float32 at least."""
+    products = jax.tree.map(lambda p, q: jnp.vdot(widen(p), widen(q)), a, b)
+    return jnp.sum(jnp.stack(jax.tree.leaves(products)))
+
+
+def safe_norm(tree: PyTree) -> jax.Array:
+    """Return the Euclidean norm of all entries, ``sqrt(sum t_i**2)``, in float32 at least.
+
+    Scaled by the largest entry, so that no square under- or overflows; there is no absolute
+    epsilon. The gradient at zero is zero, where that of ``jnp.linalg.norm`` is NaN. NaN stays NaN.
+    """
+    leaves = [widen(leaf) for leaf in jax.tree.leaves(tree)]
+    scale = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
+    # The norm does not depend on the scale, so neither does its derivative.
+    scale = jax.lax.stop_gradient(scale)
+    zero = scale == 0
+    scale = jnp.where(zero, 1, scale)
+    square = sum(jnp.sum((leaf / scale) ** 2) for leaf in leaves)
+    # The inner `where` keeps the infinite slope of sqrt at 0 out of the backward pass.
+    return jnp.where(zero, 0, scale * jnp.sqrt(jnp.where(zero, 1, square)))
+
+
+def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
+    """Return ``(tree / norm, norm)``; a zero tree stays zero."""
+    norm = safe_norm(tree)
+    divisor = jnp.where(norm == 0, 1, norm)
+    return jax.tree.map(lambda leaf: (widen(leaf) / divisor).astype(leaf.dtype), tree), norm
+
+
+def as_point(x: PyTree, name: str = "x") -> PyTree:
+    """Return ``x`` with array leaves, or raise if a leaf is not of a floating-point type."""
+    x = jax.tree.map(jnp.asarray, x)
+    for leaf in jax.tree.leaves(x):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name} must hold floating-point numbers, got dtype {leaf.dtype}")
+    if sum(leaf.size for leaf in jax.tree.leaves(x)) == 0:
+        raise ValueError(f"{name} holds no numbers: there is nothing to differentiate in")
+    return x
+
+
+def as_tangent(x: PyTree, v: PyTree, name: str = "v") -> PyTree:
+    """Return ``v`` in the dtypes of ``x``, or raise if it is no direction at ``x``."""
+    if jax.tree.structure(v) != jax.tree.structure(x):
+        raise ValueError(
+            f"{name} must have the structure of x, {jax.tree.structure(x)}, "
+            f"got {jax.tree.structure(v)}"
+        )
+
+    def match(leaf: jax.Array, tangent: jax.Array) -> jax.Array:
+        if tangent.shape != leaf.shape:
+            raise ValueError(f"{name} must have the shape of x, {leaf.shape}, got {tangent.shape}")
+        return tangent.astype(leaf.dtype)
+
+    return jax.tree.map(match, x, as_point(v, name))
+
+
+def check_scalar(f: Callable[[PyTree], Any], x: PyTree) -> None:
+    """Raise unless ``f(x)`` is one floating-point number."""
+    out = jax.eval_shape(f, x)
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        raise TypeError(f"f must return one scalar, got {jax.tree.structure(out)}")
+    if out.shape != ():
+        raise ValueError(
+            f"f must return a scalar for one example, got shape {out.shape}; "
+            "batch with jax.vmap around the call"
+        )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(f"f must return a floating-point number, got dtype {out.dtype}")
+
+
+def check_count(name: str, value: int, *, at_most: int | None = None) -> None:
+    """Raise unless ``value`` is a whole number from 1 to ``at_most``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name} must be at most {at_most}, the size of the input, got {value}")
+
+
+def check_number(name: str, value: float | jax.Array, *, positive: bool) -> None:
+    """Raise unless ``value`` is finite and positive (or, if not asked, nonnegative).
+
+    A traced value cannot be looked at and passes.
+    """
+    if isinstance(value, Tracer):
+        return
+    wanted = "positive" if positive else "nonnegative"
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} must be a finite {wanted} number, got {value}")

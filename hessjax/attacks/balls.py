@@ -1,0 +1,141 @@
+"""The set that an attack may search: an ℓp ball around the example, cut by the box of inputs."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from hessjax._numerics import as_point, check_number, normalize, safe_norm
+
+
+@dataclass(frozen=True)
+class LpBall:
+    """The perturbations that a threat model allows: an ℓ2 or ℓ∞ ball, cut by the box of inputs.
+
+    Hashable and static: close over it or build it inside a traced function, where epsilon may be
+    a traced number (one compilation for a whole range of radii).
+
+    Attributes:
+        epsilon: the radius, positive, in input units.
+        order: 2 or infinity.
+        bounds: the least and greatest entry of an input; ``(-inf, inf)`` for no box.
+
+    Raises:
+        ValueError: if epsilon is not positive and finite, the order neither 2 nor infinity, or the
+            bounds not increasing.
+
+    >>> LpBall(0.3, jnp.inf)
+    LpBall(epsilon=0.3, order=inf, bounds=(0, 1))
+    """
+
+    epsilon: float | jax.Array
+    order: float
+    bounds: tuple[float, float] = (0, 1)
+
+    def __post_init__(self) -> None:
+        """Check what is not traced."""
+        check_number("epsilon", self.epsilon, positive=True)
+        if self.order not in {2, math.inf}:
+            raise ValueError(f"order must be 2 or infinity, got {self.order}")
+        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds must be two numbers, the lower one first, got {self.bounds}")
+
+
+def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
+    """Return the example as an array, or raise if it is no point of the box.
+
+    A traced example cannot be looked at and passes: check data before the loop.
+    """
+    if not isinstance(center, Tracer):
+        # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
+        entries = np.asarray(center)
+        low, high = ball.bounds
+        if not np.all((low <= entries) & (entries <= high)):
+            raise ValueError(
+                f"x must lie in the box [{low}, {high}], "
+                f"got entries from {np.min(entries)} to {np.max(entries)}"
+            )
+    return as_point(jnp.asarray(center))
+
+
+def project(ball: LpBall, center: jax.Array, x: jax.Array) -> jax.Array:
+    r"""Return a point of ball and box near ``x``: projected on the ball, then clipped to the box.
+
+    .. math:: \mathrm{clip}_{box}\left(c + (x - c) \min(1, \epsilon / \|x - c\|_2)\right),
+        \qquad \mathrm{clip}_{box}\left(\mathrm{clip}_{[c - \epsilon, c + \epsilon]}(x)\right)
+
+    for p = 2 and p = ∞, as the reference implementations of PGD and AutoAttack do. The center lies
+    in the box, so clipping shrinks every entry of ``x - c``, and the result stays in the ball. For
+    p = ∞ it is the nearest point of ball ∩ box; for p = 2 the nearest point may be another one.
+
+    Args:
+        ball: the ball.
+        center: the example, in the box.
+        x: the point to project, of the shape of the center.
+
+    Returns:
+        A point in ball ∩ box (up to rounding), like ``center``; points inside are not moved.
+
+    >>> center, x = jnp.array([0.5, 0.5]), jnp.array([0.5, 2.0])
+    >>> project(LpBall(0.25, 2), center, x).tolist()
+    [0.5, 0.75]
+    """
+    epsilon = jnp.asarray(ball.epsilon, center.dtype)
+    if ball.order == 2:
+        difference = x - center
+        norm = safe_norm(difference).astype(center.dtype)
+        outside = norm > epsilon
+        shrink = jnp.where(outside, epsilon / jnp.where(outside, norm, 1), 1)
+        x = jnp.where(outside, center + shrink * difference, x)
+    else:
+        x = jnp.clip(x, center - epsilon, center + epsilon)
+    return jnp.clip(x, *ball.bounds)
+
+
+def ascent_direction(ball: LpBall, gradient: jax.Array) -> jax.Array:
+    r"""Return the unit step along which the linearized loss grows most.
+
+    .. math:: \arg\max_{\|u\|_p \le 1} u^\top g =
+        \mathrm{sign}(g) \text{ for } p = \infty, \quad g / \|g\|_2 \text{ for } p = 2
+
+    Args:
+        ball: the ball, for its order.
+        gradient: g, any shape and scale.
+
+    Returns:
+        The direction, like ``gradient``; zero for a zero gradient. NaN entries count as zero and
+        infinite ones as the largest number, so that an attack never leaves the finite inputs.
+
+    >>> ascent_direction(LpBall(1.0, 2), jnp.array([0.0, 1e-30])).tolist()
+    [0.0, 1.0]
+    """
+    gradient = jnp.nan_to_num(gradient)
+    return normalize(gradient)[0] if ball.order == 2 else jnp.sign(gradient)
+
+
+def random_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
+    """Draw a random start for an attack.
+
+    For p = ∞ uniform in the ball. For p = 2 a uniform direction times a radius uniform in
+    ``[0, ε]``, so that starts near the example occur: in many dimensions nearly all of a ball's
+    volume is at its surface. Then clipped to the box.
+
+    Args:
+        ball: the ball.
+        center: the example, in the box.
+        key: source of randomness.
+
+    Returns:
+        A point in ball ∩ box, like ``center``.
+    """
+    if ball.order == 2:
+        for_direction, for_radius = jax.random.split(key)
+        direction = normalize(jax.random.normal(for_direction, center.shape, center.dtype))[0]
+        offset = direction * jax.random.uniform(for_radius, (), center.dtype)
+    else:
+        offset = jax.random.uniform(key, center.shape, center.dtype, -1, 1)
+    return project(ball, center, center + jnp.asarray(ball.epsilon, center.dtype) * offset)

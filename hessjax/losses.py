@@ -1,0 +1,104 @@
+"""What attacks maximize besides cross-entropy, and what counts as misclassified, of one example.
+
+Cross-entropy itself is ``optax.losses.softmax_cross_entropy_with_integer_labels``.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
+    r"""Return by how much the logit of the label exceeds that of the best other class.
+
+    .. math:: m(z, y) = z_y - \max_{j \ne y} z_j
+
+    Args:
+        logits: ``(C,)``, C at least 2.
+        y: the label, a whole number from 0 to C - 1.
+
+    Returns:
+        The margin, scalar, in units of the logits: positive where y is predicted, negative where
+        another class is, zero on the decision boundary.
+
+    Raises:
+        ValueError: if the logits are not a vector of two classes or more, or y is not one label.
+        TypeError: if the label is not a whole number.
+
+    >>> float(margin(jnp.array([1.0, 4.0, 2.0]), 1))
+    2.0
+    """
+    logits, y = _check(logits, y, min_classes=2)
+    others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
+    return jnp.take(logits, y, mode="fill") - jnp.max(others)
+
+
+def dlr_loss(logits: ArrayLike, y: ArrayLike) -> jax.Array:
+    r"""Return the difference of logits ratio, a loss that no rescaling of the logits can hide.
+
+    .. math:: -\frac{z_y - \max_{j \ne y} z_j}{z_{(1)} - z_{(3)} + 10^{-12}}
+
+    where :math:`z_{(i)}` is the i-th largest logit. It has no gradient to vanish when the logits
+    are scaled up, as cross-entropy has, and does not change under ``z -> a z + b``, a > 0.
+
+    Args:
+        logits: ``(C,)``, C at least 3.
+        y: the label, a whole number from 0 to C - 1.
+
+    Returns:
+        The loss, scalar, without unit: from -1 to 0 where y is predicted, positive where another
+        class is.
+
+    Raises:
+        ValueError: if the logits are not a vector of three classes or more, or y is not one label.
+        TypeError: if the label is not a whole number.
+
+    Source: Croce, Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks, 2020.
+
+    >>> print(f"{dlr_loss(jnp.array([0.0, 4.0, 2.0]), 2):.3f}")
+    0.500
+    """
+    logits, y = _check(logits, y, min_classes=3)
+    largest = jax.lax.top_k(logits, 3)[0]
+    return -margin(logits, y) / (largest[0] - largest[2] + 1e-12)
+
+
+def misclassified(logits: ArrayLike, y: ArrayLike) -> jax.Array:
+    r"""Say whether the prediction is not the label.
+
+    .. math:: \arg\max_j z_j \ne y
+
+    Args:
+        logits: ``(C,)``, C at least 2.
+        y: the label, a whole number from 0 to C - 1.
+
+    Returns:
+        A boolean scalar. The first of several largest logits is the prediction, as in
+        ``jnp.argmax``, so that this agrees with accuracies counted that way. Logits with a NaN are
+        no prediction and count as misclassified: robustness is never overstated.
+
+    Raises:
+        ValueError: if the logits are not a vector of two classes or more, or y is not one label.
+        TypeError: if the label is not a whole number.
+
+    >>> bool(misclassified(jnp.array([1.0, 4.0, 2.0]), 1))
+    False
+    """
+    logits, y = _check(logits, y, min_classes=2)
+    return (jnp.argmax(logits) != y) | jnp.any(jnp.isnan(logits))
+
+
+def _check(logits: ArrayLike, y: ArrayLike, *, min_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Return both as arrays, or raise: values of labels are traced and cannot be looked at."""
+    logits, y = jnp.asarray(logits), jnp.asarray(y)
+    if logits.ndim != 1 or y.ndim != 0:
+        raise ValueError(
+            f"one example has logits of shape (C,) and one label, got shapes {logits.shape} and "
+            f"{y.shape}; batch with jax.vmap around the call"
+        )
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"y must be a whole number, got dtype {y.dtype}")
+    if logits.size < min_classes:
+        raise ValueError(f"this needs at least {min_classes} classes, got {logits.size} logits")
+    return logits, y

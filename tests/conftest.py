@@ -1,0 +1,7 @@
+"""Settings of the whole test process."""
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+# TF32 and bfloat16 products keep three digits, fewer than most tolerances here.
+jax.config.update("jax_default_matmul_precision", "highest")

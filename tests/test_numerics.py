@@ -1,0 +1,107 @@
+"""The bottom layer: norms that survive zero, tiny and huge entries."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hessjax._numerics import normalize, safe_norm, tree_vdot
+from tests import cases
+
+TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": (jnp.asarray([-2.0, 0.5]), jnp.asarray(3.0))}
+ZERO = jax.tree.map(jnp.zeros_like, TREE)
+
+
+def flat(tree: object) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def test_norm_is_euclidean_over_all_leaves() -> None:
+    np.testing.assert_allclose(safe_norm(TREE), np.linalg.norm(flat(TREE)), rtol=1e-15)
+
+
+def test_norm_of_zero_is_zero() -> None:
+    assert safe_norm(ZERO) == 0
+    assert safe_norm(jnp.asarray(0.0)) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-18, 1.0, 1e12, 1e300])
+def test_norm_is_homogeneous_in_float64(scale: float) -> None:
+    tree = jax.tree.map(lambda leaf: scale * leaf, TREE)
+    np.testing.assert_allclose(safe_norm(tree), scale * np.linalg.norm(flat(TREE)), rtol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e-18, 1.0, 1e12, 1e35])
+def test_norm_is_homogeneous_in_float32(scale: float) -> None:
+    # The squares of the first and last under- and overflow in float32.
+    tree = jax.tree.map(lambda leaf: (scale * leaf).astype(jnp.float32), TREE)
+    norm = safe_norm(tree)
+    assert norm.dtype == jnp.float32
+    np.testing.assert_allclose(norm, scale * np.linalg.norm(flat(TREE)), rtol=1e-6)
+
+
+def test_norm_of_entries_of_very_different_size() -> None:
+    np.testing.assert_allclose(safe_norm((jnp.asarray(1e200), jnp.asarray(1e-200))), 1e200)
+
+
+def test_norm_of_bfloat16_sums_in_float32() -> None:
+    # A running sum in bfloat16 stops at 256, where adding 1 no longer changes it.
+    ones = jnp.ones(4096, jnp.bfloat16)
+    np.testing.assert_allclose(safe_norm(ones), 64.0, rtol=1e-6)
+    np.testing.assert_allclose(tree_vdot(ones, ones), 4096.0, rtol=1e-6)
+
+
+def test_gradient_of_norm_is_the_unit_vector() -> None:
+    cases.assert_tree_close(jax.grad(safe_norm)(TREE), normalize(TREE)[0], rtol=1e-14)
+
+
+def test_second_derivative_of_norm() -> None:
+    vector = jnp.asarray(cases.vector(5))
+    unit = np.asarray(vector) / np.linalg.norm(vector)
+    wanted = (np.eye(5) - np.outer(unit, unit)) / np.linalg.norm(vector)
+    np.testing.assert_allclose(jax.hessian(safe_norm)(vector), wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_gradient_of_norm_at_zero_is_zero() -> None:
+    cases.assert_tree_close(jax.grad(safe_norm)(ZERO), ZERO)
+    cases.assert_tree_close(jax.jit(jax.grad(safe_norm))(ZERO), ZERO)
+    assert jax.jvp(safe_norm, (jnp.zeros(3),), (jnp.ones(3),))[1] == 0
+
+
+def test_gradient_of_norm_through_a_function_that_vanishes() -> None:
+    # What a Hessian of zero looks like to the parameters.
+    assert jax.grad(lambda t: safe_norm(t * jnp.zeros(3)))(2.0) == 0
+
+
+def test_nan_and_infinity_are_not_hidden() -> None:
+    assert jnp.isnan(safe_norm(jnp.asarray([1.0, jnp.nan])))
+    assert not jnp.isfinite(safe_norm(jnp.asarray([1.0, jnp.inf])))
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e-18, 1.0, 1e12, 1e35])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_normalize_gives_a_unit_tree(scale: float, dtype: type) -> None:
+    tree = jax.tree.map(lambda leaf: (scale * leaf).astype(dtype), TREE)
+    unit, norm = normalize(tree)
+    np.testing.assert_allclose(np.linalg.norm(flat(unit)), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(norm, np.linalg.norm(flat(tree).astype(np.float64)), rtol=1e-6)
+    np.testing.assert_allclose(flat(unit) * norm, flat(tree), rtol=1e-6)
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(unit))
+
+
+def test_normalize_keeps_zero_and_its_derivative_finite() -> None:
+    unit, norm = normalize(ZERO)
+    cases.assert_tree_close(unit, ZERO)
+    assert norm == 0
+    assert cases.all_finite(jax.jacobian(lambda t: normalize(t)[0])(jnp.zeros(3)))
+
+
+def test_inner_product_over_all_leaves() -> None:
+    other = jax.tree.map(jnp.cos, TREE)
+    np.testing.assert_allclose(tree_vdot(TREE, other), flat(TREE) @ flat(other), rtol=1e-14)
+
+
+def test_norm_is_the_same_under_jit_and_vmap() -> None:
+    rows = jnp.asarray(np.vstack([cases.vector(4), np.zeros(4), 1e-200 * cases.vector(4, seed=1)]))
+    loop = jnp.stack([safe_norm(row) for row in rows])
+    np.testing.assert_allclose(jax.jit(jax.vmap(safe_norm))(rows), loop, rtol=1e-15)

@@ -1,0 +1,135 @@
+"""Training steps: the same as by hand, traced once, buffers donated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import hessjax
+from tests import cases
+
+CASE = cases.mlp("gelu")
+BATCH = cases.batch_of(CASE, 8)
+
+
+def copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def start(optimizer: optax.GradientTransformation) -> hessjax.TrainState:
+    return hessjax.TrainState.create(copied(CASE.params), optimizer, jax.random.key(50))
+
+
+def test_a_new_state() -> None:
+    optimizer = optax.adam(1e-2)
+    state = start(optimizer)
+    assert state.step == 0
+    cases.assert_tree_close(state.params, CASE.params)
+    cases.assert_tree_close(state.opt_state, optimizer.init(CASE.params))
+    assert jnp.all(jax.random.key_data(state.key) == jax.random.key_data(jax.random.key(50)))
+
+
+def test_steps_are_those_by_hand() -> None:
+    optimizer = optax.adamw(1e-2, weight_decay=0.1)
+    objective = hessjax.second_order(CASE.apply, CASE.loss, 0.7, 0.3)
+    step = hessjax.train_step(objective, optimizer)
+    state = start(optimizer)
+    params, opt_state = copied(CASE.params), optimizer.init(CASE.params)
+    by_hand = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    for count in range(5):
+        # Nothing in this objective is random, so the key does not matter.
+        (value, metrics), gradient = by_hand(params, BATCH, jax.random.key(0), count)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state, got = step(state, BATCH)
+        assert state.step == count + 1
+        cases.assert_tree_close(state.params, params, rtol=1e-9, atol=1e-12)
+        cases.assert_tree_close({k: got[k] for k in metrics}, metrics, rtol=1e-9)
+        assert set(got) >= {"loss", "gradient_norm", "hessian_norm", "residual"}
+        if "objective" in got:
+            np.testing.assert_allclose(got["objective"], value, rtol=1e-9)
+
+
+def test_the_schedule_sees_the_step() -> None:
+    weights = optax.piecewise_constant_schedule(0.0, {2: 1.0})
+    seen = []
+
+    def objective(params: Any, batch: Any, key: Any, step: Any = 0) -> Any:
+        del batch, key
+        return jnp.sum(params["b2"] ** 2), {"step": step, "weight": weights(step)}
+
+    step = hessjax.train_step(objective, optax.sgd(0.1))
+    state = start(optax.sgd(0.1))
+    for _ in range(4):
+        state, metrics = step(state, BATCH)
+        seen.append(int(metrics["step"]))
+    assert seen == [0, 1, 2, 3]
+
+
+def test_every_step_has_a_key_of_its_own() -> None:
+    def objective(params: Any, batch: Any, key: Any, step: Any = 0) -> Any:
+        del batch, step
+        return jnp.sum(params["b2"] ** 2), {"draw": jax.random.uniform(key)}
+
+    def run() -> list[float]:
+        step = hessjax.train_step(objective, optax.sgd(0.1))
+        state, draws = start(optax.sgd(0.1)), []
+        for _ in range(10):
+            state, metrics = step(state, BATCH)
+            draws.append(float(metrics["draw"]))
+        return draws
+
+    draws = run()
+    assert len(set(draws)) == 10
+    assert draws == run()
+
+
+def test_one_trace_over_a_run() -> None:
+    traces = 0
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        return CASE.apply(params, x)
+
+    schedule = optax.linear_schedule(0.0, 1.0, 10)
+    objective = hessjax.second_order(apply, CASE.loss, schedule, schedule)
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 20))
+    step = hessjax.train_step(objective, optimizer)
+    state, _ = step(start(optimizer), BATCH)
+    first = traces
+    for _ in range(19):
+        state, _ = step(state, BATCH)
+    assert state.step == 20
+    assert traces == first > 0
+
+
+def test_buffers_are_donated() -> None:
+    optimizer = optax.adam(1e-2)
+    objective = hessjax.regularized(CASE.apply, CASE.loss, {})
+    step = hessjax.train_step(objective, optimizer)
+    state = start(optimizer)
+    leaves = jax.tree.leaves((state.params, state.opt_state))
+    new, _ = step(state, BATCH)
+    assert all(leaf.is_deleted() for leaf in leaves)
+    # The batch is not the step's to consume.
+    assert not any(leaf.is_deleted() for leaf in BATCH)
+    assert cases.all_finite(new.params)
+
+
+def test_training_lowers_loss_and_curvature() -> None:
+    def train(weight: float) -> dict[str, jax.Array]:
+        optimizer = optax.adam(2e-2)
+        objective = hessjax.second_order(CASE.apply, CASE.loss, weight, weight)
+        step = hessjax.train_step(objective, optimizer)
+        state, metrics = step(start(optimizer), BATCH)
+        for _ in range(150):
+            state, metrics = step(state, BATCH)
+        return metrics
+
+    # The tiny weight keeps the metrics and changes nothing else.
+    plain, flat = train(1e-9), train(0.5)
+    assert flat["hessian_norm"] < 0.5 * plain["hessian_norm"]
+    assert flat["gradient_norm"] < 0.5 * plain["gradient_norm"]
