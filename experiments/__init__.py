@@ -1,0 +1,1 @@
+"""The experiments: data, models, training, evaluation and reports."""

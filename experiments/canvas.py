@@ -1,0 +1,105 @@
+"""What the figures share: a method's look, the page around a drawing, the file."""
+
+import textwrap
+from collections.abc import Sequence
+from math import ceil, inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+
+# Okabe and Ito's palette and one gray: told apart with any color vision.
+_COLORS = {
+    "none": "#000000",
+    "gradient": "#E69F00",
+    "hessian": "#0072B2",
+    "hessian-only": "#56B4E9",
+    "finite-step": "#009E73",
+    "curvature": "#CC79A7",
+    "jacobian": "#F0E442",
+    "gauss-newton": "#8C8C8C",
+    "adversarial": "#D55E00",
+}
+_OTHER = "#6A3D9A"
+_MARKERS = dict(zip(_COLORS, "osDd^vPX*", strict=True))
+_LINES = ("-", "--", ":", "-.")
+_DPI = 120
+STYLE_SHEET: dict[Any, Any] = {
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.labelsize": 14,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "lines.markeredgecolor": "black",
+    "lines.markeredgewidth": 0.6,
+}
+
+
+class Style(NamedTuple):
+    """How a method looks in every figure."""
+
+    color: str
+    marker: str
+    line: str
+
+
+def style(method: str, variant: int = 0) -> Style:
+    """Return the look of a method; the line tells apart ``variant`` 0, 1, ... of its settings."""
+    return Style(
+        _COLORS.get(method, _OTHER), _MARKERS.get(method, "h"), _LINES[variant % len(_LINES)]
+    )
+
+
+def norm_name(norm: str | float) -> str:
+    r"""Return how a figure writes a norm: "l2" or 2, "linf" or infinity.
+
+    >>> norm_name("l2"), norm_name(float("inf"))
+    ('$\\ell_2$', '$\\ell_\\infty$')
+    """
+    return r"$\ell_\infty$" if norm in {"linf", inf} else r"$\ell_2$"
+
+
+def canvas(
+    width: float,
+    height: float,
+    *,
+    title: str,
+    note: str,
+    legend: Sequence[tuple[str, Style]] = (),
+) -> tuple[Figure, SubFigure]:
+    """Return a page and its empty body; title, note and legend have bands of their own.
+
+    Args:
+        width: of the page, inches.
+        height: of the body, inches.
+        title: one line.
+        note: any length; it is wrapped.
+        legend: the methods' labels and looks.
+    """
+    lines = textwrap.wrap(note, int(11.5 * width))
+    columns = max(1, min(len(legend), int(width // 2.4)))
+    bands = (0.6 + 0.23 * len(lines), height, 0.32 * ceil(len(legend) / columns) + 0.1)
+    page = Figure(figsize=(width, sum(bands)), dpi=_DPI, layout="constrained")
+    grid = page.add_gridspec(3, 1, height_ratios=bands, hspace=0)
+    header, body, footer = (page.add_subfigure(grid[i]) for i in range(3))
+    left, top = 0.15 / width, bands[0]
+    header.text(left, 1 - 0.12 / top, title, size=16, weight="bold", va="top")
+    header.text(left, 1 - 0.47 / top, "\n".join(lines), size=12, va="top", linespacing=1.3)
+    handles = [
+        Line2D([], [], label=label, color=look.color, marker=look.marker, ls=look.line, lw=2, ms=8)
+        for label, look in legend
+    ]
+    if handles:
+        footer.legend(handles=handles, loc="center", ncols=columns, frameon=False)
+    return page, body
+
+
+def save(page: Figure, path: Path) -> None:
+    """Write the PNG in one move: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    page.savefig(temporary, format="png")
+    temporary.replace(path)

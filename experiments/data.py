@@ -1,0 +1,300 @@
+"""Image classification sets as plain arrays."""
+
+import difflib
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Mean of the training pixels in [0, 1]: these two have equal shapes, classes and file names, so
+# that nothing cheaper tells one from the other.
+_TRAIN_MEANS = {"mnist": 0.13066, "fashion_mnist": 0.28604}
+_KEYS = {"train_images", "train_labels", "test_images", "test_labels", "num_classes", "train_mean"}
+_PREPARE = "pip install 'hessjax[prepare]' brings it, and is needed only the first time"
+
+# A tfds.core.DatasetBuilder: naming it would need the import that only preparing is to do.
+_Builder = Any
+
+
+class Dataset(NamedTuple):
+    """A classification set in memory.
+
+    Attributes:
+        name: What it was loaded by.
+        train_images: (N, H, W, C), float32 in [0, 1].
+        train_labels: (N,), int32 in [0, num_classes).
+        test_images, test_labels: (M, H, W, C) and (M,), likewise.
+        num_classes: Number of classes, whether or not each of them occurs.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+
+
+def load(
+    name: str, *, data_dir: str | Path | None = None, manual_dir: str | Path | None = None
+) -> Dataset:
+    """Load an image classification set, preparing it the first time.
+
+    The first time, TensorFlow Datasets builds it from what it downloads or finds in ``manual_dir``.
+    From then on plain arrays are read from ``data_dir``, which needs neither it nor TensorFlow.
+
+    Args:
+        name: ``digits``, which come with scikit-learn and need no preparing, or a name of
+            TensorFlow Datasets such as ``mnist`` or ``emnist/balanced``.
+        data_dir: Folder of prepared sets, ``$HESSJAX_DATA`` or ``~/.cache/hessjax`` by default.
+        manual_dir: Folder of the set's original files, for a machine that cannot download them.
+
+    Returns:
+        The set, in the order in which it is stored, which is a shuffled one.
+
+    Raises:
+        ValueError: if there is no such set, it does not classify images of one shape, the manual
+            folder lacks a file or has a wrong one, or the arrays are not those of the set.
+        ImportError: if a package that preparing needs is missing.
+        OSError: if the set cannot be downloaded.
+    """
+    if name == "digits":
+        return _digits()
+    if not re.fullmatch(r"[a-z0-9_]+(/\w[\w.-]*)?", name):
+        raise _unknown(name, ["digits", *_TRAIN_MEANS])
+    root = data_dir or os.environ.get("HESSJAX_DATA") or Path.home() / ".cache" / "hessjax"
+    # A folder for each set: TensorFlow Datasets extracts files of equal names, such as those of
+    # both MNISTs, to one path below one download folder, and then takes the first for the second.
+    folder = Path(root).expanduser() / name
+    cache = folder / "arrays.npz"
+    cached = cache.is_file()
+    arrays = _read(cache) if cached else _prepare(name, folder, manual_dir)
+    _check(name, arrays, folder)
+    if not cached:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            whole = Path(scratch) / cache.name
+            np.savez(whole, allow_pickle=False, **arrays)
+            whole.replace(cache)
+    return Dataset(
+        name,
+        arrays["train_images"].astype(np.float32) / np.float32(255),
+        arrays["train_labels"],
+        arrays["test_images"].astype(np.float32) / np.float32(255),
+        arrays["test_labels"],
+        int(arrays["num_classes"]),
+    )
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - a second of imports
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415
+
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
+    labels = labels.astype(np.int32)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=450, stratify=labels, random_state=0
+    )
+    return Dataset("digits", images[train], labels[train], images[test], labels[test], 10)
+
+
+def _read(cache: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(cache, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{cache} is damaged ({error}): delete it to prepare it anew") from error
+
+
+def _check(name: str, arrays: dict[str, np.ndarray], folder: Path) -> None:
+    """Refuse arrays that are not those of the set, before anything is computed from them."""
+    remedy = f"delete {folder} to prepare it anew"
+    if arrays.keys() != _KEYS:
+        raise ValueError(f"{name} has the arrays {sorted(arrays)}, not {sorted(_KEYS)}: {remedy}")
+    num_classes = arrays["num_classes"]
+    for split, size in (("train", 60_000), ("test", 10_000)):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        shape = (labels.size, *arrays["train_images"].shape[1:])
+        if name in _TRAIN_MEANS:
+            shape = (size, 28, 28, 1)
+        kinds = [(array.dtype.name, array.shape) for array in (images, labels)]
+        if kinds != [("uint8", shape), ("int32", shape[:1])] or len(shape) != 4:
+            raise ValueError(
+                f"the {split} images and labels of {name} are {kinds}, expected uint8 {shape} and "
+                f"int32 {shape[:1]}: {remedy}"
+            )
+        if not labels.size or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"the {split} labels of {name} are none or not all below {num_classes}: {remedy}"
+            )
+    mean = arrays["train_images"].mean() / 255
+    expected = _TRAIN_MEANS.get(name, arrays["train_mean"])
+    if not abs(mean - expected) < 1e-5:
+        raise ValueError(
+            f"the training pixels of {name} have mean {mean:.5f}, expected {expected:.5f}, so they "
+            f"are those of another set: {remedy}"
+        )
+
+
+def _prepare(name: str, folder: Path, manual_dir: str | Path | None) -> dict[str, np.ndarray]:
+    """Build the set by TensorFlow Datasets; nothing else needs it, or TensorFlow."""
+    try:
+        tfds = importlib.import_module("tensorflow_datasets")
+    except ImportError as error:
+        raise ImportError(f"{name} needs TensorFlow Datasets: {_PREPARE}") from error
+    builder = _builder(tfds, name, folder / "records")
+    if not builder.is_prepared():
+        if manual_dir is not None:
+            _check_manual_dir(name, Path(manual_dir).expanduser(), builder)
+        if importlib.util.find_spec("tensorflow") is None:
+            raise ImportError(f"preparing {name} needs TensorFlow: {_PREPARE}")
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"Preparing {name} in {folder}, once", file=sys.stderr)
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+        try:
+            builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
+        except OSError as error:
+            hint = "where it cannot be downloaded, manual_dir names a folder of its original files"
+            raise OSError(f"{name} could not be prepared ({error}); {hint}") from error
+    features = builder.info.features
+    arrays = {"num_classes": np.array(features["label"].num_classes)}
+    for split in ("train", "test"):
+        source = builder.as_data_source(split)
+        images = np.empty((len(source), *features["image"].shape), np.uint8)
+        labels = np.empty(len(source), np.int32)
+        for i, example in enumerate(source):
+            images[i], labels[i] = example["image"], example["label"]
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    return arrays | {"train_mean": arrays["train_images"].mean() / 255}
+
+
+def _builder(tfds: ModuleType, name: str, records: Path) -> _Builder:
+    """Find the set, and see that it classifies images."""
+    try:
+        # Array records are the format that is read without TensorFlow.
+        builder = tfds.builder(name, data_dir=records, file_format="array_record")
+    except (ValueError, tfds.core.DatasetNotFoundError) as error:
+        names = tfds.list_builders(with_community_datasets=False)
+        raise _unknown(name, ["digits", *names]) from error
+    features = builder.info.features
+    named: Any = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = named.get("image"), named.get("label")
+    if not (
+        isinstance(image, tfds.features.Image)
+        and isinstance(label, tfds.features.ClassLabel)
+        and image.np_dtype == np.uint8
+        and None not in image.shape
+    ):
+        raise ValueError(
+            f"{name} is no classification set of 8-bit images of one shape: "
+            f"its image is {image}, its label {label}"
+        )
+    # Before the set is prepared, the splits are known only where the catalog can be reached.
+    splits = builder.info.splits
+    if splits and not {"train", "test"} <= splits.keys():
+        raise ValueError(f"{name} has the splits {', '.join(splits)}, expected train and test")
+    return builder
+
+
+def _unknown(name: str, names: Iterable[str]) -> ValueError:
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(
+        f"unknown data set {name!r}: there are digits, mnist, fashion_mnist and every image "
+        f"classification set of TensorFlow Datasets, by its name there{hint}"
+    )
+
+
+def _check_manual_dir(name: str, manual_dir: Path, builder: _Builder) -> None:
+    """Compare the files with the sizes and SHA-256 sums that TensorFlow Datasets knows."""
+    if not manual_dir.is_dir():
+        raise ValueError(f"the manual folder {manual_dir} is no folder")
+    infos = {info.filename: info for info in (builder.url_infos or {}).values() if info.filename}
+    missing = [filename for filename in infos if not (manual_dir / filename).is_file()]
+    # Which configuration of a set needs which file is not known: there, one has to do.
+    if missing and not (builder.BUILDER_CONFIGS and len(missing) < len(infos)):
+        raise ValueError(f"the manual folder {manual_dir} lacks {', '.join(missing)} of {name}")
+    for info in [info for filename, info in infos.items() if filename not in missing]:
+        path = manual_dir / info.filename
+        with path.open("rb") as file:
+            found = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        if found != (info.size, info.checksum):
+            raise ValueError(
+                f"{path} is not the file of {name}: it has {found[0]} bytes and the SHA-256 sum "
+                f"{found[1]}, expected {int(info.size)} bytes and {info.checksum}"
+            )
+
+
+def validation_split(dataset: Dataset, size: int) -> Dataset:
+    """Hold out the last ``size`` training examples in place of the test set, for tuning.
+
+    The stored order is a shuffled one, so they are as good as a random choice, and always the same.
+
+    Raises:
+        ValueError: if nothing would be held out, or nothing left to train on.
+    """
+    if not 0 < size < len(dataset.train_labels):
+        raise ValueError(
+            f"cannot hold out {size} of {len(dataset.train_labels)} training examples: "
+            "at least one, and not all"
+        )
+    return dataset._replace(
+        train_images=dataset.train_images[:-size],
+        train_labels=dataset.train_labels[:-size],
+        test_images=dataset.train_images[-size:],
+        test_labels=dataset.train_labels[-size:],
+    )
+
+
+def batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, *, seed: int, epoch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Shuffle an epoch into training batches (x, y) of one size.
+
+    There are N // batch_size: the remainder, which differs from epoch to epoch, is dropped.
+
+    Raises:
+        ValueError: if images and labels differ in number, or do not fill one batch.
+    """
+    _check_batching(images, labels, batch_size)
+    if batch_size > len(labels):
+        raise ValueError(f"{len(labels)} examples do not fill a batch of {batch_size}")
+    order = np.random.default_rng((seed, epoch)).permutation(len(labels))
+    whole = order[: len(labels) // batch_size * batch_size].reshape(-1, batch_size)
+    return ((images[i], labels[i]) for i in whole)
+
+
+def padded_batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Split a whole set, in order, into batches (x, y, mask) of one size.
+
+    The mask is False where the last example is repeated to fill the last batch.
+
+    Raises:
+        ValueError: if images and labels differ in number, or there are none.
+    """
+    _check_batching(images, labels, batch_size)
+    last = len(labels) - 1
+    places = np.arange(last // batch_size * batch_size + batch_size).reshape(-1, batch_size)
+    chosen = np.minimum(places, last)
+    return ((images[i], labels[i], i == place) for i, place in zip(chosen, places, strict=True))
+
+
+def _check_batching(images: np.ndarray, labels: np.ndarray, batch_size: int) -> None:
+    if len(images) != len(labels) or not len(labels) or batch_size < 1:
+        raise ValueError(
+            f"got {len(images)} images and {len(labels)} labels in batches of {batch_size}, "
+            "expected as many labels as images, and at least one of each in a batch"
+        )

@@ -1,0 +1,279 @@
+"""The figures of a comparison: data in, one PNG file out.
+
+Each figure is made to be read on its own: the header says what was measured on what, the axes carry
+norm and unit. A method has one color, marker and line in all of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, log
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Normalize
+
+from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, save
+
+_HIGHLIGHT = "#D55E00"
+_WRONG = "#B34700"  # dark enough for text
+
+
+class Curve(NamedTuple):
+    """Accuracy of one method under one attack norm.
+
+    Attributes:
+        label: the method's name in the legend.
+        style: see `style`.
+        epsilons: ``(E,)`` radii, 0 for clean.
+        accuracy: ``(S, E)`` fractions, one row a seed.
+    """
+
+    label: str
+    style: Style
+    epsilons: np.ndarray
+    accuracy: np.ndarray
+
+
+class Cloud(NamedTuple):
+    """Values of the test examples of one method, ``(N,)`` each, seeds pooled."""
+
+    label: str
+    style: Style
+    curvature: np.ndarray
+    gradient_norm: np.ndarray
+
+
+class Plane(NamedTuple):
+    """The loss over the plane through one example.
+
+    Attributes:
+        label: the method's name.
+        style: see `style`.
+        loss: ``(K, K)``; rows along the eigenvector's part, columns along the gradient.
+        cosine: of gradient and top eigenvector.
+    """
+
+    label: str
+    style: Style
+    loss: np.ndarray
+    cosine: float
+
+
+class Attack(NamedTuple):
+    """One example and what an attack on one method made of it; images ``(H, W, C)`` in [0, 1]."""
+
+    clean: np.ndarray
+    attacked: np.ndarray
+    label: int
+    clean_prediction: int
+    attacked_prediction: int
+
+
+@mpl.rc_context(STYLE_SHEET)
+def accuracy(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, note: str) -> None:
+    """Draw accuracy against the radius of the attack, one panel a norm ("l2", "linf")."""
+    legend = [(curve.label, curve.style) for curve in next(iter(curves.values()))]
+    page, body = canvas(6.0 * len(curves), 4.6, title=title, note=note, legend=legend)
+    axes = body.subplots(1, len(curves), squeeze=False)[0]
+    for ax, (norm, drawn) in zip(axes, curves.items(), strict=True):
+        for curve in drawn:
+            percent = 100 * curve.accuracy
+            mean = percent.mean(axis=0)
+            color, marker, line = curve.style
+            ax.plot(curve.epsilons, mean, color=color, marker=marker, ls=line, lw=2, ms=7)
+            if len(percent) > 1:
+                spread = percent.std(axis=0, ddof=1)
+                ax.fill_between(
+                    curve.epsilons, mean - spread, mean + spread, color=color, alpha=0.2, lw=0
+                )
+                for seed in percent:
+                    ax.plot(curve.epsilons, seed, ls="", marker="o", ms=3, color=color)
+        ax.set(
+            ylim=(-2, 102),
+            title=f"{norm_name(norm)} attack",
+            xlabel=f"radius ε, {norm_name(norm)} norm (pixels in [0, 1])",
+            ylabel="accuracy, % of test images",
+        )
+        ax.grid(visible=True)
+        ticks = np.unique(np.concatenate([curve.epsilons for curve in drawn]))
+        ax.set_xticks(ticks, ["clean" if tick == 0 else f"{tick:g}" for tick in ticks])
+    save(page, path)
+
+
+@mpl.rc_context(STYLE_SHEET)
+def histograms(path: Path, clouds: Sequence[Cloud], *, title: str, note: str) -> None:
+    """Draw how gradient norm and curvature are spread over the test examples, a row a method.
+
+    The first method's outline is repeated in every row, to compare with.
+    """
+    page, body = canvas(13.0, 1.15 * len(clouds) + 1.3, title=title, note=note)
+    axes = body.subplots(len(clouds), 2, sharex="col", sharey="col", squeeze=False)
+    panels = (
+        ("gradient_norm", r"gradient norm $\|g\|_2$ (nats per input unit)"),
+        ("curvature", r"curvature $\|H\|$ (nats per input unit²)"),
+    )
+    for column, (name, axis_label) in zip(axes.T, panels, strict=True):
+        values = [np.asarray(getattr(cloud, name), float) for cloud in clouds]
+        edges = _log_edges(np.concatenate(values))
+        shares = [
+            100 * np.histogram(np.clip(value, edges[0], edges[-1]), edges)[0] / len(value)
+            for value in values
+        ]
+        for ax, cloud, value, share in zip(column, clouds, values, shares, strict=True):
+            ax.stairs(share, edges, color=cloud.style.color, fill=True, alpha=0.6)
+            ax.stairs(shares[0], edges, color="black", lw=1)
+            median = np.median(value)
+            ax.axvline(np.clip(median, edges[0], edges[-1]), color="black", lw=2, ls="--")
+            ax.set_title(f"median {median:.2g}", loc="right", fontsize=12, pad=-12)
+            ax.grid(visible=True)
+        column[-1].set(xscale="log", xlim=edges[[0, -1]], xlabel=axis_label, ylim=(0, None))
+    for ax, cloud in zip(axes[:, 0], clouds, strict=True):
+        _name_row(ax, cloud.label)
+    body.supylabel("% of test images", fontsize=14)
+    save(page, path)
+
+
+@mpl.rc_context(STYLE_SHEET)
+def planes(
+    path: Path,
+    drawn: Sequence[Plane],
+    offsets: np.ndarray,
+    *,
+    title: str,
+    note: str,
+    epsilon: float | None = None,
+) -> None:
+    """Draw the loss over the plane of gradient and top eigenvector, one panel a method.
+
+    ``epsilon`` adds the circle of that ℓ2 radius around the example.
+    """
+    levels = _loss_levels(max(float(np.max(plane.loss)) for plane in drawn))
+    colors = mpl.colormaps["cividis"]
+    norm = BoundaryNorm(levels, colors.N)
+    columns = len(drawn) if len(drawn) <= 3 else ceil(len(drawn) ** 0.5)
+    rows = ceil(len(drawn) / columns)
+    width = max(9.0, 3.9 * columns + 2.0)
+    page, body = canvas(width, 3.6 * rows + 0.75, title=title, note=note)
+    axes = body.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax in axes[len(drawn) :]:
+        ax.remove()
+    axes = axes[: len(drawn)]
+    for ax, plane in zip(axes, drawn, strict=True):
+        ax.contourf(offsets, offsets, plane.loss, levels, cmap=colors, norm=norm)
+        low, high = np.min(plane.loss), np.max(plane.loss)
+        for level in levels[(low < levels) & (levels < high)]:
+            sure = np.isclose(level, log(2))
+            look = {"colors": _HIGHLIGHT if sure else "white", "linewidths": 2.5 if sure else 0.5}
+            ax.contour(offsets, offsets, plane.loss, [level], **look)
+        _mark_plane(ax, offsets[-1], plane.cosine, epsilon)
+        ax.set(title=f"{plane.label}\ncos = {plane.cosine:.3f}", aspect="equal")
+        _frame(ax, plane.style.color)
+        ax.tick_params(labelbottom=True)
+    body.supxlabel(r"along the gradient (input units, $\ell_2$)", fontsize=14)
+    body.supylabel("along the rest of the top\neigenvector (input units, $\\ell_2$)", fontsize=14)
+    bar = body.colorbar(
+        ScalarMappable(norm, colors), ax=axes, ticks=levels, spacing="uniform", shrink=0.95
+    )
+    bar.ax.set_yticklabels([f"{level:.2g}" for level in levels])
+    bar.set_label("cross-entropy loss (nats), doubling")
+    save(page, path)
+
+
+@mpl.rc_context(STYLE_SHEET)
+def attacks(
+    path: Path,
+    rows: Sequence[tuple[str, Style, Sequence[Attack]]],
+    *,
+    order: float,
+    title: str,
+    note: str,
+) -> None:
+    """Draw clean image, attacked image and their difference; one row a method.
+
+    ``order`` is that of the norm in which the size of the difference is told.
+    """
+    count = len(rows[0][2])
+    width = 2.0 * 3 * count + 2.6
+    page, body = canvas(width, 2.15 * len(rows) + 0.5, title=title, note=note)
+    axes = body.subplots(len(rows), 3 * count, squeeze=False)
+    largest = max(
+        float(np.max(np.abs(attack.attacked - attack.clean)))
+        for _, _, row in rows
+        for attack in row
+    )
+    shades = ScalarMappable(Normalize(-largest, largest), "PuOr")
+    for line, (label, look, attacks) in zip(axes, rows, strict=True):
+        _name_row(line[0], label)
+        for i, attack in enumerate(attacks):
+            clean, attacked, change = line[3 * i : 3 * i + 3]
+            _image(clean, attack.clean, attack.clean_prediction, attack.label)
+            _image(attacked, attack.attacked, attack.attacked_prediction, attack.label)
+            delta = attack.attacked - attack.clean
+            # Color images have no signed color map: their channels' mean change is shown.
+            change.imshow(delta.mean(axis=-1), cmap=shades.cmap, norm=shades.norm)
+            change.set_xlabel(
+                f"{norm_name(order)} size {np.linalg.norm(delta.ravel(), order):.2f}", fontsize=12
+            )
+        for ax in line:
+            _frame(ax, look.color)
+            ax.set(xticks=[], yticks=[])
+    for i, attack in enumerate(rows[0][2]):
+        titles = (f"clean, label {attack.label}", "attacked", "difference")
+        for ax, name in zip(axes[0, 3 * i : 3 * i + 3], titles, strict=True):
+            ax.set_title(name)
+    body.colorbar(shades, ax=axes, shrink=min(1, 3 / len(rows)), label="change of pixel value")
+    save(page, path)
+
+
+def _name_row(ax: Axes, label: str) -> None:
+    # A method's setting stands below its name: one line would take the panels' room.
+    label = label.replace(" (", "\n(")
+    ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=14)
+
+
+def _frame(ax: Axes, color: str) -> None:
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=color, linewidth=3)
+
+
+def _image(ax: Axes, image: np.ndarray, prediction: int, label: int) -> None:
+    ax.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+    wrong = prediction != label
+    ax.set_xlabel(
+        f"predicts {prediction}" + (" (wrong)" if wrong else ""),
+        color=_WRONG if wrong else "black",
+        weight="bold" if wrong else "normal",
+        fontsize=12,
+    )
+
+
+def _mark_plane(ax: Axes, radius: float, cosine: float, epsilon: float | None) -> None:
+    """Mark the example, the top eigenvector's direction and the ball."""
+    outlined: dict[str, Any] = {"markeredgecolor": "black", "markerfacecolor": "white"}
+    sine = np.sqrt(max(0.0, 1 - cosine**2))
+    ax.plot([0, radius * cosine], [0, radius * sine], color="white", lw=1.5, ls=":")
+    ax.plot(0, 0, marker="o", ms=7, **outlined)
+    if epsilon is not None:
+        angle = np.linspace(0, 2 * np.pi, 200)
+        ax.plot(epsilon * np.cos(angle), epsilon * np.sin(angle), color="white", lw=1.8, ls="--")
+    ax.set(xlim=(-radius, radius), ylim=(-radius, radius))
+    # Labels at the corners would meet those of the next panel.
+    ax.locator_params(nbins=5, prune="both")
+
+
+def _log_edges(values: np.ndarray, count: int = 33) -> np.ndarray:
+    """Return bin edges over all positive values, at most eight decades below the largest."""
+    positive = values[values > 0]
+    if positive.size == 0:
+        return np.geomspace(1e-1, 1e1, count)
+    high = positive.max() * 1.01
+    return np.geomspace(max(positive.min() * 0.99, high * 1e-8), high, count)
+
+
+def _loss_levels(largest: float, count: int = 11) -> np.ndarray:
+    """Return 0 and doubling losses up to the largest; ln 2 is among them, where they reach it."""
+    top = max(ceil(np.log2(max(largest, 1e-12) / log(2))), 0)
+    return np.concatenate([[0], log(2) * 2.0 ** np.arange(top - count + 1, top + 1)])

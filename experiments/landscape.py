@@ -1,0 +1,177 @@
+"""The numbers behind the figures: how the loss looks around test examples.
+
+One function, `landscape`: curvature and gradient norm of every test example, the loss over a plane
+through a few of them, and a few attacked images. Nothing here draws.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from optax.losses import softmax_cross_entropy_with_integer_labels
+
+from hessjax._numerics import PyTree, ScalarFunction, normalize, safe_norm
+from hessjax.attacks import LpBall, pgd
+from hessjax.eigen import Eigenpair, gradient_start, lanczos
+from hessjax.operators import hessian_operator
+
+Apply = Callable[[PyTree, jax.Array], jax.Array]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def landscape(
+    apply: Apply,
+    params: PyTree,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    key: jax.Array,
+    ball: LpBall,
+    radius: float,
+    loss: Loss = softmax_cross_entropy_with_integer_labels,
+    num_products: int = 10,
+    num_steps: int = 40,
+    num_examples: int = 4,
+    resolution: int = 41,
+    batch_size: int = 250,
+) -> dict[str, np.ndarray]:
+    r"""Measure the loss around test examples, in the input.
+
+    The plane through an example is spanned by two orthonormal directions: the gradient, and the
+    part of the top eigenvector of the Hessian that is orthogonal to it. Distances in the plane are
+    therefore ℓ2 distances in input units. The points are not clipped to the pixel box.
+
+    Args:
+        apply: ``(params, x) -> logits`` for one example.
+        params: the parameters.
+        images: ``(N, ...)``, in the units of the ball.
+        labels: ``(N,)`` integers.
+        key: for the starts of the attack (and where a direction is not defined).
+        ball: the ball that the shown attack stays in.
+        radius: half the width of the plane, in input units.
+        loss: ``(logits, label) -> scalar`` for one example.
+        num_products: Hessian-vector products per example, Lanczos from the gradient.
+        num_steps: steps of the shown PGD attack.
+        num_examples: how many examples get a plane and an attack: the first of each of this many
+            classes, so that every model shows the same ones.
+        resolution: points along one side of the plane; odd, so that the example is one of them.
+        batch_size: examples per call on the device; the last batch is padded.
+
+    Returns:
+        Arrays by name; M is the number of shown examples, K the resolution.
+        ``curvature`` (N,): \|H\|, the largest |eigenvalue|, estimated from below;
+        ``gradient_norm`` (N,): \|g\|₂;
+        ``shown`` (M,): their indices; ``shown_label`` (M,), ``shown_clean`` (M, ...);
+        ``clean_prediction`` (M,), ``attacked`` (M, ...), ``attacked_prediction`` (M,);
+        ``attack_epsilon``, ``attack_order``, ``attack_steps`` ();
+        ``surface_offsets`` (K,): distances from the example along either axis;
+        ``surface_loss`` (M, K, K): row ``i``, column ``j`` at ``offsets[j]`` along the gradient and
+        ``offsets[i]`` along the other axis; ``surface_cosine`` (M,): of gradient and top
+        eigenvector, nonnegative (1: parallel, and the second axis is a random direction).
+
+    Raises:
+        ValueError: if there are no examples, not as many labels, or a setting makes no sense.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise ValueError(
+            f"images and labels must be as many and not empty, got {len(images)} and {len(labels)}"
+        )
+    if resolution < 3 or resolution % 2 == 0:
+        raise ValueError(f"resolution must be odd and at least 3, got {resolution}")
+    if radius <= 0:
+        raise ValueError(f"radius must be positive, got {radius}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+    def loss_of(params: PyTree, y: jax.Array) -> ScalarFunction:
+        return lambda x: loss(apply(params, x), y)
+
+    def norms(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        gradient, pair = _top_eigenpair(loss_of(params, y), x, key, num_products)
+        return {"curvature": jnp.abs(pair.value), "gradient_norm": safe_norm(gradient)}
+
+    def plane(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        return _plane(loss_of(params, y), x, key, num_products, offsets)
+
+    def attack(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        logits = partial(apply, params)
+        attacked = pgd(logits, x, y, ball, key, loss=loss, num_steps=num_steps)
+        return {
+            "clean_prediction": jnp.argmax(logits(x)),
+            "attacked": attacked,
+            "attacked_prediction": jnp.argmax(logits(attacked)),
+        }
+
+    examples = (
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(images))),
+    )
+    offsets = jnp.linspace(-radius, radius, resolution, dtype=examples[0].dtype)
+    shown = np.sort(np.unique(labels, return_index=True)[1])[:num_examples]
+    chosen = tuple(array[shown] for array in examples)
+    return {
+        **_in_batches(norms, params, examples, batch_size),
+        # One example at a time: its plane is a batch of resolution² already.
+        **_in_batches(plane, params, chosen, 1),
+        **_in_batches(attack, params, chosen, batch_size),
+        "shown": shown,
+        "shown_label": np.asarray(chosen[1]),
+        "shown_clean": np.asarray(chosen[0]),
+        "attack_epsilon": np.asarray(ball.epsilon),
+        "attack_order": np.asarray(float(ball.order)),
+        "attack_steps": np.asarray(num_steps),
+        "surface_offsets": np.asarray(offsets),
+    }
+
+
+def _in_batches(
+    function: Callable[..., dict[str, jax.Array]],
+    params: PyTree,
+    examples: tuple[jax.Array, ...],
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """Map a function of one example over all, in batches of one size: one compilation."""
+    batched = jax.jit(jax.vmap(function, in_axes=(None, 0, 0, 0)))
+    count = len(examples[0])
+    size = min(batch_size, count)
+    batches = []
+    for first in range(0, count, size):
+        # The last batch is filled up with the last example; what that adds is cut off below.
+        index = np.minimum(np.arange(first, first + size), count - 1)
+        batches.append(jax.device_get(batched(params, *(array[index] for array in examples))))
+    return {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
+
+
+def _top_eigenpair(
+    f: ScalarFunction, x: jax.Array, key: jax.Array, num_products: int
+) -> tuple[jax.Array, Eigenpair]:
+    """Return the gradient and the eigenpair of largest magnitude of the Hessian."""
+    gradient = jax.grad(f)(x)
+    start = gradient_start(gradient, key)
+    return gradient, lanczos(hessian_operator(f, x), start, num_iters=num_products)
+
+
+def _plane(
+    f: ScalarFunction, x: jax.Array, key: jax.Array, num_products: int, offsets: jax.Array
+) -> dict[str, jax.Array]:
+    """Return the loss over the plane, (K, K), and the cosine of its two spanning directions."""
+    gradient, pair = _top_eigenpair(f, x, key, num_products)
+    across = gradient_start(gradient, key)
+    cosine = jnp.vdot(across, pair.vector)
+    remainder = pair.vector - cosine * across
+    # Below the rounding of the dot product the remainder points anywhere, also back to `across`.
+    parallel = safe_norm(remainder) <= jnp.sqrt(jnp.finfo(x.dtype).eps)
+    noise = jax.random.normal(jax.random.fold_in(key, 1), x.shape, x.dtype)
+    noise = noise - jnp.vdot(across, noise) * across
+    # An eigenvector has no sign; the one at an acute angle to the gradient points up in the plane.
+    signed = jnp.where(cosine < 0, -remainder, remainder)
+    upward, _ = normalize(jnp.where(parallel, noise, signed))
+
+    def at(i: jax.Array, j: jax.Array) -> jax.Array:
+        return f(x + j * across + i * upward)
+
+    surface = jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))(offsets, offsets)
+    return {"surface_loss": surface, "surface_cosine": jnp.where(parallel, 1, jnp.abs(cosine))}

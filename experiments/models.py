@@ -1,0 +1,169 @@
+"""Small networks in Flax NNX, and the plain functions of parameters that hessjax differentiates."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+
+Params = dict[str, Any]
+Activation = Callable[[jax.Array], jax.Array]
+
+
+# The filters of the convolutions and the widths of the dense layers between input and logits.
+_MODELS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "mlp": ((), (256, 256)),
+    "cnn": ((16, 32), (100,)),
+}
+
+
+def softplus(x: jax.Array, beta: float) -> jax.Array:
+    r"""Evaluate :math:`\log(1 + e^{\beta x}) / \beta`, a ReLU of second derivative up to β/4."""
+    return jax.nn.softplus(beta * x) / beta
+
+
+class Network(nnx.Module):
+    """Strided convolutions, if any, then dense layers; without batch statistics.
+
+    Batch normalization would couple the examples of a batch, and a Hessian with respect to one of
+    them would mean nothing. Maps (..., H, W, C) with pixels in [0, 1] to logits (..., num_classes).
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        filters: Sequence[int],
+        widths: Sequence[int],
+        activation: Activation,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Draw the weights; ``mean`` and ``std``, one for all channels or each, are constants."""
+        height, width, channels = input_shape
+        self.activation, self.mean, self.std = activation, mean, std
+        self.convolutions = nnx.List()
+        for features in filters:
+            self.convolutions.append(nnx.Conv(channels, features, (4, 4), strides=2, rngs=rngs))
+            height, width, channels = math.ceil(height / 2), math.ceil(width / 2), features
+        sizes = (height * width * channels, *widths, num_classes)
+        self.dense = nnx.List(
+            nnx.Linear(before, after, rngs=rngs) for before, after in itertools.pairwise(sizes)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the logits of one example, or of a batch."""
+        x = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)
+        for convolution in self.convolutions:
+            x = self.activation(convolution(x))
+        x = x.reshape(*x.shape[:-3], -1)
+        *hidden, last = self.dense
+        for layer in hidden:
+            x = self.activation(layer(x))
+        return last(x)
+
+
+def create(
+    name: str,
+    activation: str,
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    seed: int,
+    widths: Sequence[int] | None = None,
+    beta: float = 8.0,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+) -> Network:
+    """Create a network by name.
+
+    Args:
+        name: ``mlp``, two dense layers of 256, or ``cnn``, convolutions of 16 and 32 filters of
+            4x4 with stride 2 and a dense layer of 100.
+        activation: ``relu``, ``softplus``, ``gelu`` or ``tanh``.
+        input_shape: (H, W, C) of one example.
+        num_classes: Number of logits.
+        seed: The same seed gives the same weights.
+        widths: The dense layers' widths, if not those above.
+        beta: Sharpness of ``softplus``; the others have none.
+        mean: Subtracted from the pixels: one number, or one for each channel.
+        std: What they are then divided by, likewise. `pixel_statistics` gives both.
+
+    Raises:
+        ValueError: if there is no such network or activation, or a number is out of range.
+    """
+    activations: dict[str, Activation] = {
+        "relu": jax.nn.relu,
+        "softplus": partial(softplus, beta=beta),
+        "gelu": jax.nn.gelu,
+        "tanh": jnp.tanh,
+    }
+    _check_name("model", name, _MODELS)
+    _check_name("activation", activation, activations)
+    if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:
+        raise ValueError(
+            f"got inputs of shape {tuple(input_shape)} and {num_classes} classes, "
+            "expected (H, W, C) and at least 2"
+        )
+    if widths is not None and min(widths, default=1) < 1:
+        raise ValueError(f"got widths of {tuple(widths)}, expected positive numbers")
+    if not beta > 0:
+        raise ValueError(f"got a softplus β of {beta}, expected a positive number")
+    if not min(std) > 0:
+        raise ValueError(f"got a pixel deviation of {tuple(std)}, expected positive numbers")
+    height, width, channels = input_shape
+    if {len(mean), len(std)} - {1, channels}:
+        raise ValueError(
+            f"got {len(mean)} means and {len(std)} deviations for {channels} channels, "
+            f"expected 1 or {channels} of each"
+        )
+    filters, default_widths = _MODELS[name]
+    return Network(
+        (height, width, channels),
+        num_classes,
+        filters=filters,
+        widths=default_widths if widths is None else widths,
+        activation=activations[activation],
+        mean=tuple(mean),
+        std=tuple(std),
+        rngs=nnx.Rngs(seed),
+    )
+
+
+def _check_name(kind: str, name: str, known: dict[str, Any]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}: there are {', '.join(known)}")
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation of each channel of images (N, H, W, C)."""
+    axes = (0, 1, 2)
+    mean = images.mean(axes, dtype=np.float64)
+    std = images.std(axes, dtype=np.float64)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def functional(model: nnx.Module) -> tuple[Callable[[Params, ArrayLike], jax.Array], Params]:
+    """Split a network into a pure function and its parameters.
+
+    Returns:
+        ``apply(params, x)``, from one example (H, W, C) to logits (num_classes,), and the
+        parameters by their paths, such as ``dense/0/kernel``.
+    """
+    graph, state = nnx.split(model)
+    paths, structure = jax.tree.flatten_with_path(nnx.to_pure_dict(state))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+    def apply(params: Params, x: ArrayLike) -> jax.Array:
+        tree = structure.unflatten([params[name] for name in names])
+        return nnx.merge(graph, tree)(jnp.asarray(x))
+
+    return apply, dict(zip(names, (value for _, value in paths), strict=True))

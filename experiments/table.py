@@ -1,0 +1,157 @@
+"""The table of a comparison, from the ``comparison.json`` in its folder."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from experiments.canvas import Style, style
+
+_NORMS = {"l2": "ℓ₂", "linf": "ℓ∞"}
+_COMPARISON_KEYS = (
+    *("command", "commit", "versions", "device", "data", "num_test", "norms", "attack", "runs"),
+)
+_RUN_KEYS = (
+    *("method", "seed", "strength", "step", "path", "clean", "robust"),
+    *("seconds_per_step", "gradient_norm_mean", "hessian_norm_mean"),
+)
+_NOTHING = "-"
+
+
+class Method(NamedTuple):
+    """One row of the table: the runs that differ in nothing but the seed."""
+
+    label: str
+    style: Style
+    runs: Sequence[dict[str, Any]]
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Read and check the comparison in a folder.
+
+    Returns:
+        ``comparison.json``, with the radii that key each run's accuracies turned into numbers.
+
+    Raises:
+        ValueError: if the folder holds no comparison, or a broken or an empty one.
+    """
+    path = directory / "comparison.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} is no comparison: it has no {path.name}, "
+            "which python -m experiments.compare writes"
+        )
+    try:
+        comparison = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    require(_COMPARISON_KEYS, comparison, str(path))
+    for key in ("norms", "runs"):
+        if not comparison[key]:
+            raise ValueError(f"{path} holds no {key}")
+    for norm in comparison["norms"]:
+        if norm not in _NORMS:
+            raise ValueError(f"{path} has the norm {norm!r}, expected one of {', '.join(_NORMS)}")
+    for i, run in enumerate(comparison["runs"]):
+        require(_RUN_KEYS, run, f"run {i} of {path}")
+        run["robust"] = {
+            norm: {float(radius): accuracy for radius, accuracy in accuracies.items()}
+            for norm, accuracies in run["robust"].items()
+        }
+        for norm, radius in _radii(comparison):
+            if radius not in run["robust"].get(norm, {}):
+                raise ValueError(f"run {i} of {path} has no accuracy at {norm} radius {radius:g}")
+    return comparison
+
+
+def require(keys: Iterable[str], found: object, where: str) -> None:
+    """Raise unless ``found`` is a dictionary with these keys."""
+    missing = set(keys) - set(found if isinstance(found, dict) else ())
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+
+
+def group(comparison: dict[str, Any]) -> list[Method]:
+    """Gather the seeds of each method and setting, in order of appearance."""
+    gathered: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in comparison["runs"]:
+        gathered.setdefault((run["method"], run["strength"], run["step"]), []).append(run)
+    methods = []
+    for setting, runs in gathered.items():
+        name, *values = setting
+        rivals = [other for other in gathered if other[0] == name]
+        label = name if len(rivals) == 1 else f"{name} ({_setting(*values)})"
+        methods.append(Method(label, style(name, rivals.index(setting)), runs))
+    return methods
+
+
+def table(comparison: dict[str, Any]) -> str:
+    """Return the table in Markdown, one row a method, its columns aligned for a terminal too.
+
+    Accuracies are means over seeds in percent, ± the sample standard deviation if there are
+    several seeds; the norms are means over test images and seeds; time is relative to "none".
+    """
+    methods = group(comparison)
+    radii = _radii(comparison)
+    plain = [run["seconds_per_step"] for run in comparison["runs"] if run["method"] == "none"]
+    unit = _mean(plain)
+    rows = [
+        [
+            *("method", "strength", "clean"),
+            *(f"{_NORMS[norm]} {radius:g}" for norm, radius in radii),
+            *("mean ‖g‖₂", "mean ‖H‖", "time/step", "seeds"),
+        ]
+    ]
+    for method in methods:
+        runs = method.runs
+        gradient = _mean(run["gradient_norm_mean"] for run in runs)
+        hessian = _mean(run["hessian_norm_mean"] for run in runs)
+        seconds = _mean(run["seconds_per_step"] for run in runs)
+        rows.append(
+            [
+                runs[0]["method"],
+                _setting(runs[0]["strength"], runs[0]["step"]),
+                _percent([run["clean"] for run in runs]),
+                *(
+                    _percent([run["robust"][norm][radius] for run in runs])
+                    for norm, radius in radii
+                ),
+                _NOTHING if gradient is None else f"{gradient:.3g}",
+                _NOTHING if hessian is None else f"{hessian:.3g}",
+                _NOTHING if not unit or seconds is None else f"{seconds / unit:.2f}×",
+                str(len(runs)),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # The two columns of words stand left, the numbers right.
+    aligned = [
+        [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    rule = [":" + "-" * (w - 1) if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [aligned[0], rule, *aligned[1:]])
+
+
+def _radii(comparison: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(norm, radius) for norm, radii in comparison["norms"].items() for radius in radii]
+
+
+def _setting(strength: float | None, step: float | None) -> str:
+    parts = [f"{strength:g}"] if strength is not None else []
+    parts += [f"step {step:g}"] if step is not None else []
+    return ", ".join(parts) or _NOTHING
+
+
+def _percent(accuracies: Sequence[float]) -> str:
+    spread = f" ± {100 * stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+    return f"{100 * mean(accuracies):.1f}{spread}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what was measured, or None if nothing was."""
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
