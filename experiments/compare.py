@@ -1,0 +1,170 @@
+"""Train networks by several methods on one data set and compare them."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import tyro
+
+from experiments import report, runs
+from experiments.config import Config, Setup, parse_method
+from experiments.data import Dataset
+from experiments.evaluate import attack_settings, chosen_radii, evaluate
+from experiments.files import read_json, write_json
+from experiments.table import read, table
+from experiments.train import DivergedError, load_for, train
+
+_METHODS = ("none", "gradient", "hessian", "finite-step", "adversarial")
+
+
+def main(
+    setup: tyro.conf.OmitArgPrefixes[Setup],
+    *,
+    out: Path,
+    methods: tuple[str, ...] = _METHODS,
+    seeds: tuple[int, ...] = (0,),
+    l2: tuple[float, ...] | None = None,
+    linf: tuple[float, ...] | None = None,
+    num_steps: int = 40,
+    num_restarts: int = 1,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
+) -> None:
+    """Train several methods with the same seeds and budget, attack them, write table and figures.
+
+    Stop it with Ctrl-C and give the same command again: what is done is not done twice. A method
+    may carry its strength, and its step: hessian, hessian:2, finite-step:1:1.5. To tune strengths,
+    compare them on examples held out of the training set. For example:
+
+        python -m experiments.compare --methods none gradient hessian --out runs/demo
+        python -m experiments.compare --data mnist --methods hessian:1 hessian:2 hessian:3
+            --validation 5000 --out runs/tune
+
+    Args:
+        setup: what the trainings share.
+        out: folder of the comparison; it gets comparison.json, report.md, figures and the runs.
+        methods: none, gradient, hessian, hessian-only, finite-step, curvature, jacobian,
+            gauss-newton or adversarial, each with or without its numbers.
+        seeds: every method is trained once with each.
+        l2: radii of the ℓ₂ balls, pixels in [0, 1]; the data set's if not given.
+        linf: radii of the ℓ∞ balls, likewise.
+        num_steps: steps of each attack.
+        num_restarts: random starts of each attack.
+        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        manual_dir: folder of the data set's original files, where they cannot be downloaded.
+    """
+    try:
+        configs = plan(setup, methods, seeds)
+        radii = chosen_radii(setup.data, l2=l2, linf=linf)
+        attack = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
+        _check_paths(out, configs)
+        dataset = load_for(configs[0], data_dir, manual_dir)
+        with TemporaryDirectory() as compiled:
+            # The seeds of a method are one program: compile it once.
+            jax.config.update("jax_compilation_cache_dir", compiled)
+            entries = [_entry(config, dataset, out, radii, attack) for config in configs]
+        comparison = {
+            **runs.provenance(),
+            "commit": ", ".join(sorted({entry.pop("commit") for entry in entries})),
+            "data": _describe(setup),
+            "num_test": len(dataset.test_labels),
+            "norms": radii,
+            "attack": attack,
+            "setup": dataclasses.asdict(configs[0]),
+            "runs": entries,
+        }
+        write_json(out / "comparison.json", comparison)
+        comparison = read(out)
+        written = report.write(out, comparison, report.read_landscapes(out, comparison))
+    except (ValueError, ImportError, OSError, DivergedError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    print(table(comparison))
+    print("\nWritten:", *written, sep="\n  ")
+
+
+def plan(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Config]:
+    """Return the configurations to train, all seeds of a method before the next method.
+
+    Raises:
+        ValueError: if there are none, or a method or a number is wrong.
+    """
+    if not methods or not seeds:
+        raise ValueError("a comparison needs at least one method and one seed")
+    shared = dataclasses.asdict(setup)
+    configs = [
+        Config(**shared, **parse_method(method), seed=seed).resolved()
+        for method in methods
+        for seed in seeds
+    ]
+    return list(dict.fromkeys(configs))
+
+
+def _path(config: Config) -> Path:
+    """Return a run's folder inside that of its comparison."""
+    return Path(config.name.replace(":", "-"), f"seed-{config.seed}")
+
+
+def _check_paths(out: Path, configs: Sequence[Config]) -> None:
+    """Raise before any work if a folder already holds a run with other settings."""
+    for config in configs:
+        runs.check_free(out / _path(config), config)
+
+
+def _entry(
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    radii: Mapping[str, Sequence[float]],
+    attack: dict[str, Any],
+) -> dict[str, Any]:
+    """Train and evaluate one network, as far as that is not done, and return its results."""
+    path = out / _path(config)
+    if not runs.is_trained(path, config) and not train(config, dataset, path)["completed"]:
+        raise KeyboardInterrupt
+    run = runs.load(path)
+    evaluation = _evaluation(path, radii, attack) or evaluate(run, dataset, radii, attack)
+    print(f"{path}: clean {100 * evaluation['clean']:.2f} %", file=sys.stderr)
+    return {
+        "method": config.method,
+        "seed": config.seed,
+        "strength": config.strength,
+        "step": config.step,
+        "path": str(_path(config)),
+        "clean": evaluation["clean"],
+        "robust": evaluation["robust"],
+        "train_seconds": run.training["seconds"],
+        "seconds_per_step": run.training["seconds_per_step"],
+        "gradient_norm_mean": evaluation["gradient_norm_mean"],
+        "hessian_norm_mean": evaluation["hessian_norm_mean"],
+        "evaluation_seconds": evaluation["seconds"],
+        "commit": evaluation["commit"],
+    }
+
+
+def _evaluation(
+    path: Path, radii: Mapping[str, Sequence[float]], attack: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return an earlier evaluation with the same settings, if there is one."""
+    if not all((path / name).is_file() for name in ("evaluation.json", "landscape.npz")):
+        return None
+    found = read_json(path / "evaluation.json")
+    same = found.get("attack") == attack and found.get("radii") == {
+        norm: list(values) for norm, values in radii.items()
+    }
+    return found if same else None
+
+
+def _describe(setup: Setup) -> str:
+    held_out = f", {setup.validation} training examples held out" if setup.validation else ""
+    return f"{setup.data}{held_out}"
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,183 @@
+"""What decides the result of a training, and what is used where the command line is silent."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from experiments import methods
+
+Norm = Literal["l2", "linf"]
+ORDERS: dict[str, float] = {"l2": 2, "linf": math.inf}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of one data set.
+
+    Attributes:
+        epochs, batch_size, warmup_epochs: as in `Setup`.
+        strengths: of each method, tuned on a validation split (see experiments/README.md).
+        step: h of the finite-step methods, in input units.
+        radii: ε by norm, for evaluating.
+    """
+
+    epochs: int = 6
+    batch_size: int = 256
+    warmup_epochs: float = 2
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    step: float = 1.0
+    radii: Mapping[str, Sequence[float]] = field(
+        default_factory=lambda: {"l2": (0.25, 0.5, 0.75, 1.0), "linf": (2 / 255, 4 / 255, 8 / 255)}
+    )
+
+
+_UNTUNED = {
+    "none": 0,
+    "gradient": 1,
+    "hessian": 1,
+    "hessian-only": 1,
+    "finite-step": 1,
+    "curvature": 1,
+    "jacobian": 0.01,
+    "gauss-newton": 1,
+    "adversarial": 1,
+}
+RECIPES = {
+    "digits": Recipe(
+        epochs=30,
+        batch_size=64,
+        warmup_epochs=10,
+        strengths=_UNTUNED,
+        radii={"l2": (0.25, 0.5, 0.75, 1.0), "linf": (0.05, 0.1, 0.15)},
+    ),
+    "mnist": Recipe(
+        strengths={**_UNTUNED, "gradient": 4, "hessian": 2, "hessian-only": 3, "adversarial": 1.5},
+        step=1.5,
+        radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.05, 0.1, 0.2)},
+    ),
+    "fashion_mnist": Recipe(
+        epochs=5,
+        strengths={**_UNTUNED, "gradient": 2},
+        radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.03, 0.05, 0.1)},
+    ),
+}
+
+
+def recipe(data: str) -> Recipe:
+    """Return the defaults of a data set; one that was never tuned gets general ones."""
+    return RECIPES.get(data, Recipe(strengths=_UNTUNED))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What the trainings of a comparison share.
+
+    Attributes:
+        data: digits (embedded), mnist, fashion_mnist, or an image classification set of
+            TensorFlow Datasets by its name there.
+        model: mlp or cnn.
+        activation: relu, softplus, gelu or tanh.
+        beta: sharpness of softplus.
+        norm: norm of the ball of adversarial training.
+        epochs: passes over the training set; the data set's default if not given.
+        batch_size: training examples a step; likewise.
+        warmup_epochs: epochs over which the penalty's weight grows from 0 to its value; likewise.
+        learning_rate: of Adam, at the start of its cosine decay.
+        validation: hold out so many training examples and evaluate on them instead of on the test
+            set; tune with it.
+    """
+
+    data: str = "digits"
+    model: str = "cnn"
+    activation: str = "gelu"
+    beta: float = 8.0
+    norm: Norm = "l2"
+    epochs: int | None = None
+    batch_size: int | None = None
+    warmup_epochs: float | None = None
+    learning_rate: float = 2e-3
+    validation: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Setup):
+    """What decides the result of one training.
+
+    Attributes:
+        method: none, gradient, hessian, hessian-only, finite-step, curvature, jacobian,
+            gauss-newton or adversarial.
+        strength: the method's one number: a penalty's weight, or the ε of hessian and adversarial
+            in input units; the data set's default if not given.
+        step: length h of the finite step of finite-step and curvature, in input units; likewise.
+        seed: of the weights, the order of the examples and every random start.
+    """
+
+    method: str = "hessian"
+    strength: float | None = None
+    step: float | None = None
+    seed: int = 0
+
+    def resolved(self) -> Self:
+        """Fill in the data set's defaults and check the numbers.
+
+        Raises:
+            ValueError: naming the value that is wrong, and what was expected.
+        """
+        method, defaults = methods.find(self.method), recipe(self.data)
+        known: dict[str, Any] = {
+            "epochs": defaults.epochs,
+            "batch_size": defaults.batch_size,
+            "warmup_epochs": defaults.warmup_epochs,
+        }
+        if method.strength is not None:
+            known["strength"] = defaults.strengths[self.method]
+        elif self.strength is not None:
+            raise ValueError(f"the method {self.method!r} has no strength, got {self.strength:g}")
+        if method.takes_step:
+            known["step"] = defaults.step
+        elif self.step is not None:
+            raise ValueError(f"the method {self.method!r} takes no step, got {self.step:g}")
+        missing = {name: value for name, value in known.items() if getattr(self, name) is None}
+        config = dataclasses.replace(self, **missing)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise unless every number is in its range."""
+        for name in ("epochs", "batch_size", "step", "learning_rate", "beta"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("strength", "warmup_epochs", "validation", "seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if self.method == "adversarial" and self.strength == 0:
+            raise ValueError("strength, the ε of adversarial training, must be positive, got 0")
+        if self.norm not in ORDERS:
+            raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")
+
+    @property
+    def name(self) -> str:
+        """The method and its numbers, as in ``finite-step:1:1.5``."""
+        numbers = [f"{n:g}" for n in (self.strength, self.step) if n is not None]
+        return ":".join([self.method, *numbers])
+
+
+def parse_method(text: str) -> dict[str, Any]:
+    """Read a method and its numbers: ``hessian``, ``hessian:2`` or ``finite-step:1:1.5``.
+
+    Raises:
+        ValueError: if the method is unknown, or what follows it are not one or two numbers.
+    """
+    name, *numbers = text.split(":")
+    methods.find(name)
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        values = [math.nan] * 3
+    if len(values) > 2:
+        raise ValueError(f"{text!r} must be a method, method:strength or method:strength:step")
+    return {"method": name, **dict(zip(("strength", "step"), values, strict=False))}

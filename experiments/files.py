@@ -1,0 +1,62 @@
+"""Files that are never half written."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a place to write to, and move what was written to ``path`` once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary, readable by people."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a dictionary.
+
+    Raises:
+        ValueError: if the file holds none.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no JSON dictionary: {error}") from error
+
+
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Write arrays by name."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays by name.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        # Opened here: of a damaged archive np.load would leave the file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged archive raises whatever its damaged part leads to
+        raise ValueError(f"{path} is damaged ({error})") from error

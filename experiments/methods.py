@@ -1,0 +1,164 @@
+"""Training methods by name: each turns one number, its strength, into an objective."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from experiments.models import Params
+from hessjax import (
+    curvature_along_gradient,
+    finite_step_operator_norm,
+    gauss_newton_operator_norm,
+    jacobian_squared_frobenius_norm,
+    regularized,
+    second_order,
+)
+from hessjax.attacks import LpBall, pgd_init, pgd_step
+from hessjax.objective import Apply, Metrics, Objective, Penalty
+
+_ATTACK_STEPS = 10
+
+
+class Setting(NamedTuple):
+    """What a method is told.
+
+    Attributes:
+        strength: see `METHODS`; not negative.
+        step: h, the length of a finite step in input units, where the method takes one.
+        order: p of the ball of adversarial training.
+        ramp: schedule of the training step from 0 to 1 that every weight is multiplied by.
+    """
+
+    strength: float
+    step: float
+    order: float
+    ramp: optax.Schedule
+
+
+class Method(NamedTuple):
+    """How to train.
+
+    Attributes:
+        build: ``(apply, setting) -> objective``.
+        strength: what the strength is, in a word or two; None if there is none.
+        takes_step: whether it takes a finite step.
+    """
+
+    build: Callable[[Apply, Setting], Objective]
+    strength: str | None
+    takes_step: bool = False
+
+
+def _none(apply: Apply, _: Setting) -> Objective:
+    return second_order(apply, cross_entropy, 0, 0)
+
+
+def _gradient(apply: Apply, setting: Setting) -> Objective:
+    return second_order(apply, cross_entropy, _ramped(setting, setting.strength), 0)
+
+
+def _hessian(apply: Apply, setting: Setting) -> Objective:
+    epsilon = setting.strength
+    weights = (_ramped(setting, epsilon), _ramped(setting, epsilon**2 / 2))
+    return second_order(apply, cross_entropy, *weights)
+
+
+def _hessian_only(apply: Apply, setting: Setting) -> Objective:
+    return second_order(apply, cross_entropy, 0, _ramped(setting, setting.strength))
+
+
+def _finite_step(apply: Apply, setting: Setting) -> Objective:
+    penalty = partial(finite_step_operator_norm, step=setting.step, squared=True)
+    return _penalized(apply, setting, "finite_step_norm", penalty)
+
+
+def _curvature(apply: Apply, setting: Setting) -> Objective:
+    penalty = partial(curvature_along_gradient, step=setting.step)
+    return _penalized(apply, setting, "curvature", penalty)
+
+
+def _jacobian(apply: Apply, setting: Setting) -> Objective:
+    return _penalized(apply, setting, "jacobian_norm", jacobian_squared_frobenius_norm)
+
+
+def _gauss_newton(apply: Apply, setting: Setting) -> Objective:
+    return _penalized(apply, setting, "gauss_newton_norm", gauss_newton_operator_norm)
+
+
+def _adversarial(apply: Apply, setting: Setting) -> Objective:
+    plain = second_order(apply, cross_entropy, 0, 0)
+
+    def objective(
+        params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
+    ) -> tuple[jax.Array, Metrics]:
+        x, y, *mask = batch
+        epsilon = jnp.maximum(setting.strength * setting.ramp(step), 1e-6)
+
+        def attacked(x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+            logits = partial(apply, params)
+            ball = LpBall(epsilon, setting.order)
+            state = pgd_init(logits, x, y, ball, key)
+            # Written out: a loop over convolutions is slow on the CPU. The last iterate, not the
+            # first misclassified one, which would be an easier example to train on.
+            for _ in range(_ATTACK_STEPS):
+                length = 2.5 * epsilon / _ATTACK_STEPS
+                state = pgd_step(logits, x, y, ball, state, step_size=length)
+            return state.x
+
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x)))
+        hard = jax.lax.stop_gradient(jax.vmap(attacked)(jnp.asarray(x), jnp.asarray(y), keys))
+        return plain(params, (hard, y, *mask), key, step)
+
+    return objective
+
+
+def _ramped(setting: Setting, weight: float) -> Callable[[Any], Any]:
+    return lambda step: weight * setting.ramp(step)
+
+
+def _penalized(apply: Apply, setting: Setting, name: str, penalty: Penalty) -> Objective:
+    weight = _ramped(setting, setting.strength)
+    return regularized(apply, cross_entropy, {name: (weight, penalty)})
+
+
+METHODS = {
+    "none": Method(_none, None),
+    "gradient": Method(_gradient, "weight of ‖∇f‖₂"),
+    "hessian": Method(_hessian, "ε of the surrogate f + ε‖∇f‖₂ + ½ε²‖∇²f‖"),
+    "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),
+    "finite-step": Method(_finite_step, "weight of (‖∇f(x+hv) − ∇f(x)‖₂/h)²", takes_step=True),
+    "curvature": Method(_curvature, "weight of CURE's ‖∇f(x+hz) − ∇f(x)‖₂", takes_step=True),
+    "jacobian": Method(_jacobian, "weight of ‖J‖²_F"),
+    "gauss-newton": Method(_gauss_newton, "weight of the Gauss-Newton norm"),
+    "adversarial": Method(_adversarial, f"ε of PGD-{_ATTACK_STEPS} training"),
+}
+
+
+def find(name: str) -> Method:
+    """Return the method of a name.
+
+    Raises:
+        ValueError: if there is none, naming those that there are.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def with_accuracy(apply: Apply, objective: Objective) -> Objective:
+    """Add the metric ``accuracy``, on the clean batch; its forward pass is shared on compiling."""
+
+    def measured(
+        params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
+    ) -> tuple[jax.Array, Metrics]:
+        x, y, *_ = batch
+        value, metrics = objective(params, batch, key, step)
+        predicted = jnp.argmax(jax.vmap(partial(apply, params))(x), axis=-1)
+        return value, {**metrics, "accuracy": jnp.mean(predicted == y)}
+
+    return measured

@@ -1,0 +1,165 @@
+"""Which test examples withstand attacks, at growing radii."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from experiments.models import Params
+from hessjax import LpBall, dlr_loss
+from hessjax.attacks import AttackState, pgd_step, random_point
+from hessjax.losses import misclassified
+from hessjax.objective import Apply
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "DLR": dlr_loss}
+
+
+class _Examples(NamedTuple):
+    """A whole test set on the device: images, labels, a key for each."""
+
+    x: jax.Array
+    y: jax.Array
+    key: jax.Array
+
+
+class _Kind(NamedTuple):
+    """What an attack is compiled for; `chunk` is its steps per call."""
+
+    apply: Apply
+    order: float
+    loss: Loss
+    chunk: int
+
+
+class _State(NamedTuple):
+    """The attack on a whole test set: the iterates, and which examples were broken by any."""
+
+    point: jax.Array
+    broken: jax.Array
+
+
+def withstood(
+    apply: Apply,
+    params: Params,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    order: float,
+    radii: Sequence[float],
+    key: jax.Array,
+    num_steps: int = 40,
+    num_restarts: int = 1,
+    losses: Sequence[Loss] = tuple(LOSSES.values()),
+    batch_size: int = 250,
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Attack a test set by PGD with one loss after the other, at one radius after the other.
+
+    Only what has withstood everything so far is attacked: balls are nested, so an example that is
+    broken at one radius is broken at every larger one. Within an attack, too, an example leaves
+    the batch soon after it is broken.
+
+    Args:
+        apply: ``(params, x) -> logits`` of one example.
+        params: the parameters.
+        images: ``(N, ...)`` in [0, 1].
+        labels: ``(N,)``, whole numbers.
+        order: p of the balls, 2 or infinity.
+        radii: ε of the balls, in input units.
+        key: source of random starts. Each example's is folded from its index, so that nothing
+            depends on the batch size.
+        num_steps: of each attack, each step of length 2.5 ε / num_steps.
+        num_restarts: random starts of each attack.
+        losses: ``(logits, label) -> scalar``, what one attack after the other maximizes.
+        batch_size: examples per call on the device; the last batch is padded.
+
+    Yields:
+        ``(radius, (N,) boolean)``, True where the prediction is right in spite of every attack:
+        first for radius 0, without an attack, then for each radius in growing order.
+
+    Cost: at most ``num_steps × num_restarts × len(losses) × len(radii)`` gradients per example.
+    """
+    count = len(labels)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
+    examples = _Examples(jnp.asarray(images), jnp.asarray(labels), keys)
+    size = min(batch_size, count)
+    # Steps per call: written out, because convolutions in a traced loop are slow on the CPU; but
+    # few, because all of them would compile for long.
+    chunk = max(divisor for divisor in range(1, 6) if num_steps % divisor == 0)
+
+    def over_survivors(change: Callable[..., _State], state: _State) -> _State:
+        alive = np.flatnonzero(~np.asarray(state.broken))
+        for first in range(0, len(alive), size):
+            places = np.minimum(np.arange(first, first + size), len(alive) - 1)
+            state = change(params, examples, state, alive[places])
+        return state
+
+    check = partial(_check, apply)
+    state = _State(jnp.copy(examples.x), jnp.zeros(count, bool))
+    state = over_survivors(check, state)
+    yield 0.0, ~np.asarray(state.broken)
+    for epsilon in sorted(radii):
+        for i, loss in enumerate(losses):
+            kind = _Kind(apply, order, loss, chunk)
+            length = 2.5 * epsilon / num_steps
+            advance = partial(_advance, kind, epsilon=epsilon, step_size=length)
+            for restart in range(num_restarts):
+                number = i * num_restarts + restart
+                state = over_survivors(
+                    partial(_start, order, epsilon=epsilon, number=number), state
+                )
+                for _ in range(0, num_steps, chunk):
+                    state = over_survivors(advance, state)
+                state = over_survivors(check, state)
+        yield epsilon, ~np.asarray(state.broken)
+
+
+# Each takes the whole state and changes the rows of one batch of it, in place: shapes are fixed,
+# and between the steps nothing leaves the device.
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames="state")
+def _start(
+    order: float, params: Params, examples: _Examples, state: _State, index: jax.Array,
+    *, epsilon: jax.Array, number: jax.Array,
+) -> _State:  # fmt: skip
+    del params
+
+    def one(x: jax.Array, key: jax.Array) -> jax.Array:
+        return random_point(LpBall(epsilon, order), x, jax.random.fold_in(key, number))
+
+    points = jax.vmap(one)(examples.x[index], examples.key[index])
+    return state._replace(point=state.point.at[index].set(points))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames="state")
+def _advance(
+    kind: _Kind, params: Params, examples: _Examples, state: _State, index: jax.Array,
+    *, epsilon: jax.Array, step_size: jax.Array,
+) -> _State:  # fmt: skip
+    ball = LpBall(epsilon, kind.order)
+    logits_fn = partial(kind.apply, params)
+
+    def one(x: jax.Array, y: jax.Array, point: jax.Array, broken: jax.Array) -> _State:
+        attack = AttackState(point, point, jnp.asarray(-jnp.inf, point.dtype), broken)
+        for _ in range(kind.chunk):
+            attack = pgd_step(logits_fn, x, y, ball, attack, step_size=step_size, loss=kind.loss)
+        return _State(attack.x, attack.found)
+
+    part = jax.vmap(one)(
+        examples.x[index], examples.y[index], state.point[index], state.broken[index]
+    )
+    return jax.tree.map(lambda whole, rows: whole.at[index].set(rows), state, part)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames="state")
+def _check(
+    apply: Apply, params: Params, examples: _Examples, state: _State, index: jax.Array
+) -> _State:
+    logits = jax.vmap(partial(apply, params))(state.point[index])
+    wrong = jax.vmap(misclassified)(logits, examples.y[index])
+    return state._replace(broken=state.broken.at[index].max(wrong))

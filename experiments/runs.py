@@ -1,0 +1,205 @@
+"""The folder of a run: what a training leaves and everything after it reads.
+
+``config.json`` (what decided the result, and where it was made), ``metrics.jsonl`` (a line of means
+every few steps), ``weights.npz``, ``training.json`` (how it ended), ``evaluation.json`` and
+``landscape.npz``.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import models
+from experiments.config import Config
+from experiments.data import Dataset
+from experiments.files import read_arrays, read_json, write_arrays, write_json
+from hessjax.objective import Apply
+
+_VERSIONED = ("hessjax", "jax", "jaxlib", "flax", "optax", "numpy")
+# They say where data lie on a machine and decide nothing.
+_PLACES = ("--data-dir", "--manual-dir")
+_ROOT = Path(__file__).parents[1]
+
+
+class Run(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        path: its folder.
+        config: what it was trained with.
+        apply: ``(params, x) -> logits`` of one example.
+        params: its weights.
+        training: how the training went, as in ``training.json``.
+    """
+
+    path: Path
+    config: Config
+    apply: Apply
+    params: models.Params
+    training: dict[str, Any]
+
+
+def network(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Return the arguments of `experiments.models.create` that a configuration means."""
+    mean, std = models.pixel_statistics(dataset.train_images)
+    return {
+        "name": config.model,
+        "activation": config.activation,
+        "beta": config.beta,
+        "input_shape": dataset.train_images.shape[1:],
+        "num_classes": dataset.num_classes,
+        "mean": mean,
+        "std": [value or 1.0 for value in std],
+    }
+
+
+def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
+    """Begin a run's folder, or begin it again if it holds one of the same configuration.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
+    check_free(path, config)
+    for name in ("metrics.jsonl", "weights.npz", "training.json", "evaluation.json"):
+        (path / name).unlink(missing_ok=True)
+    content = {"config": dataclasses.asdict(config), "network": architecture, **provenance()}
+    write_json(path / "config.json", content)
+
+
+def check_free(path: Path, config: Config) -> None:
+    """Raise unless the folder is empty, missing, or holds a run of this configuration.
+
+    Raises:
+        ValueError: naming what else it holds.
+    """
+    if path.exists() and any(path.iterdir()) and (there := read_config(path)) != config:
+        before, after = dataclasses.asdict(there), dataclasses.asdict(config)
+        changed = [f"{n} {before[n]}, not {v}" for n, v in after.items() if before[n] != v]
+        raise ValueError(
+            f"{path} holds a run with other settings ({'; '.join(changed)}): "
+            "delete it or name another folder"
+        )
+
+
+def finish(path: Path, params: models.Params, training: dict[str, Any]) -> None:
+    """Keep the weights and how the training ended."""
+    write_arrays(path / "weights.npz", params)
+    write_json(path / "training.json", training)
+
+
+def append_metrics(path: Path, line: dict[str, Any]) -> None:
+    """Add a line to the metrics; whole, so that a reader at work meets no half of one."""
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_config(path: Path) -> Config:
+    """Return the configuration of a run.
+
+    Raises:
+        ValueError: if the folder holds no run, or one of another version of this program.
+    """
+    return _config(path, _read(path))
+
+
+def is_trained(path: Path, config: Config) -> bool:
+    """Tell whether the folder holds a whole training with this configuration."""
+    try:
+        if not (path / "weights.npz").is_file() or read_config(path) != config:
+            return False
+        return bool(read_json(path / "training.json")["completed"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def load(path: Path) -> Run:
+    """Read a trained network.
+
+    Raises:
+        ValueError: if the folder holds no run, or not its weights.
+    """
+    content = _read(path)
+    config = _config(path, content)
+    if not (path / "weights.npz").is_file():
+        raise ValueError(f"{path} has no weights.npz: its training kept nothing, train it again")
+    apply, template = models.functional(models.create(**content["network"], seed=config.seed))
+    params = read_arrays(path / "weights.npz")
+    shapes = {name: value.shape for name, value in params.items()}
+    expected = {name: value.shape for name, value in template.items()}
+    if shapes != expected:
+        raise ValueError(f"{path}/weights.npz has the arrays {shapes}, expected {expected}")
+    training = read_json(path / "training.json")
+    return Run(path, config, apply, jax.tree.map(jax.numpy.asarray, params), training)
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a result has to carry: command, commit, versions and device."""
+    return {
+        "command": _command(sys.argv[1:]),
+        "commit": _commit(),
+        "versions": {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{name: importlib.metadata.version(name) for name in _VERSIONED},
+        },
+        "device": _device(),
+    }
+
+
+def _command(arguments: list[str]) -> str:
+    main = sys.modules["__main__"].__spec__
+    kept = [
+        word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+        if before not in _PLACES and word.split("=")[0] not in _PLACES
+    ]
+    return shlex.join(["python", *(["-m", main.name] if main else []), *kept])
+
+
+def _commit() -> str:
+    try:
+        revision, changes = (
+            subprocess.run(
+                ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for arguments in (
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "--", "hessjax", "experiments/*.py"],
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{revision} with changes" if changes else revision
+
+
+def _device() -> str:
+    first, *others = jax.devices()
+    if first.platform == "cpu":
+        return f"CPU, {os.cpu_count()} cores"
+    return f"{len(others) + 1} × {first.device_kind}" if others else first.device_kind
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{path} is no run directory: it has no config.json, "
+            "which python -m experiments.train writes"
+        )
+    return read_json(file)
+
+
+def _config(path: Path, content: dict[str, Any]) -> Config:
+    try:
+        return Config(**content["config"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}/config.json holds other settings than a run's: {error}"
+        ) from error
