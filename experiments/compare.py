@@ -4,10 +4,8 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import jax
 import tyro
 
 from experiments import report, runs
@@ -63,10 +61,7 @@ def main(
         attack = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
         _check_paths(out, configs)
         dataset = load_for(configs[0], data_dir, manual_dir)
-        with TemporaryDirectory() as compiled:
-            # The seeds of a method are one program: compile it once.
-            jax.config.update("jax_compilation_cache_dir", compiled)
-            entries = [_entry(config, dataset, out, radii, attack) for config in configs]
+        entries = [_entry(config, dataset, out, radii, attack) for config in configs]
         comparison = {
             **runs.provenance(),
             "commit": ", ".join(sorted({entry.pop("commit") for entry in entries})),

@@ -53,9 +53,9 @@ RECIPES = {
         radii={"l2": (0.25, 0.5, 0.75, 1.0), "linf": (0.05, 0.1, 0.15)},
     ),
     "mnist": Recipe(
-        strengths={**_UNTUNED, "gradient": 4, "hessian": 2, "hessian-only": 3, "adversarial": 1.5},
+        strengths={**_UNTUNED, "gradient": 8, "hessian": 4, "hessian-only": 3, "adversarial": 1.5},
         step=1.5,
-        radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.05, 0.1, 0.2)},
+        radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.1, 0.2)},
     ),
     "fashion_mnist": Recipe(
         epochs=5,

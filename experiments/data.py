@@ -109,8 +109,8 @@ def _digits() -> Dataset:
 
 def _read(cache: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(cache, allow_pickle=False) as file:
-            return dict(file)
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{cache} is damaged ({error}): delete it to prepare it anew") from error
 

@@ -65,7 +65,7 @@ def chosen_radii(data: str, **given: Sequence[float] | None) -> dict[str, tuple[
     """Return the radii by norm in growing order, the data set's where none are given.
 
     Raises:
-        ValueError: if a radius is not positive.
+        ValueError: if a radius is not positive, or there is none.
     """
     defaults = recipe(data).radii
     radii = {}
@@ -74,6 +74,8 @@ def chosen_radii(data: str, **given: Sequence[float] | None) -> dict[str, tuple[
         for value in values:
             LpBall(value, order)  # refuses what is no radius
         radii[norm] = tuple(sorted(set(values)))
+    if not any(radii.values()):
+        raise ValueError("name a radius of one norm at least, or none to get the data set's")
     return radii
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Normalize
+from matplotlib.patheffects import withStroke
 
 from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, save
 
@@ -90,7 +91,17 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, n
                     curve.epsilons, mean - spread, mean + spread, color=color, alpha=0.2, lw=0
                 )
                 for seed in percent:
-                    ax.plot(curve.epsilons, seed, ls="", marker="o", ms=3, color=color)
+                    # Below the mean's marker: they show where the seeds disagree.
+                    ax.plot(
+                        curve.epsilons,
+                        seed,
+                        ls="",
+                        marker="o",
+                        ms=3.5,
+                        mew=0,
+                        color=color,
+                        zorder=1.5,
+                    )
         ax.set(
             ylim=(-2, 102),
             title=f"{norm_name(norm)} attack",
@@ -253,12 +264,17 @@ def _image(ax: Axes, image: np.ndarray, prediction: int, label: int) -> None:
 def _mark_plane(ax: Axes, radius: float, cosine: float, epsilon: float | None) -> None:
     """Mark the example, the top eigenvector's direction and the ball."""
     outlined: dict[str, Any] = {"markeredgecolor": "black", "markerfacecolor": "white"}
+    # White alone is lost where the loss is large.
+    line: dict[str, Any] = {
+        "color": "white",
+        "path_effects": [withStroke(linewidth=3.2, foreground="black")],
+    }
     sine = np.sqrt(max(0.0, 1 - cosine**2))
-    ax.plot([0, radius * cosine], [0, radius * sine], color="white", lw=1.5, ls=":")
+    ax.plot([0, radius * cosine], [0, radius * sine], lw=1.8, ls=":", **line)
     ax.plot(0, 0, marker="o", ms=7, **outlined)
     if epsilon is not None:
         angle = np.linspace(0, 2 * np.pi, 200)
-        ax.plot(epsilon * np.cos(angle), epsilon * np.sin(angle), color="white", lw=1.8, ls="--")
+        ax.plot(epsilon * np.cos(angle), epsilon * np.sin(angle), lw=1.8, ls="--", **line)
     ax.set(xlim=(-radius, radius), ylim=(-radius, radius))
     # Labels at the corners would meet those of the next panel.
     ax.locator_params(nbins=5, prune="both")

@@ -6,6 +6,7 @@ through a few of them, and a few attacked images. Nothing here draws.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,41 +86,26 @@ def landscape(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
-    def loss_of(params: PyTree, y: jax.Array) -> ScalarFunction:
-        return lambda x: loss(apply(params, x), y)
-
-    def norms(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        gradient, pair = _top_eigenpair(loss_of(params, y), x, key, num_products)
-        return {"curvature": jnp.abs(pair.value), "gradient_norm": safe_norm(gradient)}
-
-    def plane(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        return _plane(loss_of(params, y), x, key, num_products, offsets)
-
-    def attack(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        logits = partial(apply, params)
-        attacked = pgd(logits, x, y, ball, key, loss=loss, num_steps=num_steps)
-        return {
-            "clean_prediction": jnp.argmax(logits(x)),
-            "attacked": attacked,
-            "attacked_prediction": jnp.argmax(logits(attacked)),
-        }
-
-    examples = (
+    problem = _Problem(apply, loss, num_products)
+    examples = _Examples(
         jnp.asarray(images),
         jnp.asarray(labels),
         jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(images))),
     )
-    offsets = jnp.linspace(-radius, radius, resolution, dtype=examples[0].dtype)
+    offsets = jnp.linspace(-radius, radius, resolution, dtype=examples.x.dtype)
     shown = np.sort(np.unique(labels, return_index=True)[1])[:num_examples]
-    chosen = tuple(array[shown] for array in examples)
+    chosen = _Examples(*(array[shown] for array in examples))
+    norms = partial(_norms, problem=problem)
+    planes = partial(_planes, problem=problem, offsets=offsets)
+    attacks = partial(_attacks, problem=problem, ball=ball, num_steps=num_steps)
     return {
         **_in_batches(norms, params, examples, batch_size),
         # One example at a time: its plane is a batch of resolution² already.
-        **_in_batches(plane, params, chosen, 1),
-        **_in_batches(attack, params, chosen, batch_size),
+        **_in_batches(planes, params, chosen, 1),
+        **_in_batches(attacks, params, chosen, batch_size),
         "shown": shown,
-        "shown_label": np.asarray(chosen[1]),
-        "shown_clean": np.asarray(chosen[0]),
+        "shown_label": np.asarray(chosen.y),
+        "shown_clean": np.asarray(chosen.x),
         "attack_epsilon": np.asarray(ball.epsilon),
         "attack_order": np.asarray(float(ball.order)),
         "attack_steps": np.asarray(num_steps),
@@ -127,22 +113,78 @@ def landscape(
     }
 
 
+class _Examples(NamedTuple):
+    """Images, labels and a key for each."""
+
+    x: jax.Array
+    y: jax.Array
+    key: jax.Array
+
+
+class _Problem(NamedTuple):
+    """What the measurements are compiled for: equal ones share what was compiled."""
+
+    apply: Apply
+    loss: Loss
+    num_products: int
+
+    def at(self, params: PyTree, y: jax.Array) -> ScalarFunction:
+        """Return the loss of an example as a function of its input."""
+        return lambda x: self.loss(self.apply(params, x), y)
+
+
 def _in_batches(
-    function: Callable[..., dict[str, jax.Array]],
+    measure: Callable[[PyTree, _Examples], dict[str, jax.Array]],
     params: PyTree,
-    examples: tuple[jax.Array, ...],
+    examples: _Examples,
     batch_size: int,
 ) -> dict[str, np.ndarray]:
-    """Map a function of one example over all, in batches of one size: one compilation."""
-    batched = jax.jit(jax.vmap(function, in_axes=(None, 0, 0, 0)))
-    count = len(examples[0])
+    """Measure all examples, in batches of one size: one compilation."""
+    count = len(examples.y)
     size = min(batch_size, count)
     batches = []
     for first in range(0, count, size):
         # The last batch is filled up with the last example; what that adds is cut off below.
         index = np.minimum(np.arange(first, first + size), count - 1)
-        batches.append(jax.device_get(batched(params, *(array[index] for array in examples))))
+        batch = _Examples(*(array[index] for array in examples))
+        batches.append(jax.device_get(measure(params, batch)))
     return {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
+
+
+@partial(jax.jit, static_argnames="problem")
+def _norms(params: PyTree, examples: _Examples, *, problem: _Problem) -> dict[str, jax.Array]:
+    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        gradient, pair = _top_eigenpair(problem.at(params, y), x, key, problem.num_products)
+        return {"curvature": jnp.abs(pair.value), "gradient_norm": safe_norm(gradient)}
+
+    return jax.vmap(one)(*examples)
+
+
+@partial(jax.jit, static_argnames="problem")
+def _planes(
+    params: PyTree, examples: _Examples, *, problem: _Problem, offsets: jax.Array
+) -> dict[str, jax.Array]:
+    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        return _plane(problem.at(params, y), x, key, problem.num_products, offsets)
+
+    return jax.vmap(one)(*examples)
+
+
+@partial(jax.jit, static_argnames=("problem", "ball", "num_steps"))
+def _attacks(
+    params: PyTree, examples: _Examples, *, problem: _Problem, ball: LpBall, num_steps: int
+) -> dict[str, jax.Array]:
+    logits = partial(problem.apply, params)
+
+    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        attacked = pgd(logits, x, y, ball, key, loss=problem.loss, num_steps=num_steps)
+        return {
+            "clean_prediction": jnp.argmax(logits(x)),
+            "attacked": attacked,
+            "attacked_prediction": jnp.argmax(logits(attacked)),
+        }
+
+    return jax.vmap(one)(*examples)
 
 
 def _top_eigenpair(

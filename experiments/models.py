@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from jax.typing import ArrayLike
 
 Params = dict[str, Any]
 Activation = Callable[[jax.Array], jax.Array]
+Apply = Callable[[Params, ArrayLike], jax.Array]
+# A PyTreeDef, which type checkers take for a variable.
+_Structure = Any
 
 
 # The filters of the convolutions and the widths of the dense layers between input and logits.
@@ -26,6 +30,16 @@ _MODELS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 def softplus(x: jax.Array, beta: float) -> jax.Array:
     r"""Evaluate :math:`\log(1 + e^{\beta x}) / \beta`, a ReLU of second derivative up to β/4."""
     return jax.nn.softplus(beta * x) / beta
+
+
+@dataclass(frozen=True)
+class _Softplus:
+    """Softplus of one β; equal to another of the same, which a `functools.partial` is not."""
+
+    beta: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return softplus(x, self.beta)
 
 
 class Network(nnx.Module):
@@ -102,7 +116,7 @@ def create(
     """
     activations: dict[str, Activation] = {
         "relu": jax.nn.relu,
-        "softplus": partial(softplus, beta=beta),
+        "softplus": _Softplus(beta),
         "gelu": jax.nn.gelu,
         "tanh": jnp.tanh,
     }
@@ -151,19 +165,26 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def functional(model: nnx.Module) -> tuple[Callable[[Params, ArrayLike], jax.Array], Params]:
+def functional(model: nnx.Module) -> tuple[Apply, Params]:
     """Split a network into a pure function and its parameters.
 
     Returns:
         ``apply(params, x)``, from one example (H, W, C) to logits (num_classes,), and the
-        parameters by their paths, such as ``dense/0/kernel``.
+        parameters by their paths, such as ``dense/0/kernel``. Networks that differ in nothing but
+        their weights get one and the same function, and so share what is compiled for it.
     """
     graph, state = nnx.split(model)
     paths, structure = jax.tree.flatten_with_path(nnx.to_pure_dict(state))
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
+    return _apply(graph, structure, names), dict(
+        zip(names, (value for _, value in paths), strict=True)
+    )
 
+
+@cache
+def _apply(graph: nnx.GraphDef, structure: _Structure, names: Sequence[str]) -> Apply:
     def apply(params: Params, x: ArrayLike) -> jax.Array:
         tree = structure.unflatten([params[name] for name in names])
         return nnx.merge(graph, tree)(jnp.asarray(x))
 
-    return apply, dict(zip(names, (value for _, value in paths), strict=True))
+    return apply

@@ -131,7 +131,7 @@ def _draw_accuracy(folder: Path, comparison: dict[str, Any], methods: Sequence[M
 
     note = f"{_about(comparison)}. Attack: {_attack(comparison['attack'])}."
     if any(len(method.runs) > 1 for method in methods):
-        note += " Lines: mean over seeds; bands: ± sample standard deviation; dots: seeds."
+        note += " Lines: mean over seeds; bands: ± sample standard deviation; small dots: seeds."
     path = folder / "accuracy.png"
     figures.accuracy(
         path,
@@ -155,12 +155,13 @@ def _draw_norms(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Pa
 
     count = len(landscapes[0].arrays[0]["curvature"])
     seeds = _seeds(seed for found in landscapes for seed in found.seeds)
+    pooled = " pooled" if any(len(found.seeds) > 1 for found in landscapes) else ""
     path = folder / "norms.png"
     figures.histograms(
         path,
         [cloud(found) for found in landscapes],
         title="Gradient and curvature of the loss at the test images",
-        note=f"{count:,} test images of {data}; {seeds} pooled. Derivatives of the cross-entropy "
+        note=f"{count:,} test images of {data}; {seeds}{pooled}. Derivatives of the cross-entropy "
         "(nats) in the input, pixels in [0, 1]; ‖H‖ is the largest |eigenvalue| of the Hessian, "
         f"estimated from below. Dashed: median; black outline: {landscapes[0].label}. The first "
         "bin holds all that is smaller, too.",
@@ -243,6 +244,7 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[st
     several = any(len(method.runs) > 1 for method in group(comparison))
     spread = "; mean ± sample standard deviation over seeds" if several else ""
     explanation = (
+        "strength: a penalty's weight, or the ε of hessian and adversarial. "
         "Accuracy in percent of the test images, clean and under attack in the ball of the norm "
         f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
         "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "

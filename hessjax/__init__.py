@@ -1,5 +1,12 @@
 """Regularize the curvature of the loss in the input, in JAX."""
 
+from hessjax import attacks, bounds
+from hessjax.attacks import LpBall, fgsm, pgd
+from hessjax.composite_penalties import (
+    gauss_newton_operator_norm,
+    jacobian_operator_norm,
+    jacobian_squared_frobenius_norm,
+)
 from hessjax.eigen import (
     Eigenpair,
     gradient_start,
@@ -8,6 +15,7 @@ from hessjax.eigen import (
     power_iteration,
     random_start,
 )
+from hessjax.losses import dlr_loss, margin
 from hessjax.objective import check_batch, regularized, second_order
 from hessjax.operators import (
     Composite,
@@ -22,12 +30,9 @@ from hessjax.operators import (
 from hessjax.penalties import (
     curvature_along_gradient,
     finite_step_operator_norm,
-    gauss_newton_operator_norm,
     hessian_operator_norm,
     hessian_squared_frobenius_norm,
     input_gradient_norm,
-    jacobian_operator_norm,
-    jacobian_squared_frobenius_norm,
 )
 from hessjax.training import TrainState, train_step
 
@@ -36,10 +41,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Composite",
     "Eigenpair",
+    "LpBall",
     "TrainState",
+    "attacks",
+    "bounds",
     "check_batch",
     "curvature_along_gradient",
     "directional_derivative",
+    "dlr_loss",
+    "fgsm",
     "finite_step_operator_norm",
     "gauss_newton_matrix",
     "gauss_newton_operator",
@@ -54,7 +64,9 @@ __all__ = [
     "jacobian_operator_norm",
     "jacobian_squared_frobenius_norm",
     "lanczos",
+    "margin",
     "norm_ascent",
+    "pgd",
     "power_iteration",
     "random_start",
     "regularized",

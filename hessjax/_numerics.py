@@ -35,7 +35,8 @@ def safe_norm(tree: PyTree) -> jax.Array:
     # The norm does not depend on the scale, so neither does its derivative.
     scale = jax.lax.stop_gradient(scale)
     zero = scale == 0
-    scale = jnp.where(zero, 1, scale)
+    # Division by a scalar becomes a product with its inverse, which must not be flushed to zero.
+    scale = jnp.where(zero, 1, jnp.minimum(scale, jnp.finfo(scale.dtype).max / 16))
     square = sum(jnp.sum((leaf / scale) ** 2) for leaf in leaves)
     # The inner `where` keeps the infinite slope of sqrt at 0 out of the backward pass.
     return jnp.where(zero, 0, scale * jnp.sqrt(jnp.where(zero, 1, square)))

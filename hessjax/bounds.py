@@ -6,7 +6,8 @@ proves what is said here.
 
 A curvature measured at the example bounds nothing away from it, so what comes out is an estimate.
 The second-order value is a certified lower bound of the distance only where the curvature bounds
-the operator norm of the Hessian of f in the whole ball of that radius.
+the operator norm of the Hessian of f in the whole ball of that radius; for a margin, only where
+gradient norm and curvature are the largest over the pairs of the label with every other class.
 """
 
 import math
@@ -113,8 +114,8 @@ def _prepare(gap: ArrayLike, **norms: ArrayLike) -> list[jax.Array]:
     """Return floating-point arrays of one dtype, the gap at least 0, and refuse negative norms."""
     for name, value in norms.items():
         # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
-        if not isinstance(value, Tracer) and np.any(np.asarray(value) < 0):
-            raise ValueError(f"{name} is a norm and cannot be negative, got {np.min(value)}")
+        if not isinstance(value, Tracer) and (least := np.min(np.asarray(value), initial=0)) < 0:
+            raise ValueError(f"{name} is a norm and cannot be negative, got {least}")
     dtype = jnp.result_type(float, gap, *norms.values())
     gap, *rest = (jnp.asarray(value, dtype) for value in (gap, *norms.values()))
     # Not `maximum`, whose derivative at 0 is one half.

@@ -50,6 +50,38 @@ def _check_batch_shapes(x: PyTree, *others: PyTree) -> int:
     return size
 
 
+def _as_mask(mask: jax.Array, size: int) -> jax.Array:
+    mask = jnp.asarray(mask, bool)
+    if mask.shape != (size,):
+        raise ValueError(f"mask must have shape ({size},), one entry each, got {mask.shape}")
+    return mask
+
+
+def _without_padding(batch: PyTree, mask: jax.Array) -> PyTree:
+    """Put an example that counts in the place of each that does not.
+
+    Padding may be NaN. A loss of it that is selected away still has a NaN derivative.
+    """
+    stand_in = jnp.argmax(mask)
+
+    def replace(leaf: jax.Array) -> jax.Array:
+        counts = mask.reshape(mask.shape + (1,) * (jnp.ndim(leaf) - 1))
+        return jnp.where(counts, leaf, jax.lax.dynamic_index_in_dim(leaf, stand_in))
+
+    return jax.tree.map(replace, batch)
+
+
+def _check_outputs(f: Composite, x: PyTree) -> None:
+    """Raise unless the loss takes the model's outputs to a scalar; say what the outputs are."""
+    outputs = jax.eval_shape(f.model, x)
+    try:
+        check_scalar(f.loss, outputs)
+    except (TypeError, ValueError) as error:
+        shapes = jax.tree.map(lambda leaf: leaf.shape, outputs)
+        error.add_note(f"apply(params, x) returned outputs of shape {shapes} for one example")
+        raise
+
+
 def _batched(apply: Apply, loss: Loss, terms: Terms, weights: Mapping[str, Weight]) -> Objective:
     """Average ``terms`` of single examples over a batch and add them up with their weights."""
 
@@ -58,22 +90,22 @@ def _batched(apply: Apply, loss: Loss, terms: Terms, weights: Mapping[str, Weigh
     ) -> tuple[jax.Array, Metrics]:
         x, y, *rest = batch
         size = _check_batch_shapes(x, y, *rest)
+        mask = _as_mask(rest[0], size) if rest else None
+        if mask is not None:
+            x, y = _without_padding((x, y), mask)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
 
         def example(x: PyTree, y: PyTree, key: jax.Array) -> Metrics:
             f = Composite(partial(apply, params), lambda logits: loss(logits, y))
-            check_scalar(f, x)
+            _check_outputs(f, x)
             return terms(f, x, key)
 
         values = jax.vmap(example)(x, y, keys)
-        if rest:
-            (mask,) = rest
-            mask = jnp.asarray(mask, bool)
-            count = jnp.maximum(jnp.sum(mask), 1)
-            # Selected, not multiplied: padding may be NaN.
-            means = {n: jnp.sum(jnp.where(mask, v, 0)) / count for n, v in values.items()}
-        else:
+        if mask is None:
             means = {name: jnp.mean(value) for name, value in values.items()}
+        else:
+            count = jnp.maximum(jnp.sum(mask), 1)
+            means = {n: jnp.sum(jnp.where(mask, v, 0)) / count for n, v in values.items()}
         total = means["loss"]
         for name, weight in weights.items():
             total = total + (weight(step) if callable(weight) else weight) * means[name]
@@ -220,7 +252,8 @@ def check_batch(batch: tuple, *, num_classes: int, bounds: tuple[float, float] =
     """Raise unless a batch on the host is what a classifier expects; traced code cannot.
 
     Args:
-        batch: ``(x, y)`` or ``(x, y, mask)`` with a leading axis.
+        batch: ``(x, y)`` or ``(x, y, mask)`` with a leading axis; what a mask leaves out may be
+            anything.
         num_classes: labels are whole numbers from 0 to this, exclusive.
         bounds: the least and greatest pixel.
 
@@ -232,15 +265,18 @@ def check_batch(batch: tuple, *, num_classes: int, bounds: tuple[float, float] =
     >>> check_batch((np.zeros((2, 3)), np.array([0, 1])), num_classes=2)
     """
     x, y, *rest = batch
-    _check_batch_shapes(x, y, *rest)
-    labels = np.asarray(y)
+    counts = np.ones(_check_batch_shapes(x, y, *rest), bool)
+    if rest:
+        counts = np.asarray(_as_mask(rest[0], counts.size))
+    labels = np.asarray(y)[counts]
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"labels must be whole numbers, got dtype {labels.dtype}")
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if wrong.size:
         raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {wrong.flat[0]}")
     low, high = bounds
-    for leaf in map(np.asarray, jax.tree.leaves(x)):
-        wrong = leaf[~((leaf >= low) & (leaf <= high))]
+    for leaf in jax.tree.leaves(x):
+        pixels = np.asarray(leaf)[counts]
+        wrong = pixels[~((pixels >= low) & (pixels <= high))]
         if wrong.size:
             raise ValueError(f"inputs must be in [{low}, {high}], got {wrong.flat[0]}")

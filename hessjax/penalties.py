@@ -5,8 +5,6 @@ derivative by forward mode, the only thing that a gradient in the parameters see
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +18,9 @@ from hessjax._numerics import (
     check_number,
     check_scalar,
     normalize,
-    safe_norm,
-    tree_vdot,
-    widen,
 )
 from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start, power_iteration
 from hessjax.operators import (
-    Composite,
-    Matvec,
-    check_composite,
     directional_derivative,
     gradient_and_hessian_operator,
     hessian_operator,
@@ -37,10 +29,9 @@ from hessjax.operators import (
 
 Key = jax.Array | None
 
-THREE_PRODUCTS: Solver = partial(power_iteration, num_iters=3)
 
-
-def _square(value: jax.Array, squared: bool) -> jax.Array:
+def squared_if(value: jax.Array, squared: bool) -> jax.Array:
+    """Return the value or its square."""
     return value**2 if squared else value
 
 
@@ -48,12 +39,13 @@ def _moved(x: PyTree, v: PyTree, step: float) -> PyTree:
     return jax.tree.map(lambda a, b: a + jnp.asarray(step * b, a.dtype), x, v)
 
 
-def _gradient(f: ScalarFunction, x: PyTree) -> PyTree:
+def checked_gradient(f: ScalarFunction, x: PyTree) -> PyTree:
+    """Return the gradient at ``x``, or raise if ``f`` is not scalar."""
     check_scalar(f, x)
     return jax.grad(f)(x)
 
 
-def _probes(tree: PyTree, key: Key, num_samples: int) -> PyTree:
+def rademacher_probes(tree: PyTree, key: Key, num_samples: int) -> PyTree:
     """Draw Rademacher probes, entries ±1, with a leading axis of ``num_samples``."""
     check_count("num_samples", num_samples)
     if key is None:
@@ -92,7 +84,7 @@ def input_gradient_norm(
     """
     del key
     x = as_point(x)
-    flat, unravel = ravel_pytree(_gradient(f, x))
+    flat, unravel = ravel_pytree(checked_gradient(f, x))
     if order == 2:
         direction = normalize(flat)[0]
     elif order == math.inf:
@@ -103,7 +95,7 @@ def input_gradient_norm(
     else:
         raise ValueError(f"order must be 1, 2 or infinity, the p of the attack's ball, got {order}")
     u = jax.lax.stop_gradient(unravel(direction))
-    return _square(directional_derivative(f, x, u)[1], squared)
+    return squared_if(directional_derivative(f, x, u)[1], squared)
 
 
 def hessian_operator_norm(
@@ -145,7 +137,7 @@ def hessian_operator_norm(
     gradient, matvec = gradient_and_hessian_operator(f, x)
     pair = solver(matvec, start(gradient, key))
     u, v = jax.lax.stop_gradient((normalize(pair.image)[0], pair.vector))
-    return _square(second_directional_derivative(f, x, u, v)[3], squared)
+    return squared_if(second_directional_derivative(f, x, u, v)[3], squared)
 
 
 def finite_step_operator_norm(
@@ -183,7 +175,7 @@ def finite_step_operator_norm(
     """
     check_number("step", step, positive=True)
     x = as_point(x)
-    gradient = _gradient(f, x)
+    gradient = checked_gradient(f, x)
 
     def difference(v: PyTree) -> PyTree:
         moved = jax.grad(f)(_moved(x, v, step))
@@ -191,7 +183,7 @@ def finite_step_operator_norm(
 
     pair = power_iteration(difference, gradient_start(gradient, key), num_iters=num_iters)
     u, v = jax.lax.stop_gradient((normalize(pair.image)[0], pair.vector))
-    return _square(_slope_change(f, x, u, v, step) / step, squared)
+    return squared_if(_slope_change(f, x, u, v, step) / step, squared)
 
 
 def _slope_change(f: ScalarFunction, x: PyTree, u: PyTree, v: PyTree, step: float) -> jax.Array:
@@ -227,64 +219,11 @@ def curvature_along_gradient(
     del key
     check_number("step", step, positive=True)
     x = as_point(x)
-    gradient = _gradient(f, x)
+    gradient = checked_gradient(f, x)
     z, _ = normalize(jax.tree.map(jnp.sign, gradient))
     change = jax.tree.map(jnp.subtract, jax.grad(f)(_moved(x, z, step)), gradient)
     u, z = jax.lax.stop_gradient((normalize(change)[0], z))
     return _slope_change(f, x, u, z, step)
-
-
-def _jacobian_rows(f: Composite, x: PyTree) -> tuple[jax.Array, jax.Array, Callable]:
-    """Return the outputs, the dense Jacobian ``(C, n)`` and the way back to the shape of ``x``."""
-    flat, unravel = ravel_pytree(x)
-    outputs, pull = jax.vjp(lambda t: f.model(unravel(t)), flat)
-    (rows,) = jax.vmap(pull)(jnp.eye(outputs.size, dtype=outputs.dtype))
-    return outputs, rows, unravel
-
-
-def gauss_newton_operator_norm(
-    f: Composite, x: PyTree, key: Key = None, *, squared: bool = False
-) -> jax.Array:
-    r"""Evaluate the operator norm of the Gauss-Newton matrix, exactly.
-
-    .. math:: \lambda_{max}(J^\top L L^\top J) = \lambda_{max}(L^\top J J^\top L),
-        \qquad L L^\top = \nabla^2 \ell(z)
-
-    For a piecewise-linear model (ReLU, max-pool) this is the Hessian norm almost everywhere; for a
-    smooth one it is not.
-
-    Args:
-        f: `Composite` of a model with C outputs and a convex loss.
-        x: the example; any shape, any tree.
-        key: not used.
-        squared: return the square.
-
-    Returns:
-        The exact norm, scalar, in loss units per squared input unit.
-
-    Raises:
-        TypeError: if ``f`` is not a `Composite`.
-        ValueError: if the loss is not scalar.
-
-    Cost: C vector-Jacobian products and one C by C eigenproblem to locate, a forward sweep to
-    evaluate.
-    """
-    del key
-    f = check_composite(f)
-    x = as_point(x)
-    check_scalar(f, x)
-    outputs, rows, unravel = _jacobian_rows(f, x)
-    rows = widen(rows)
-    curvature, basis = jnp.linalg.eigh(widen(jax.hessian(f.loss)(outputs)))
-    factor = basis * jnp.sqrt(jnp.maximum(curvature, 0))
-    reduced = factor.T @ rows
-    # Scaled, because the product of tiny rows would underflow before the eigenproblem sees it.
-    reduced = reduced / jnp.maximum(jnp.max(jnp.abs(reduced)), jnp.finfo(reduced.dtype).tiny)
-    top = jnp.linalg.eigh(reduced @ reduced.T)[1][:, -1]
-    v = unravel(normalize(top @ reduced)[0].astype(ravel_pytree(x)[0].dtype))
-    v = jax.lax.stop_gradient(v)
-    z, push = jax.jvp(f.model, (x,), (v,))
-    return _square(second_directional_derivative(f.loss, z, push, push)[3], squared)
 
 
 def hessian_squared_frobenius_norm(
@@ -315,80 +254,4 @@ def hessian_squared_frobenius_norm(
         u = jax.lax.stop_gradient(normalize(matvec(probe))[0])
         return second_directional_derivative(f, x, u, probe)[3] ** 2
 
-    return jnp.mean(jax.vmap(sample)(_probes(x, key, num_samples)))
-
-
-def jacobian_squared_frobenius_norm(
-    f: Composite, x: PyTree, key: Key = None, *, num_samples: int = 1
-) -> jax.Array:
-    r"""Estimate the squared Frobenius norm of the model's Jacobian, unbiased.
-
-    .. math:: \|J\|_F^2 = \mathbb{E}\, \|J^\top \xi\|_2^2, \qquad \xi_i = \pm 1
-
-    Args:
-        f: `Composite`; its model is differentiated, its loss is not looked at.
-        x: the example; any shape, any tree.
-        key: for the probes; required.
-        num_samples: the number of probes.
-
-    Returns:
-        The mean over the probes, scalar; its parameter gradient is unbiased, too.
-
-    Raises:
-        TypeError: if ``f`` is not a `Composite`.
-        ValueError: if ``key`` is None or ``num_samples`` < 1.
-
-    Cost: one vector-Jacobian product and one forward tangent per probe. Source: Hoffman, Roberts,
-    Yaida, "Robust learning with Jacobian regularization", 2019.
-    """
-    f = check_composite(f)
-    x = as_point(x)
-    outputs, pull = jax.vjp(f.model, x)
-
-    def sample(probe: jax.Array) -> jax.Array:
-        u = jax.lax.stop_gradient(normalize(pull(probe)[0])[0])
-        return tree_vdot(probe, jax.jvp(f.model, (x,), (u,))[1]) ** 2
-
-    return jnp.mean(jax.vmap(sample)(_probes(outputs, key, num_samples)))
-
-
-def jacobian_operator_norm(
-    f: Composite,
-    x: PyTree,
-    key: Key = None,
-    *,
-    solver: Solver = THREE_PRODUCTS,
-    start: Start = gradient_start,
-    squared: bool = False,
-) -> jax.Array:
-    r"""Estimate the spectral norm of the model's Jacobian, from below.
-
-    .. math:: \|J v\|_2 \le \|J\|_{op}, \qquad v \approx \text{top eigenvector of } J^\top J
-
-    Args:
-        f: `Composite`; the start is the gradient of its loss.
-        x: the example; any shape, any tree.
-        key: for a random start; `gradient_start` needs none.
-        solver: locates v, an eigenvector of ``JᵀJ``.
-        start: ``(gradient, key) -> v0``.
-        squared: return the square.
-
-    Returns:
-        ``‖Jv‖``, scalar, in output units per input unit.
-
-    Raises:
-        TypeError: if ``f`` is not a `Composite`.
-        ValueError: if a random start has no key.
-
-    Cost: a forward and a backward tangent per product, one forward tangent to evaluate.
-    """
-    f = check_composite(f)
-    x = as_point(x)
-    gradient = _gradient(f, x)
-    _, push = jax.linearize(f.model, x)
-    pull = jax.linear_transpose(push, x)
-    gram: Matvec = lambda v: pull(push(v))[0]  # noqa: E731 - a def would hide the one-line formula
-    pair = solver(gram, start(gradient, key))
-    # The image is one product nearer to the eigenvector, at no cost.
-    v = jax.lax.stop_gradient(normalize(pair.image)[0])
-    return _square(safe_norm(jax.jvp(f.model, (x,), (v,))[1]), squared)
+    return jnp.mean(jax.vmap(sample)(rademacher_probes(x, key, num_samples)))

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from hessjax._numerics import as_point, check_number, normalize, safe_norm
+from hessjax._numerics import as_point, check_number, normalize, safe_norm, widen
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,13 @@ def ascent_direction(ball: LpBall, gradient: jax.Array) -> jax.Array:
     [0.0, 1.0]
     """
     gradient = jnp.nan_to_num(gradient)
-    return normalize(gradient)[0] if ball.order == 2 else jnp.sign(gradient)
+    if ball.order != 2:
+        return jnp.sign(gradient)
+    wide = widen(gradient)
+    # The norm of entries at the end of the range is no number of that range, nor its inverse.
+    limit = 2.0**-32 * jnp.finfo(wide.dtype).max
+    wide = jnp.where(jnp.max(jnp.abs(wide)) > limit, 2.0**-32 * wide, wide)
+    return normalize(wide)[0].astype(gradient.dtype)
 
 
 def random_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:

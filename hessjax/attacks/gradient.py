@@ -34,7 +34,7 @@ class AttackState(NamedTuple):
 
 def fgsm(
     logits_fn: Logits,
-    x: jax.Array,
+    x: ArrayLike,
     y: ArrayLike,
     ball: LpBall,
     *,
@@ -73,7 +73,7 @@ def fgsm(
 
 
 def pgd_init(
-    logits_fn: Logits, x: jax.Array, y: ArrayLike, ball: LpBall, key: jax.Array
+    logits_fn: Logits, x: ArrayLike, y: ArrayLike, ball: LpBall, key: jax.Array
 ) -> AttackState:
     """Start at a random point of the ball; the example itself is the best so far.
 
@@ -164,7 +164,7 @@ def pgd_result(
 
 def pgd(
     logits_fn: Logits,
-    x: jax.Array,
+    x: ArrayLike,
     y: ArrayLike,
     ball: LpBall,
     key: jax.Array,

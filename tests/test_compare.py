@@ -1,0 +1,109 @@
+"""A whole comparison, small."""
+
+import re
+
+import numpy as np
+import pytest
+import tyro
+
+from experiments import compare, evaluate, runs
+from experiments.files import read_json
+from experiments.train import load_for
+
+ARGUMENTS = [
+    *("--methods", "none", "gradient:0.5", "--model", "mlp", "--activation", "relu"),
+    *("--epochs", "2", "--l2", "0.5", "0.25", "--linf", "0.1", "--num-steps", "4"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
+    return out
+
+
+def test_a_comparison_is_complete(folder):
+    comparison = read_json(folder / "comparison.json")
+    assert comparison["norms"] == {"l2": [0.25, 0.5], "linf": [0.1]}
+    assert comparison["num_test"] == 450
+    assert [run["method"] for run in comparison["runs"]] == ["none", "gradient"]
+    assert [run["strength"] for run in comparison["runs"]] == [None, 0.5]
+    for run in comparison["runs"]:
+        robust = run["robust"]["l2"]
+        assert 1 > run["clean"] > robust["0.25"] > robust["0.5"] > 0
+        assert run["clean"] > run["robust"]["linf"]["0.1"]
+        assert (folder / run["path"] / "weights.npz").is_file()
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    assert figures == {"accuracy.png", "norms.png", "planes.png", "attacks.png"}
+    report = (folder / "report.md").read_text()
+    assert re.search(r"\| none +\| - ", report)
+    assert re.search(r"\| gradient +\| 0.5 ", report)
+
+
+def test_an_evaluation_counts_the_whole_test_set(folder):
+    run = runs.load(folder / "none" / "seed-0")
+    dataset = load_for(run.config)
+    result = read_json(run.path / "evaluation.json")
+    predicted = np.argmax(run.apply(run.params, dataset.test_images), axis=1)
+    assert result["clean"] == np.mean(predicted == dataset.test_labels)
+    with np.load(run.path / "landscape.npz") as looks:
+        assert looks["curvature"].shape == (450,)
+        assert result["hessian_norm_mean"] == pytest.approx(looks["curvature"].mean())
+        assert result["gradient_norm_mean"] == pytest.approx(looks["gradient_norm"].mean())
+
+
+def test_the_same_command_does_nothing_twice(folder, monkeypatch):
+    before = read_json(folder / "comparison.json")["runs"]
+
+    def refuse(*_, **__):
+        pytest.fail("done before")
+
+    monkeypatch.setattr(compare, "train", refuse)
+    monkeypatch.setattr(compare, "evaluate", refuse)
+    tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(folder)])
+    assert read_json(folder / "comparison.json")["runs"] == before
+
+
+def test_other_settings_are_refused_before_any_work(folder):
+    arguments = [*ARGUMENTS, "--epochs", "3", "--out", str(folder)]
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(compare.main, args=arguments)
+    assert "holds a run with other settings (epochs 2, not 3)" in str(stopped.value.code)
+
+
+def test_evaluating_by_itself_is_the_same(folder, capsys):
+    path = folder / "gradient-0.5" / "seed-0"
+    before = read_json(path / "evaluation.json")
+    options = ["--l2", "0.25", "0.5", "--linf", "0.1", "--num-steps", "4"]
+    tyro.cli(evaluate.main, args=[str(path), *options])
+    after = read_json(path / "evaluation.json")
+    assert after["robust"] == before["robust"]
+    assert after["clean"] == before["clean"]
+    clean = f"clean accuracy on 450 test images: {100 * after['clean']:.2f} %"
+    assert clean in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods"], "a comparison needs at least one method and one seed"),
+        (["--methods", "hesian"], "unknown method 'hesian': there are none, gradient"),
+        (["--l2", "-1"], "epsilon must be positive"),
+        (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
+        (["--data", "minst!"], "unknown data set 'minst!'"),
+        (["--l2", "--linf"], "name a radius"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(compare.main, args=[*arguments, "--out", str(tmp_path / "out")])
+    assert str(stopped.value.code).startswith("error: ")
+    assert message in str(stopped.value.code)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluating_what_is_no_run_is_told(tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(evaluate.main, args=[str(tmp_path)])
+    assert "is no run directory: it has no config.json" in str(stopped.value.code)

@@ -1,0 +1,84 @@
+"""What the command line accepts and fills in."""
+
+import math
+
+import pytest
+
+from experiments.config import RECIPES, Config, parse_method, recipe
+from experiments.methods import METHODS
+
+
+@pytest.mark.parametrize("data", [*RECIPES, "cifar10"])
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_fill_every_gap(data, method):
+    config = Config(data=data, method=method).resolved()
+    assert None not in (config.epochs, config.batch_size, config.warmup_epochs)
+    assert (config.strength is None) == (METHODS[method].strength is None)
+    assert (config.step is None) != METHODS[method].takes_step
+    assert config.resolved() == config
+
+
+def test_what_is_given_is_kept():
+    given = {"epochs": 3, "batch_size": 7, "warmup_epochs": 0.5, "strength": 0.25, "step": 0.125}
+    config = Config(data="mnist", method="finite-step", **given).resolved()
+    assert {name: getattr(config, name) for name in given} == given
+    assert config.name == "finite-step:0.25:0.125"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("none", {"method": "none"}),
+        ("hessian:2", {"method": "hessian", "strength": 2.0}),
+        ("finite-step:1:1.5", {"method": "finite-step", "strength": 1.0, "step": 1.5}),
+    ],
+)
+def test_a_method_is_read_with_its_numbers(text, expected):
+    assert parse_method(text) == expected
+    assert Config(data="mnist", **expected).resolved().name == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hesian", "unknown method 'hesian': there are none, gradient, hessian"),
+        ("hessian:two", "'hessian:two' must be a method, method:strength or"),
+        ("hessian:", "'hessian:' must be a method, method:strength or"),
+        ("finite-step:1:2:3", "'finite-step:1:2:3' must be a method, method:strength or"),
+    ],
+)
+def test_a_wrong_method_is_told(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_method(text)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "ridge"}, "unknown method 'ridge': there are none, "),
+        ({"strength": -1.0}, "strength must not be negative, got -1"),
+        ({"strength": math.nan}, "strength must not be negative, got nan"),
+        ({"method": "none", "strength": 1.0}, "the method 'none' has no strength, got 1"),
+        ({"step": 1.0}, "the method 'hessian' takes no step, got 1"),
+        ({"method": "finite-step", "step": 0.0}, "step must be positive, got 0"),
+        ({"method": "adversarial", "strength": 0.0}, "strength, the ε of adv.* positive, got 0"),
+        ({"epochs": 0}, "epochs must be positive, got 0"),
+        ({"batch_size": -3}, "batch_size must be positive, got -3"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs must not be negative, got -1"),
+        ({"learning_rate": math.inf}, "learning_rate must be positive, got inf"),
+        ({"beta": 0.0}, "beta must be positive, got 0"),
+        ({"validation": -1}, "validation must not be negative, got -1"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"norm": "l1"}, "unknown norm 'l1': there are l2, linf"),
+    ],
+)
+def test_a_wrong_number_is_told(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**wrong).resolved()
+
+
+def test_every_recipe_has_radii_of_both_norms():
+    for data in [*RECIPES, "cifar10"]:
+        radii = recipe(data).radii
+        assert sorted(radii) == ["l2", "linf"]
+        assert all(r > 0 for values in radii.values() for r in values)

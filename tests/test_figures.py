@@ -1,0 +1,300 @@
+"""What the figures draw, read back from the axes, and the files they leave."""
+
+from math import log
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from experiments import canvas, figures
+
+TEXT: dict[str, Any] = {"title": "A title", "note": "400 test images; seeds 0, 1, 2. " * 6}
+NONE, HESSIAN = canvas.style("none"), canvas.style("hessian")
+METHODS = (
+    *("none", "gradient", "hessian", "hessian-only", "finite-step", "curvature", "jacobian"),
+    *("gauss-newton", "adversarial"),
+)
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """Keep every page that is saved, for a look at its axes."""
+    kept = []
+
+    def keep(page, path):
+        kept.append(page)
+        canvas.save(page, path)
+
+    monkeypatch.setattr(figures, "save", keep)
+    return kept
+
+
+def curves():
+    radii = np.array([0.0, 0.5, 2.0])
+    three = np.array([[0.9, 0.5, 0.1], [0.8, 0.5, 0.2], [1.0, 0.5, 0.3]])
+    return {
+        norm: [
+            figures.Curve("none", NONE, radii, three[:1]),
+            figures.Curve("hessian", HESSIAN, radii, three),
+        ]
+        for norm in ("l2", "linf")
+    }
+
+
+def draw_accuracy(path):
+    figures.accuracy(path, curves(), **TEXT)
+
+
+def draw_histograms(path):
+    values = np.geomspace(1e-3, 10, 40)
+    clouds = [
+        figures.Cloud("none", NONE, values, 2 * values),
+        figures.Cloud("hessian", HESSIAN, values / 10, values / 5),
+    ]
+    figures.histograms(path, clouds, **TEXT)
+
+
+def draw_planes(path, losses=None):
+    offsets = np.linspace(-1, 1, 5)
+    bowl = 2 * (offsets[:, None] ** 2 + offsets[None, :] ** 2)
+    planes = [
+        figures.Plane(name, canvas.style(name), loss, 0.6)
+        for name, loss in (losses or {"none": bowl, "hessian": bowl / 8}).items()
+    ]
+    figures.planes(path, planes, offsets, epsilon=0.5, **TEXT)
+
+
+def draw_attacks(path, channels=1, order=2.0):
+    clean = np.full((4, 4, channels), 0.5)
+    attacked = clean.copy()
+    attacked[0, 0] += 0.3
+    attacked[1, 1] -= 0.4
+    rows = [
+        ("none", NONE, [figures.Attack(clean, attacked, 7, 7, 2)]),
+        ("hessian", HESSIAN, [figures.Attack(clean, attacked, 7, 7, 7)]),
+    ]
+    figures.attacks(path, rows, order=order, **TEXT)
+
+
+ALL = [draw_accuracy, draw_histograms, draw_planes, draw_attacks]
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_file_is_a_png_of_the_size_of_its_page(draw, pages, tmp_path):
+    path = tmp_path / "figures" / "one.png"
+    draw(path)
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    [page] = pages
+    width, height = page.get_size_inches() * page.dpi
+    pixels = imread(path)
+    np.testing.assert_allclose(pixels.shape[:2], (height, width), atol=1)
+    assert width >= 1000
+    assert height >= 500
+    # Something is drawn in every quarter.
+    for half in np.array_split(pixels[..., :3], 2, axis=0):
+        for quarter in np.array_split(half, 2, axis=1):
+            assert quarter.std() > 0.01
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_title_and_whole_note_are_in_the_figure(draw, pages, tmp_path):
+    draw(tmp_path / "one.png")
+    header = pages[0].subfigs[0]
+    title, note = (text.get_text() for text in header.texts)
+    assert title == TEXT["title"]
+    assert note.split() == TEXT["note"].split()
+    inside = header.get_window_extent()
+    for text in header.texts:
+        extent = text.get_window_extent()
+        assert inside.x0 <= extent.x0
+        assert extent.x1 <= inside.x1
+        assert inside.y0 <= extent.y0
+        assert extent.y1 <= inside.y1
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_every_axis_is_told(draw, pages, tmp_path):
+    draw(tmp_path / "one.png")
+    body = pages[0].subfigs[1]
+    across = {ax.get_xlabel() for ax in body.axes} | {body.get_supxlabel()}
+    upward = {ax.get_ylabel() for ax in body.axes} | {body.get_supylabel()}
+    expected = {
+        draw_accuracy: ([r"$\ell_2$ norm", r"$\ell_\infty$ norm"], ["% of test images"]),
+        draw_histograms: (["nats per input unit)", "nats per input unit²)"], ["% of test images"]),
+        draw_planes: ([r"input units, $\ell_2$"], [r"input units, $\ell_2$", "nats"]),
+        draw_attacks: ([r"$\ell_2$ size", "predicts"], ["change of pixel value"]),
+    }[draw]
+    for labels, parts in zip((across, upward), expected, strict=True):
+        for part in parts:
+            assert any(part in label for label in labels), (part, labels)
+
+
+def test_an_interrupted_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    def interrupted(_, path, **settings):
+        del settings
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    path = tmp_path / "one.png"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draw_planes(path)
+    assert path.read_bytes() == b"old"
+
+
+def test_nothing_but_the_figure_is_left(tmp_path):
+    draw_planes(tmp_path / "one.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
+
+
+def test_methods_look_different_and_settings_of_one_share_its_color():
+    looks = [canvas.style(method) for method in METHODS]
+    assert len({look.color for look in looks}) == len(METHODS)
+    assert len({look.marker for look in looks}) == len(METHODS)
+    first, second = canvas.style("hessian", 0), canvas.style("hessian", 1)
+    assert first.color == second.color
+    assert first.line != second.line
+    assert canvas.style("something new").color not in {look.color for look in looks}
+
+
+def test_accuracy_line_is_the_mean_and_band_the_sample_deviation(pages, tmp_path):
+    draw_accuracy(tmp_path / "one.png")
+    for ax in pages[0].subfigs[1].axes:
+        single, line, *dots = ax.lines
+        np.testing.assert_allclose(single.get_ydata(), [90, 50, 10])
+        np.testing.assert_allclose(line.get_ydata(), [90, 50, 20])
+        assert line.get_color() == HESSIAN.color
+        # Three seeds at 80, 90, 100: the sample deviation is 10, that of the population 8.2.
+        [band] = ax.collections
+        corners = band.get_paths()[0].vertices
+        at_zero = corners[corners[:, 0] == 0.0, 1]
+        np.testing.assert_allclose([at_zero.min(), at_zero.max()], [80, 100])
+        np.testing.assert_allclose([dot.get_ydata()[0] for dot in dots], [90, 80, 100])
+        assert ax.get_xticklabels()[0].get_text() == "clean"
+        assert ax.get_xticks().tolist() == [0, 0.5, 2]
+
+
+def test_legend_is_outside_of_the_axes(pages, tmp_path):
+    draw_accuracy(tmp_path / "one.png")
+    _, body, footer = pages[0].subfigs
+    assert [text.get_text() for text in footer.legends[0].get_texts()] == ["none", "hessian"]
+    legend = footer.legends[0].get_window_extent()
+    for ax in body.axes:
+        assert legend.y1 <= ax.get_tightbbox().y0
+
+
+def test_histograms_count_every_example(pages, tmp_path):
+    """One above all, one in the middle, zeros and the far too small in the first bin."""
+    values = np.array([0.0, 0.0, 1e-20, 1.0, 100.0])
+    clouds = [figures.Cloud("none", NONE, values, values)]
+    figures.histograms(tmp_path / "one.png", clouds, **TEXT)
+    for ax in pages[0].subfigs[1].axes:
+        share = ax.patches[0].get_data().values
+        edges = ax.patches[0].get_data().edges
+        np.testing.assert_allclose(share.sum(), 100)
+        assert edges[0] > 1e-7
+        assert share[0] == 60
+        assert share[-1] == 20
+        assert share[(edges[:-1] <= 1.0) & (edges[1:] > 1.0)] == 20
+        assert ax.get_title(loc="right") == "median 1e-20"
+
+
+def test_histogram_colors_and_medians_are_those_of_the_methods(pages, tmp_path):
+    draw_histograms(tmp_path / "one.png")
+    axes = pages[0].subfigs[1].axes
+    colors = [to_hex(ax.patches[0].get_facecolor()).upper() for ax in axes]
+    assert colors == [NONE.color, NONE.color, HESSIAN.color, HESSIAN.color]
+    # The middle of a geometric sequence from 1e-3 to 10 is 0.1; gradient norms twice that.
+    assert [ax.get_title(loc="right") for ax in axes] == [
+        *("median 0.2", "median 0.1", "median 0.02", "median 0.01"),
+    ]
+
+
+def test_histograms_of_zeros_alone_are_drawn(tmp_path):
+    clouds = [figures.Cloud("none", NONE, np.zeros(3), np.zeros(3))]
+    figures.histograms(tmp_path / "one.png", clouds, **TEXT)
+    assert (tmp_path / "one.png").stat().st_size > 1000
+
+
+def test_planes_share_levels_that_reach_the_largest_loss_and_hold_ln_2(pages, tmp_path):
+    draw_planes(tmp_path / "one.png")
+    *axes, bar = pages[0].subfigs[1].axes
+    levels = [ax.collections[0].levels for ax in axes]
+    np.testing.assert_array_equal(levels[0], levels[1])
+    assert levels[0][0] == 0
+    assert levels[0][-1] >= 4.0 > levels[0][-2]
+    assert np.isclose(levels[0], log(2)).any()
+    np.testing.assert_allclose(levels[0][2:] / levels[0][1:-1], 2)
+    np.testing.assert_array_equal(bar.get_yticks(), levels[0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_every_number_of_methods_has_its_panels(count, pages, tmp_path):
+    losses = {name: np.eye(5) for name in METHODS[:count]}
+    draw_planes(tmp_path / "one.png", losses)
+    *axes, _ = pages[0].subfigs[1].axes
+    assert [ax.get_title() for ax in axes] == [f"{name}\ncos = 0.600" for name in losses]
+    assert all(ax.get_xticklabels()[0].get_visible() for ax in axes)
+
+
+def test_plane_rows_go_upward(pages, tmp_path):
+    """A loss that grows with the row only has horizontal contours."""
+    rising = np.repeat(np.linspace(0, 1, 5)[:, None], 5, axis=1)
+    draw_planes(tmp_path / "one.png", {"none": rising})
+    ax = pages[0].subfigs[1].axes[0]
+    line = ax.collections[-1].get_paths()[0].vertices
+    assert np.ptp(line[:, 1]) < 1e-9 < np.ptp(line[:, 0])
+    top_band = ax.collections[0].get_paths()[-1].get_extents()
+    assert top_band.width == 2
+    assert top_band.ymin > 0
+
+
+def test_plane_marks_the_eigenvector_and_the_ball(pages, tmp_path):
+    draw_planes(tmp_path / "one.png")
+    direction, example, ball = pages[0].subfigs[1].axes[0].lines
+    # At a cosine of 0.6 the sine is 0.8.
+    np.testing.assert_allclose(np.transpose(direction.get_data()), [[0, 0], [0.6, 0.8]])
+    np.testing.assert_array_equal(np.ravel(example.get_data()), [0, 0])
+    np.testing.assert_allclose(np.hypot(*ball.get_data()), 0.5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, 3.0, 500.0])
+def test_flat_planes_are_drawn_without_contours(value, pages, tmp_path):
+    """Asked for a level that is not there, older versions of matplotlib warn."""
+    draw_planes(tmp_path / "one.png", {"none": np.full((5, 5), value)})
+    assert (tmp_path / "one.png").stat().st_size > 1000
+    [_] = pages[0].subfigs[1].axes[0].collections
+
+
+@pytest.mark.parametrize(("order", "size"), [(2.0, "0.50"), (np.inf, "0.40")])
+def test_attacks_tell_predictions_errors_and_size(order, size, pages, tmp_path):
+    draw_attacks(tmp_path / "one.png", order=order)
+    first, second = np.reshape(pages[0].subfigs[1].axes[:6], (2, 3))
+    labels = [ax.get_xlabel() for ax in first]
+    assert labels[:2] == ["predicts 7", "predicts 2 (wrong)"]
+    assert labels[2].endswith(f"size {size}")
+    assert [ax.get_xlabel() for ax in second[:2]] == ["predicts 7", "predicts 7"]
+    assert [ax.get_title() for ax in first] == ["clean, label 7", "attacked", "difference"]
+    assert [line[0].get_ylabel() for line in (first, second)] == ["none", "hessian"]
+
+
+def test_attacks_show_the_images_and_a_difference_on_one_scale(pages, tmp_path):
+    draw_attacks(tmp_path / "one.png")
+    clean, attacked, difference = (ax.images[0].get_array() for ax in pages[0].subfigs[1].axes[:3])
+    np.testing.assert_allclose(clean, np.full((4, 4), 0.5))
+    np.testing.assert_allclose([attacked[0, 0], attacked[1, 1]], [0.8, 0.1])
+    np.testing.assert_allclose([difference[0, 0], difference[1, 1]], [0.3, -0.4])
+    for ax in (pages[0].subfigs[1].axes[i] for i in (2, 5)):
+        np.testing.assert_allclose(ax.images[0].get_clim(), (-0.4, 0.4))
+
+
+def test_attacks_on_color_images_are_drawn(pages, tmp_path):
+    draw_attacks(tmp_path / "one.png", channels=3)
+    clean, _, difference = pages[0].subfigs[1].axes[:3]
+    assert clean.images[0].get_array().shape == (4, 4, 3)
+    assert difference.images[0].get_array().shape == (4, 4)
+    np.testing.assert_allclose(difference.images[0].get_array()[0, 0], 0.3)

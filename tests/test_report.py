@@ -1,0 +1,350 @@
+"""The table and the report of a comparison, from synthetic files with numbers made by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import figures, report
+from experiments.table import group, read, table
+
+ROOT = Path(__file__).parents[1]
+FIGURES = ["accuracy.png", "norms.png", "planes.png", "attacks.png"]
+
+
+def run(method, seed, **changed):
+    """Return one run; accuracies in steps of a point per seed."""
+    clean = 0.9 + 0.01 * seed
+    return {
+        "method": method,
+        "seed": seed,
+        "strength": None,
+        "step": None,
+        "path": f"{method}-{seed}",
+        "clean": clean,
+        "robust": {"l2": {"0.5": clean - 0.1, "1.0": clean - 0.3}, "linf": {"0.1": clean - 0.5}},
+        "train_seconds": 10.0,
+        "seconds_per_step": 0.01,
+        "gradient_norm_mean": 0.25,
+        "hessian_norm_mean": 12.0,
+    } | changed
+
+
+def comparison(runs=None):
+    plain = [run("none", seed) for seed in range(3)]
+    hessian = [
+        run(
+            "hessian",
+            seed,
+            strength=1.5,
+            seconds_per_step=0.04 + 0.01 * seed,
+            gradient_norm_mean=0.1 + 0.1 * seed,
+            hessian_norm_mean=1.0,
+        )
+        for seed in range(2)
+    ]
+    return {
+        "command": "python -m experiments.compare --data digits",
+        "commit": "0123abc",
+        "versions": {"jax": "0.10.2", "flax": "0.12.8"},
+        "device": "one processor",
+        "data": "digits",
+        "num_test": 1234,
+        "norms": {"l2": [0.5, 1.0], "linf": [0.1]},
+        "attack": {"name": "PGD", "num_steps": 40, "losses": ["cross-entropy", "dlr"]},
+        "runs": plain + hessian if runs is None else runs,
+    }
+
+
+def landscape(seed=0, **changed):
+    random = np.random.default_rng(seed)
+    clean = random.uniform(size=(3, 4, 4, 1))
+    return {
+        "curvature": random.uniform(0.1, 10, size=20),
+        "gradient_norm": random.uniform(0.1, 1, size=20),
+        "shown": np.array([0, 4, 9]),
+        "shown_label": np.array([7, 3, 1]),
+        "shown_clean": clean,
+        "clean_prediction": np.array([7, 3, 1]),
+        "attacked": np.clip(clean + 0.1, 0, 1),
+        "attacked_prediction": np.array([7, 8, 1]),
+        "attack_epsilon": np.array(1.5),
+        "attack_order": np.array(2.0),
+        "attack_steps": np.array(40),
+        "surface_offsets": np.linspace(-1, 1, 5),
+        "surface_loss": random.uniform(0, 3, size=(3, 5, 5)),
+        "surface_cosine": np.array([0.5, 0.6, 0.7]),
+    } | changed
+
+
+def store(directory, content, landscapes):
+    (directory / "comparison.json").write_text(json.dumps(content))
+    for path, arrays in landscapes.items():
+        (directory / path).mkdir()
+        np.savez(directory / path / "landscape.npz", **arrays)
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path):
+    content = comparison()
+    landscapes = {one["path"]: landscape(i) for i, one in enumerate(content["runs"])}
+    return store(tmp_path, content, landscapes)
+
+
+def cells(directory):
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table(read(directory)).splitlines()
+    ]
+
+
+def test_table_holds_hand_computed_means_and_sample_deviations(directory):
+    head, rule, *rows = cells(directory)
+    assert head == [
+        *("method", "strength", "clean", "ℓ₂ 0.5", "ℓ₂ 1", "ℓ∞ 0.1"),
+        *("mean ‖g‖₂", "mean ‖H‖", "time/step", "seeds"),
+    ]
+    assert len(rule) == len(head)
+    # Seeds at 90, 91, 92: mean 91, deviation 1. Two seeds at 90, 91: 90.5 and 1/√2 = 0.7.
+    assert rows[0] == [
+        *("none", "-", "91.0 ± 1.0", "81.0 ± 1.0", "61.0 ± 1.0", "41.0 ± 1.0"),
+        *("0.25", "12", "1.00×", "3"),
+    ]
+    assert rows[1] == [
+        *("hessian", "1.5", "90.5 ± 0.7", "80.5 ± 0.7", "60.5 ± 0.7", "40.5 ± 0.7"),
+        *("0.15", "1", "4.50×", "2"),
+    ]
+
+
+def test_table_lines_are_markdown_of_one_width(directory):
+    lines = table(read(directory)).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert all(set(cell) <= set(":-") for cell in cells(directory)[1])
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    store(tmp_path, comparison([run("none", 0)]), {})
+    assert cells(tmp_path)[2][2:6] == ["90.0", "80.0", "60.0", "40.0"]
+    report.main(tmp_path)
+    assert "deviation" not in (tmp_path / "report.md").read_text()
+
+
+def test_what_was_not_measured_is_a_dash(tmp_path):
+    content = comparison([run("hessian", 0, gradient_norm_mean=None, hessian_norm_mean=None)])
+    store(tmp_path, content, {})
+    assert cells(tmp_path)[2][6:] == ["-", "-", "-", "1"]
+
+
+def test_radii_match_as_numbers(tmp_path):
+    """A radius of 1 is "1" for one writer and "1.0" for another."""
+    robust = {"l2": {"0.50": 0.7, "1": 0.6}, "linf": {"1e-1": 0.5}}
+    store(tmp_path, comparison([run("none", 0, robust=robust)]), {})
+    assert cells(tmp_path)[2][3:6] == ["70.0", "60.0", "50.0"]
+
+
+def test_settings_of_one_method_are_rows_of_their_own():
+    runs = [
+        run("finite-step", 0, strength=1.0, step=1.5),
+        run("none", 0),
+        run("finite-step", 0, strength=1.0, step=0.5),
+        run("finite-step", 1, strength=1.0, step=1.5),
+    ]
+    methods = group(comparison(runs))
+    assert [(method.label, len(method.runs)) for method in methods] == [
+        ("finite-step (1, step 1.5)", 2),
+        ("none", 1),
+        ("finite-step (1, step 0.5)", 1),
+    ]
+    assert methods[0].style.color == methods[2].style.color
+    assert methods[0].style.line != methods[2].style.line
+    rows = table(comparison([one | {"robust": numbered(one)} for one in runs])).splitlines()[2:]
+    assert [row.split("|")[2].strip() for row in rows] == ["1, step 1.5", "-", "1, step 0.5"]
+
+
+def numbered(one):
+    """Return accuracies keyed by numbers, as `read` leaves them."""
+    return {norm: {float(k): v for k, v in known.items()} for norm, known in one["robust"].items()}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Catch what the figures are given."""
+    calls = {}
+    for name in ("accuracy", "histograms", "planes", "attacks"):
+
+        def catch(_, *data, name=name, **told):
+            calls[name] = (data, told)
+
+        monkeypatch.setattr(figures, name, catch)
+    return calls
+
+
+@pytest.mark.usefixtures("drawn")
+def test_report_tells_where_its_numbers_come_from(directory):
+    report.main(directory)
+    text = (directory / "report.md").read_text()
+    for part in (
+        "python -m experiments.compare --data digits",
+        "0123abc",
+        "jax 0.10.2, flax 0.12.8",
+        "one processor",
+        "1,234 test images of digits",
+        "seeds 0, 1, 2",
+        "PGD, 40 steps, losses cross-entropy and dlr",
+        "sample standard deviation",
+        "estimated from below",
+        table(read(directory)),
+    ):
+        assert part in text
+    for name in FIGURES:
+        assert f"](figures/{name})" in text
+
+
+def test_report_writes_all_figures_and_prints_the_table_and_can_be_repeated(directory, capsys):
+    report.main(directory)
+    first = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert {path.name for path in (directory / "figures").iterdir()} == set(FIGURES)
+    for name in FIGURES:
+        assert (directory / "figures" / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(directory.rglob("*.part"))
+    assert capsys.readouterr().out.startswith(table(read(directory)))
+    report.main(directory)
+    assert first == {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_figures_get_the_numbers_of_the_files(directory, drawn):
+    report.main(directory)
+    (curves,), told = drawn["accuracy"]
+    assert list(curves) == ["l2", "linf"]
+    none, hessian = curves["l2"]
+    np.testing.assert_array_equal(none.epsilons, [0, 0.5, 1])
+    np.testing.assert_allclose(
+        none.accuracy, [[0.9, 0.8, 0.6], [0.91, 0.81, 0.61], [0.92, 0.82, 0.62]]
+    )
+    np.testing.assert_allclose(hessian.accuracy, [[0.9, 0.8, 0.6], [0.91, 0.81, 0.61]])
+    np.testing.assert_allclose(curves["linf"][1].accuracy, [[0.9, 0.4], [0.91, 0.41]])
+    assert "1,234 test images" in told["note"]
+    assert "PGD, 40 steps" in told["note"]
+
+    (clouds,), told = drawn["histograms"]
+    pooled = np.concatenate([landscape(seed)["curvature"] for seed in (3, 4)])
+    np.testing.assert_array_equal(clouds[1].curvature, pooled)
+    pooled = np.concatenate([landscape(seed)["gradient_norm"] for seed in (0, 1, 2)])
+    np.testing.assert_array_equal(clouds[0].gradient_norm, pooled)
+    assert "20 test images of digits; seeds 0, 1, 2 pooled" in told["note"]
+
+    (planes, offsets), told = drawn["planes"]
+    np.testing.assert_array_equal(planes[1].loss, landscape(3)["surface_loss"][0])
+    np.testing.assert_array_equal(offsets, landscape()["surface_offsets"])
+    assert planes[0].cosine == 0.5
+    assert told["epsilon"] == 1.5
+    assert "Test image 0 (label 7) of digits, seed 0" in told["note"]
+
+    (rows,), told = drawn["attacks"]
+    label, look, attacks = rows[1]
+    assert (label, look.color) == ("hessian", clouds[1].style.color)
+    np.testing.assert_array_equal(attacks[1].attacked, landscape(3)["attacked"][1])
+    assert [one.attacked_prediction for one in attacks] == [7, 8]
+    assert told["order"] == 2
+    assert "Test images 0 and 4 of digits, seed 0. PGD, 40 steps" in told["note"]
+
+
+def test_images_that_most_get_right_are_shown_first(tmp_path, drawn):
+    wrong = {"clean_prediction": np.array([0, 3, 1])}
+    runs = [run("none", 0), run("hessian", 0)]
+    landscapes = {"none-0": landscape(0), "hessian-0": landscape(1, **wrong)}
+    report.main(store(tmp_path, comparison(runs), landscapes))
+    assert "Test image 4 (label 3)" in drawn["planes"][1]["note"]
+    assert "Test images 4 and 9" in drawn["attacks"][1]["note"]
+
+
+def test_no_circle_for_a_ball_that_is_none(tmp_path, drawn):
+    landscapes = {"none-0": landscape(attack_order=np.array(np.inf))}
+    report.main(store(tmp_path, comparison([run("none", 0)]), landscapes))
+    assert drawn["planes"][1]["epsilon"] is None
+    assert "ball" not in drawn["planes"][1]["note"]
+    assert r"$\ell_\infty$ ball of radius ε = 1.5" in drawn["attacks"][1]["note"]
+
+
+def test_methods_without_landscape_are_named(tmp_path, drawn):
+    landscapes = {"hessian-1": landscape()}
+    report.main(store(tmp_path, comparison(), landscapes))
+    text = (tmp_path / "report.md").read_text()
+    assert "Without landscape.npz, so in the first figure only: none." in text
+    assert [cloud.label for cloud in drawn["histograms"][0][0]] == ["hessian"]
+    assert "seed 1. Derivatives" in drawn["histograms"][1]["note"]
+    assert "seed 1" in drawn["planes"][1]["note"]
+
+
+def test_without_any_landscape_there_is_the_accuracy_figure(tmp_path):
+    report.main(store(tmp_path, comparison(), {}))
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["accuracy.png"]
+
+
+def without(content, key):
+    return {name: value for name, value in content.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is no comparison: it has no comparison.json, which python -m experiments.compare"),
+        ("{", "is no valid JSON"),
+        ([1], "lacks attack, command"),
+        (without(comparison(), "num_test"), "comparison.json lacks num_test"),
+        (comparison([]), "holds no runs"),
+        (comparison() | {"norms": {}}, "holds no norms"),
+        (comparison() | {"norms": {"l1": [1.0]}}, "the norm 'l1', expected one of l2, linf"),
+        (comparison() | {"norms": {"l2": [3.0]}}, "has no accuracy at l2 radius 3"),
+        (comparison([run("none", 0), without(run("none", 1), "clean")]), "run 1 of .* lacks clean"),
+    ],
+)
+def test_a_folder_that_is_no_comparison_is_told(content, message, tmp_path):
+    if content is not None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "comparison.json").write_text(text)
+    with pytest.raises(SystemExit, match=message) as error:
+        report.main(tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "key", "images"])
+def test_a_damaged_landscape_is_told(damage, directory):
+    path = directory / "hessian-0" / "landscape.npz"
+    whole = path.read_bytes()
+    if damage == "images":
+        np.savez(path, **landscape(shown=np.array([0, 4, 8])))
+    elif damage == "key":
+        np.savez(path, **without(landscape(), "curvature"))
+    else:
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no"}[damage])
+    message = {
+        "key": "lacks curvature",
+        "images": "show different test images",
+    }.get(damage, "landscape.npz cannot be read")
+    with pytest.raises(SystemExit, match=message):
+        report.main(directory)
+
+
+def test_command_line_teaches_and_refuses(tmp_path):
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.report", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    helped = call("--help")
+    assert helped.returncode == 0
+    assert "python -m experiments.report runs/demo" in helped.stdout
+    refused = call(str(tmp_path))
+    assert refused.returncode == 1
+    assert refused.stderr.strip().startswith("error: ")
+    assert len(refused.stderr.strip().splitlines()) == 1

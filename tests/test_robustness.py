@@ -1,0 +1,105 @@
+"""The attack on a test set, against a linear model whose distances are known."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.robustness import LOSSES, withstood
+
+RADII = (0.02, 0.05, 0.1)
+# The example's distance to the boundary, as a dual norm of the weights divides the margin.
+DUAL = {2: 2, np.inf: 1}
+
+
+def linear(params, x):
+    """Two classes along one direction, and a third that is never near."""
+    score = jnp.vdot(params["w"], x) - params["b"]
+    return jnp.stack([score, -score, -100 - 0 * score])
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Well inside the box, so that the balls are not cut."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(3, 3))
+    images = rng.uniform(0.35, 0.65, size=(23, 3, 3))
+    params = {"w": jnp.asarray(w), "b": jnp.asarray(w.sum() / 2)}
+    scores = np.tensordot(images, w, axes=2) - w.sum() / 2
+    labels = (scores < 0).astype(np.int32)
+    labels[:2] = 1 - labels[:2]  # misclassified from the start
+    return params, images, labels, np.abs(scores)
+
+
+def attack(example, order, **options):
+    params, images, labels, _ = example
+    options = {"radii": RADII, "key": jax.random.key(0), "num_steps": 10, **options}
+    return list(withstood(linear, params, images, labels, order=order, **options))
+
+
+@pytest.mark.parametrize("order", DUAL)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_robust_examples_are_those_farther_than_the_radius(example, order, loss):
+    params, *_, scores = example
+    distance = scores / np.linalg.norm(np.asarray(params["w"]).ravel(), DUAL[order])
+    results = attack(example, order, losses=[LOSSES[loss]])
+    assert [radius for radius, _ in results] == [0, *RADII]
+    shares = []
+    for radius, right in results:
+        expected = distance > radius
+        expected[:2] = False
+        np.testing.assert_array_equal(right, expected)
+        shares.append(right.mean())
+    assert 1 > shares[0] > shares[1] > shares[-1], "the radii are to matter"
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_batch_size_changes_nothing(example, batch_size):
+    weak = {"num_steps": 2, "losses": [LOSSES["DLR"]]}
+    whole = attack(example, 2, batch_size=23, **weak)
+    for (_, right), (_, expected) in zip(
+        attack(example, 2, batch_size=batch_size, **weak), whole, strict=True
+    ):
+        np.testing.assert_array_equal(right, expected)
+
+
+def test_radii_in_any_order_come_back_growing(example):
+    results = attack(example, np.inf, radii=RADII[::-1], num_steps=3)
+    assert [radius for radius, _ in results] == [0, *RADII]
+    for (_, before), (_, after) in itertools.pairwise(results):
+        assert not np.any(after & ~before)
+
+
+def test_restarts_and_losses_only_lower_the_accuracy():
+    """A loss with many maxima: one short attack misses what several find."""
+
+    def bumpy(params, x):
+        score = jnp.sum(jnp.sin(params * x)) + 0.5
+        return jnp.stack([score, -score, -100 - 0 * score])
+
+    rng = np.random.default_rng(1)
+    images = rng.uniform(0.2, 0.8, size=(60, 2)).astype(np.float32)
+    run = partial(
+        withstood, bumpy, 40.0, images, np.zeros(60, np.int32), order=2, radii=[0.05],
+        key=jax.random.key(0), num_steps=3,
+    )  # fmt: skip
+    one = dict(run(losses=[LOSSES["cross-entropy"]]))[0.05]
+    restarts = dict(run(losses=[LOSSES["cross-entropy"]], num_restarts=8))[0.05]
+    both = dict(run())[0.05]
+    for more in (restarts, both):
+        assert not np.any(more & ~one)
+    assert restarts.sum() < one.sum()
+
+
+def test_a_model_of_nan_withstands_nothing():
+    def broken(params, x):
+        return params * jnp.full(3, jnp.nan) + 0 * jnp.sum(x)
+
+    images, labels = np.full((4, 2), 0.5, np.float32), np.zeros(4, np.int32)
+    results = withstood(
+        broken, 1.0, images, labels, order=2, radii=[0.1], key=jax.random.key(0), num_steps=1
+    )
+    assert [right.any() for _, right in results] == [False, False]

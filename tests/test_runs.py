@@ -1,0 +1,116 @@
+"""A run's folder: what it keeps, and what it refuses."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import models, runs
+from experiments.config import Config
+from experiments.data import Dataset
+from experiments.files import read_arrays, write_arrays
+
+CONFIG = Config(data="digits", method="gradient", model="mlp").resolved()
+IMAGES = np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 4, 4, 1)
+LABELS = np.array([0, 1], np.int32)
+DATA = Dataset("toy", IMAGES, LABELS, IMAGES, LABELS, 3)
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "run"
+    architecture = runs.network(CONFIG, DATA)
+    _, params = models.functional(models.create(**architecture, seed=1))
+    runs.start(path, CONFIG, architecture)
+    runs.finish(path, params, {"completed": True, "steps": 3})
+    return path
+
+
+def test_a_network_comes_back_as_it_was(run):
+    loaded = runs.load(run)
+    apply, params = models.functional(models.create(**runs.network(CONFIG, DATA), seed=1))
+    np.testing.assert_array_equal(loaded.apply(loaded.params, IMAGES[0]), apply(params, IMAGES[0]))
+    assert loaded.config == CONFIG
+    assert loaded.training == {"completed": True, "steps": 3}
+
+
+def test_normalization_is_that_of_the_training_images():
+    architecture = runs.network(CONFIG, DATA)
+    np.testing.assert_allclose(architecture["mean"], [IMAGES.mean()])
+    np.testing.assert_allclose(architecture["std"], [IMAGES.std()])
+    blank = DATA._replace(train_images=np.zeros_like(IMAGES))
+    assert runs.network(CONFIG, blank)["std"] == [1.0]
+
+
+def test_a_run_with_other_settings_is_not_overwritten(run):
+    other = dataclasses.replace(CONFIG, strength=7.0)
+    with pytest.raises(ValueError, match=r"other settings \(strength 1, not 7.0\): delete it or"):
+        runs.start(run, other, runs.network(other, DATA))
+    assert runs.read_config(run) == CONFIG
+
+
+def test_a_folder_of_something_else_is_not_written_to(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"is no run directory: it has no config\.json"):
+        runs.start(tmp_path, CONFIG, runs.network(CONFIG, DATA))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_starting_again_forgets_the_old_results(run):
+    (run / "evaluation.json").write_text("{}")
+    runs.append_metrics(run, {"step": 1})
+    runs.start(run, CONFIG, runs.network(CONFIG, DATA))
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+    assert not runs.is_trained(run, CONFIG)
+
+
+def test_only_a_completed_training_of_the_same_settings_counts(run, tmp_path):
+    assert runs.is_trained(run, CONFIG)
+    assert not runs.is_trained(run, dataclasses.replace(CONFIG, seed=1))
+    assert not runs.is_trained(tmp_path / "nowhere", CONFIG)
+    runs.finish(run, read_arrays(run / "weights.npz"), {"completed": False})
+    assert not runs.is_trained(run, CONFIG)
+    (run / "training.json").write_text("{")
+    assert not runs.is_trained(run, CONFIG)
+
+
+def test_what_is_no_run_is_told(run, tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere is no run directory: it has no config\.json"):
+        runs.load(tmp_path / "nowhere")
+    weights = read_arrays(run / "weights.npz")
+    write_arrays(run / "weights.npz", {**weights, "dense/0/bias": np.zeros(5)})
+    with pytest.raises(ValueError, match=r"weights.npz has the arrays .* expected"):
+        runs.load(run)
+    (run / "weights.npz").unlink()
+    with pytest.raises(ValueError, match=r"has no weights\.npz: its training kept nothing"):
+        runs.load(run)
+    (run / "config.json").write_text('{"config": {"temperature": 1}, "network": {}}')
+    with pytest.raises(ValueError, match=r"config\.json holds other settings than a run's: .*temp"):
+        runs.load(run)
+
+
+def test_a_result_says_where_it_comes_from(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "a b", "--data-dir", "/data", "--seed", "1"])
+    found = runs.provenance()
+    assert found["command"].startswith("python")
+    assert found["command"].endswith("'a b' --seed 1")
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"]["python"].startswith("3.")
+    assert "CPU" in found["device"] or jax.default_backend() != "cpu"
+    root = Path(runs.__file__).parents[1]
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    expected = head.stdout.strip() if head.returncode == 0 else "unknown"
+    assert expected.startswith(found["commit"].split()[0])
+
+
+def test_places_on_a_machine_are_left_out_of_the_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--manual-dir=/a", "--manual-dir", "/b", "--data", "c"])
+    assert runs.provenance()["command"].endswith("--data c")
+    assert "/a" not in runs.provenance()["command"]
+    assert "/b" not in runs.provenance()["command"]
