@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
+from experiments.files import replacing
+
 # Okabe and Ito's palette and one gray: told apart with any color vision.
 _COLORS = {
     "none": "#000000",
@@ -99,7 +101,5 @@ def canvas(
 
 def save(page: Figure, path: Path) -> None:
     """Write the PNG in one move: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    page.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as partial:
+        page.savefig(partial, format="png")

@@ -85,7 +85,7 @@ def main(
 
 
 def plan(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Config]:
-    """Return the configurations to train, all seeds of a method before the next method.
+    """Return the configurations to train, every method with one seed before the next seed.
 
     Raises:
         ValueError: if there are none, or a method or a number is wrong.
@@ -95,8 +95,8 @@ def plan(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Con
     shared = dataclasses.asdict(setup)
     configs = [
         Config(**shared, **parse_method(method), seed=seed).resolved()
-        for method in methods
         for seed in seeds
+        for method in methods
     ]
     return list(dict.fromkeys(configs))
 

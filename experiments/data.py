@@ -6,14 +6,14 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from experiments.files import read_arrays, write_arrays
 
 # Mean of the training pixels in [0, 1]: these two have equal shapes, classes and file names, so
 # that nothing cheaper tells one from the other.
@@ -80,10 +80,7 @@ def load(
     arrays = _read(cache) if cached else _prepare(name, folder, manual_dir)
     _check(name, arrays, folder)
     if not cached:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            whole = Path(scratch) / cache.name
-            np.savez(whole, allow_pickle=False, **arrays)
-            whole.replace(cache)
+        write_arrays(cache, arrays)
     return Dataset(
         name,
         arrays["train_images"].astype(np.float32) / np.float32(255),
@@ -109,10 +106,9 @@ def _digits() -> Dataset:
 
 def _read(cache: Path) -> dict[str, np.ndarray]:
     try:
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{cache} is damaged ({error}): delete it to prepare it anew") from error
+        return read_arrays(cache)
+    except ValueError as error:
+        raise ValueError(f"{error}: delete it to prepare it anew") from error
 
 
 def _check(name: str, arrays: dict[str, np.ndarray], folder: Path) -> None:

@@ -13,6 +13,7 @@ import tyro
 
 from experiments import figures
 from experiments.canvas import Style, norm_name
+from experiments.files import read_arrays, replacing
 from experiments.table import Method, group, read, require, table
 
 _LANDSCAPE_KEYS = (
@@ -78,9 +79,8 @@ def write(
         drawn += [_draw_attacks(folder, data, landscapes)]
     absent = [m.label for m in methods if m.label not in {found.label for found in landscapes}]
     report = directory / "report.md"
-    temporary = report.with_name(f"{report.name}.part")
-    temporary.write_text(_text(comparison, drawn, absent), encoding="utf-8")
-    temporary.replace(report)
+    with replacing(report) as partial:
+        partial.write_text(_text(comparison, drawn, absent), encoding="utf-8")
     return [report, *drawn]
 
 
@@ -109,12 +109,7 @@ def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landsca
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        # Opened here: of a damaged archive np.load would leave the file open.
-        with path.open("rb") as file, np.load(file) as archive:
-            arrays = dict(archive)
-    except Exception as error:  # a damaged archive raises whatever its damaged part leads to
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    arrays = read_arrays(path)
     require(_LANDSCAPE_KEYS, arrays, str(path))
     return arrays
 

@@ -1,12 +1,12 @@
 """The table of a comparison, from the ``comparison.json`` in its folder."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from experiments.canvas import Style, style
+from experiments.files import read_json
 
 _NORMS = {"l2": "ℓ₂", "linf": "ℓ∞"}
 _COMPARISON_KEYS = (
@@ -42,10 +42,7 @@ def read(directory: Path) -> dict[str, Any]:
             f"{directory} is no comparison: it has no {path.name}, "
             "which python -m experiments.compare writes"
         )
-    try:
-        comparison = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    comparison = read_json(path)
     require(_COMPARISON_KEYS, comparison, str(path))
     for key in ("norms", "runs"):
         if not comparison[key]:

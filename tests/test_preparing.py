@@ -107,12 +107,8 @@ def test_wrong_pixels_are_never_kept(tmp_path):
 
 @pytest.mark.usefixtures("tensorflow")
 def test_interrupted_start_leaves_no_cache(tmp_path, monkeypatch):
-    savez = np.savez
-
-    def interrupted(file, **kept):
-        savez(file, **kept)
-        whole = file.read_bytes()
-        file.write_bytes(whole[: len(whole) // 2])
+    def interrupted(file, **_):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     with tfds.testing.mock_data(as_data_source_fn=small_set):

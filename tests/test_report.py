@@ -293,8 +293,8 @@ def without(content, key):
     ("content", "message"),
     [
         (None, "is no comparison: it has no comparison.json, which python -m experiments.compare"),
-        ("{", "is no valid JSON"),
-        ([1], "lacks attack, command"),
+        ("{", "holds no JSON dictionary"),
+        ([1], "holds no JSON dictionary"),
         (without(comparison(), "num_test"), "comparison.json lacks num_test"),
         (comparison([]), "holds no runs"),
         (comparison() | {"norms": {}}, "holds no norms"),
@@ -326,7 +326,7 @@ def test_a_damaged_landscape_is_told(damage, directory):
     message = {
         "key": "lacks curvature",
         "images": "show different test images",
-    }.get(damage, "landscape.npz cannot be read")
+    }.get(damage, "landscape.npz is damaged")
     with pytest.raises(SystemExit, match=message):
         report.main(directory)
 

@@ -77,14 +77,14 @@ def test_restarts_and_losses_only_lower_the_accuracy():
     """A loss with many maxima: one short attack misses what several find."""
 
     def bumpy(params, x):
-        score = jnp.sum(jnp.sin(params * x)) + 0.5
+        score = jnp.sum(jnp.sin(params["frequency"] * x)) + 0.5
         return jnp.stack([score, -score, -100 - 0 * score])
 
     rng = np.random.default_rng(1)
     images = rng.uniform(0.2, 0.8, size=(60, 2)).astype(np.float32)
     run = partial(
-        withstood, bumpy, 40.0, images, np.zeros(60, np.int32), order=2, radii=[0.05],
-        key=jax.random.key(0), num_steps=3,
+        withstood, bumpy, {"frequency": 40.0}, images, np.zeros(60, np.int32),
+        order=2, radii=[0.05], key=jax.random.key(0), num_steps=3,
     )  # fmt: skip
     one = dict(run(losses=[LOSSES["cross-entropy"]]))[0.05]
     restarts = dict(run(losses=[LOSSES["cross-entropy"]], num_restarts=8))[0.05]
@@ -96,10 +96,17 @@ def test_restarts_and_losses_only_lower_the_accuracy():
 
 def test_a_model_of_nan_withstands_nothing():
     def broken(params, x):
-        return params * jnp.full(3, jnp.nan) + 0 * jnp.sum(x)
+        return params["scale"] * jnp.full(3, jnp.nan) + 0 * jnp.sum(x)
 
     images, labels = np.full((4, 2), 0.5, np.float32), np.zeros(4, np.int32)
     results = withstood(
-        broken, 1.0, images, labels, order=2, radii=[0.1], key=jax.random.key(0), num_steps=1
+        broken,
+        {"scale": 1.0},
+        images,
+        labels,
+        order=2,
+        radii=[0.1],
+        key=jax.random.key(0),
+        num_steps=1,
     )
     assert [right.any() for _, right in results] == [False, False]
