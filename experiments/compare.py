@@ -12,7 +12,7 @@ from experiments import report, runs
 from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset
 from experiments.evaluate import attack_settings, chosen_radii, evaluate
-from experiments.files import read_json, write_json
+from experiments.files import write_json
 from experiments.table import read, table
 from experiments.train import DivergedError, load_for, train
 
@@ -67,7 +67,7 @@ def main(
             "commit": ", ".join(sorted({entry.pop("commit") for entry in entries})),
             "data": _describe(setup),
             "num_test": len(dataset.test_labels),
-            "norms": radii,
+            "norms": {norm: values for norm, values in radii.items() if values},
             "attack": attack,
             "setup": dataclasses.asdict(configs[0]),
             "runs": entries,
@@ -124,7 +124,7 @@ def _entry(
     if not runs.is_trained(path, config) and not train(config, dataset, path)["completed"]:
         raise KeyboardInterrupt
     run = runs.load(path)
-    evaluation = _evaluation(path, radii, attack) or evaluate(run, dataset, radii, attack)
+    evaluation = evaluate(run, dataset, radii, attack)
     print(f"{path}: clean {100 * evaluation['clean']:.2f} %", file=sys.stderr)
     return {
         "method": config.method,
@@ -141,19 +141,6 @@ def _entry(
         "evaluation_seconds": evaluation["seconds"],
         "commit": evaluation["commit"],
     }
-
-
-def _evaluation(
-    path: Path, radii: Mapping[str, Sequence[float]], attack: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Return an earlier evaluation with the same settings, if there is one."""
-    if not all((path / name).is_file() for name in ("evaluation.json", "landscape.npz")):
-        return None
-    found = read_json(path / "evaluation.json")
-    same = found.get("attack") == attack and found.get("radii") == {
-        norm: list(values) for norm, values in radii.items()
-    }
-    return found if same else None
 
 
 def _describe(setup: Setup) -> str:

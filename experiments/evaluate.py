@@ -13,7 +13,7 @@ from tqdm import tqdm
 from experiments import runs
 from experiments.config import ORDERS, recipe
 from experiments.data import Dataset
-from experiments.files import write_arrays, write_json
+from experiments.files import read_json, write_arrays, write_json
 from experiments.landscape import landscape
 from experiments.robustness import LOSSES, withstood
 from experiments.train import load_for
@@ -98,6 +98,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Attack a network on the whole test set and write ``evaluation.json`` and ``landscape.npz``.
 
+    What an earlier call with the same attack wrote is kept: it is not done again, and the results
+    for a norm that is not asked for now stay.
+
     Args:
         run: the network.
         dataset: its data; the test set is attacked.
@@ -107,52 +110,70 @@ def evaluate(
     Returns:
         What ``evaluation.json`` holds: ``num_test``; ``clean``, the accuracy; ``robust``, by norm
         and radius; ``gradient_norm_mean`` and ``hessian_norm_mean`` over the test examples (the
-        latter by ten Lanczos products, from below); ``radii``, ``attack``, ``seconds``, and where
-        they were measured.
+        latter by ten Lanczos products, from below); ``radii``, ``attack``, the ``shown`` ball of
+        the landscape, ``seconds``, and where they were measured.
     """
-    begun = time.perf_counter()
-    images, labels = dataset.test_images, dataset.test_labels
-    key = jax.random.key(run.config.seed)
-    radii = {norm: list(values) for norm, values in radii.items()}
-    clean, robust = 0.0, {}
+    here = runs.provenance()
+    start = {"num_test": len(dataset.test_labels), "robust": {}, "radii": {}, "seconds": 0.0}
+    result: dict[str, Any] = {**start, **here, **_earlier(run.path, attack), "attack": attack}
+    wanted = {norm: list(values) for norm, values in radii.items() if values}
+    for norm, values in wanted.items():
+        if result["radii"].get(norm) != values:
+            begun = time.perf_counter()
+            result["clean"], result["robust"][norm] = _accuracies(
+                run, dataset, norm, values, attack
+            )
+            result["radii"][norm] = values
+            result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
+            write_json(run.path / "evaluation.json", result)
+    norm, values = next(iter(wanted.items()))
+    shown = {
+        "norm": norm,
+        "epsilon": values[len(values) // 2],
+        "plane": 1.5 * max(radii.get("l2") or [1.0]),
+    }
+    if result.get("shown") != shown or not (run.path / "landscape.npz").is_file():
+        begun = time.perf_counter()
+        looks = landscape(
+            run.apply, run.params, dataset.test_images, dataset.test_labels,
+            key=jax.random.key(run.config.seed), ball=LpBall(shown["epsilon"], ORDERS[norm]),
+            radius=shown["plane"], num_steps=attack["num_steps"],
+        )  # fmt: skip
+        write_arrays(run.path / "landscape.npz", looks)
+        result["shown"] = shown
+        result["gradient_norm_mean"] = float(looks["gradient_norm"].mean())
+        result["hessian_norm_mean"] = float(looks["curvature"].mean())
+        result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
+        write_json(run.path / "evaluation.json", result)
+    return result
+
+
+def _earlier(path: Path, attack: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier evaluation by the same attack found, or nothing."""
+    file = path / "evaluation.json"
+    found = read_json(file) if file.is_file() else {}
+    return found if found.get("attack") == attack else {}
+
+
+def _accuracies(
+    run: runs.Run, dataset: Dataset, norm: str, radii: Sequence[float], attack: dict[str, Any]
+) -> tuple[float, dict[str, float]]:
+    """Return the clean accuracy and those under attack, by radius."""
+    accuracies: dict[float, float] = {}
     with tqdm(
-        total=sum(1 + len(values) for values in radii.values()),
-        desc=f"attacks on {run.config.data} {run.config.name} seed {run.config.seed}",
+        total=1 + len(radii),
+        desc=f"{norm} attacks on {run.config.data} {run.config.name} seed {run.config.seed}",
         unit=" radii", disable=None, leave=False, dynamic_ncols=True,
     ) as bar:  # fmt: skip
-        for norm, values in radii.items():
-            robust[norm] = {}
-            for radius, right in withstood(
-                run.apply, run.params, images, labels, order=ORDERS[norm], radii=values, key=key,
-                num_steps=attack["num_steps"], num_restarts=attack["num_restarts"],
-            ):  # fmt: skip
-                accuracy = float(right.mean())
-                if radius:
-                    robust[norm][f"{radius:g}"] = accuracy
-                else:
-                    clean = accuracy
-                bar.update()
-                bar.set_postfix_str(f"{norm} {radius:g}: {100 * accuracy:.1f} %")
-    norm = "l2" if radii["l2"] else "linf"
-    middle = radii[norm][len(radii[norm]) // 2]
-    looks = landscape(
-        run.apply, run.params, images, labels, key=key, ball=LpBall(middle, ORDERS[norm]),
-        radius=1.5 * max(radii["l2"], default=1.0), num_steps=attack["num_steps"],
-    )  # fmt: skip
-    write_arrays(run.path / "landscape.npz", looks)
-    result = {
-        "num_test": len(labels),
-        "clean": clean,
-        "robust": robust,
-        "gradient_norm_mean": float(looks["gradient_norm"].mean()),
-        "hessian_norm_mean": float(looks["curvature"].mean()),
-        "radii": radii,
-        "attack": attack,
-        "seconds": time.perf_counter() - begun,
-        **runs.provenance(),
-    }
-    write_json(run.path / "evaluation.json", result)
-    return result
+        for radius, right in withstood(
+            run.apply, run.params, dataset.test_images, dataset.test_labels,
+            order=ORDERS[norm], radii=radii, key=jax.random.key(run.config.seed),
+            num_steps=attack["num_steps"], num_restarts=attack["num_restarts"],
+        ):  # fmt: skip
+            accuracies[radius] = float(right.mean())
+            bar.update()
+            bar.set_postfix_str(f"radius {radius:g}: {100 * accuracies[radius]:.1f} %")
+    return accuracies.pop(0.0), {f"{r:g}": accuracy for r, accuracy in accuracies.items()}
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def jacobian_squared_frobenius_norm(
         u = jax.lax.stop_gradient(normalize(pull(probe)[0])[0])
         return tree_vdot(probe, jax.jvp(f.model, (x,), (u,))[1]) ** 2
 
-    return jnp.mean(jax.vmap(sample)(rademacher_probes(outputs, key, num_samples)))
+    samples = jax.vmap(sample)(rademacher_probes(outputs, key, num_samples))
+    return jnp.mean(samples).astype(outputs.dtype)
 
 
 def jacobian_operator_norm(
@@ -157,4 +158,5 @@ def jacobian_operator_norm(
     pair = solver(gram, start(gradient, key))
     # The image is one product nearer to the eigenvector, at no cost.
     v = jax.lax.stop_gradient(normalize(pair.image)[0])
-    return squared_if(safe_norm(jax.jvp(f.model, (x,), (v,))[1]), squared)
+    outputs, image = jax.jvp(f.model, (x,), (v,))
+    return squared_if(safe_norm(image).astype(outputs.dtype), squared)

@@ -60,7 +60,8 @@ def test_the_same_command_does_nothing_twice(folder, monkeypatch):
         pytest.fail("done before")
 
     monkeypatch.setattr(compare, "train", refuse)
-    monkeypatch.setattr(compare, "evaluate", refuse)
+    monkeypatch.setattr(evaluate, "withstood", refuse)
+    monkeypatch.setattr(evaluate, "landscape", refuse)
     tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(folder)])
     assert read_json(folder / "comparison.json")["runs"] == before
 
@@ -75,8 +76,11 @@ def test_other_settings_are_refused_before_any_work(folder):
 def test_evaluating_by_itself_is_the_same(folder, capsys):
     path = folder / "gradient-0.5" / "seed-0"
     before = read_json(path / "evaluation.json")
-    options = ["--l2", "0.25", "0.5", "--linf", "0.1", "--num-steps", "4"]
-    tyro.cli(evaluate.main, args=[str(path), *options])
+    (path / "evaluation.json").unlink()
+    options = ["--l2", "0.25", "0.5", "--num-steps", "4"]
+    tyro.cli(evaluate.main, args=[str(path), *options, "--linf"])
+    assert list(read_json(path / "evaluation.json")["robust"]) == ["l2"]
+    tyro.cli(evaluate.main, args=[str(path), *options, "--linf", "0.1"])
     after = read_json(path / "evaluation.json")
     assert after["robust"] == before["robust"]
     assert after["clean"] == before["clean"]
@@ -89,7 +93,7 @@ def test_evaluating_by_itself_is_the_same(folder, capsys):
     [
         (["--methods"], "a comparison needs at least one method and one seed"),
         (["--methods", "hesian"], "unknown method 'hesian': there are none, gradient"),
-        (["--l2", "-1"], "epsilon must be positive"),
+        (["--l2", "-1"], "epsilon must be a finite positive number, got -1"),
         (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
         (["--data", "minst!"], "unknown data set 'minst!'"),
         (["--l2", "--linf"], "name a radius"),
