@@ -149,4 +149,4 @@ def _describe(setup: Setup) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m experiments.compare")

@@ -177,4 +177,4 @@ def _accuracies(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m experiments.evaluate")

@@ -223,4 +223,4 @@ def _given(value: T | None) -> T:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m experiments.train")
