@@ -1,11 +1,13 @@
 """Norms and static checks for trees of arrays: the bottom layer, tested hardest."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 PyTree = Any
@@ -90,14 +92,19 @@ def check_scalar(f: Callable[[PyTree], Any], x: PyTree) -> None:
         raise TypeError(f"f must return a floating-point number, got dtype {out.dtype}")
 
 
-def check_count(name: str, value: int, *, at_most: int | None = None) -> None:
-    """Raise unless ``value`` is a whole number from 1 to ``at_most``."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def check_count(name: str, value: int, *, at_most: int | None = None) -> int:
+    """Return ``value`` as an integer, or raise if it is no whole number from 1 to ``at_most``."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    if at_most is not None and value > at_most:
-        raise ValueError(f"{name} must be at most {at_most}, the size of the input, got {value}")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    if at_most is not None and count > at_most:
+        raise ValueError(f"{name} must be at most {at_most}, the size of the input, got {count}")
+    return count
 
 
 def check_number(name: str, value: float | jax.Array, *, positive: bool) -> None:
@@ -107,6 +114,11 @@ def check_number(name: str, value: float | jax.Array, *, positive: bool) -> None
     """
     if isinstance(value, Tracer):
         return
-    wanted = "positive" if positive else "nonnegative"
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
+    entry = np.asarray(value)
+    kinds = (jnp.integer, jnp.floating)
+    if entry.shape or not any(jnp.issubdtype(entry.dtype, kind) for kind in kinds):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    wanted, number = "positive" if positive else "nonnegative", float(entry)
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
         raise ValueError(f"{name} must be a finite {wanted} number, got {value}")

@@ -24,15 +24,20 @@ from hessjax.operators import (
     Composite,
     Matvec,
     check_composite,
+    check_vector_outputs,
     second_directional_derivative,
 )
 from hessjax.penalties import Key, checked_gradient, rademacher_probes, squared_if
+
+# As in the solvers: accelerators multiply float32 with fewer digits by default.
+_product = partial(jnp.matmul, precision="highest")
 
 THREE_PRODUCTS: Solver = partial(power_iteration, num_iters=3)
 
 
 def _jacobian_rows(f: Composite, x: PyTree) -> tuple[jax.Array, jax.Array, Callable]:
     """Return the outputs, the dense Jacobian ``(C, n)`` and the way back to the shape of ``x``."""
+    check_vector_outputs(f, x)
     flat, unravel = ravel_pytree(x)
     outputs, pull = jax.vjp(lambda t: f.model(unravel(t)), flat)
     (rows,) = jax.vmap(pull)(jnp.eye(outputs.size, dtype=outputs.dtype))
@@ -48,7 +53,8 @@ def gauss_newton_operator_norm(
         \qquad L L^\top = \nabla^2 \ell(z)
 
     For a piecewise-linear model (ReLU, max-pool) this is the Hessian norm almost everywhere; for a
-    smooth one it is not.
+    smooth one it is not. Where the softmax is so sure that its float32 probabilities are rounded to
+    0 and 1, so is its curvature.
 
     Args:
         f: `Composite` of a model with C outputs and a convex loss.
@@ -74,11 +80,11 @@ def gauss_newton_operator_norm(
     rows = widen(rows)
     curvature, basis = jnp.linalg.eigh(widen(jax.hessian(f.loss)(outputs)))
     factor = basis * jnp.sqrt(jnp.maximum(curvature, 0))
-    reduced = factor.T @ rows
+    reduced = _product(factor.T, rows)
     # Scaled, because the product of tiny rows would underflow before the eigenproblem sees it.
     reduced = reduced / jnp.maximum(jnp.max(jnp.abs(reduced)), jnp.finfo(reduced.dtype).tiny)
-    top = jnp.linalg.eigh(reduced @ reduced.T)[1][:, -1]
-    v = unravel(normalize(top @ reduced)[0].astype(ravel_pytree(x)[0].dtype))
+    top = jnp.linalg.eigh(_product(reduced, reduced.T))[1][:, -1]
+    v = unravel(normalize(_product(top, reduced))[0].astype(ravel_pytree(x)[0].dtype))
     v = jax.lax.stop_gradient(v)
     z, push = jax.jvp(f.model, (x,), (v,))
     return squared_if(second_directional_derivative(f.loss, z, push, push)[3], squared)
@@ -109,6 +115,7 @@ def jacobian_squared_frobenius_norm(
     """
     f = check_composite(f)
     x = as_point(x)
+    check_vector_outputs(f, x)
     outputs, pull = jax.vjp(f.model, x)
 
     def sample(probe: jax.Array) -> jax.Array:
@@ -141,7 +148,8 @@ def jacobian_operator_norm(
         squared: return the square.
 
     Returns:
-        ``‖Jv‖``, scalar, in output units per input unit.
+        ``‖Jv‖``, scalar, in output units per input unit. The solver multiplies by ``JᵀJ``, so in
+        float32 a Jacobian of less than 1e-19 counts as zero and one above 1e19 overflows.
 
     Raises:
         TypeError: if ``f`` is not a `Composite`.
@@ -151,6 +159,7 @@ def jacobian_operator_norm(
     """
     f = check_composite(f)
     x = as_point(x)
+    check_vector_outputs(f, x)
     gradient = checked_gradient(f, x)
     _, push = jax.linearize(f.model, x)
     pull = jax.linear_transpose(push, x)

@@ -19,7 +19,7 @@ def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
 
     Returns:
         The margin, scalar, in units of the logits: positive where y is predicted, negative where
-        another class is, zero on the decision boundary.
+        another class is, zero on the decision boundary, NaN for a label that is no class.
 
     Raises:
         ValueError: if the logits are not a vector of two classes or more, or y is not one label.
@@ -30,6 +30,8 @@ def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     """
     logits, y = _check(logits, y, min_classes=2)
     others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
+    # A label below zero would count from the end.
+    y = jnp.where(y < 0, logits.size, y)
     return jnp.take(logits, y, mode="fill") - jnp.max(others)
 
 
@@ -38,8 +40,9 @@ def dlr_loss(logits: ArrayLike, y: ArrayLike) -> jax.Array:
 
     .. math:: -\frac{z_y - \max_{j \ne y} z_j}{z_{(1)} - z_{(3)} + 10^{-12}}
 
-    where :math:`z_{(i)}` is the i-th largest logit. It has no gradient to vanish when the logits
-    are scaled up, as cross-entropy has, and does not change under ``z -> a z + b``, a > 0.
+    where :math:`z_{(i)}` is the i-th largest logit. It does not change under ``z -> a z + b`` with
+    a > 0, so its gradient does not vanish when the logits are scaled up, as that of cross-entropy
+    does.
 
     Args:
         logits: ``(C,)``, C at least 3.
@@ -60,8 +63,10 @@ def dlr_loss(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     0.500
     """
     logits, y = _check(logits, y, min_classes=3)
-    largest = jax.lax.top_k(logits, 3)[0]
-    return -margin(logits, y) / (largest[0] - largest[2] + 1e-12)
+    # float16 would round the constant to zero.
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    largest = jax.lax.top_k(wide, 3)[0]
+    return (-margin(wide, y) / (largest[0] - largest[2] + 1e-12)).astype(logits.dtype)
 
 
 def misclassified(logits: ArrayLike, y: ArrayLike) -> jax.Array:

@@ -48,6 +48,14 @@ def check_composite(f: object) -> Composite:
     return f
 
 
+def check_vector_outputs(f: Composite, x: PyTree) -> None:
+    """Raise unless the model takes one example to a vector of outputs."""
+    outputs = jax.eval_shape(f.model, x)
+    if not isinstance(outputs, jax.ShapeDtypeStruct) or outputs.ndim != 1:
+        shapes = jax.tree.map(lambda leaf: leaf.shape, outputs)
+        raise ValueError(f"the model must return outputs of shape (C,), got {shapes}")
+
+
 def hvp(f: ScalarFunction, x: PyTree, v: PyTree) -> PyTree:
     r"""Multiply the Hessian in the input with a direction, forward over reverse.
 
@@ -234,6 +242,7 @@ def gauss_newton_matrix(f: Composite, x: PyTree) -> jax.Array:
     f = check_composite(f)
     x = as_point(x)
     check_scalar(f, x)
+    check_vector_outputs(f, x)
     flat, unravel = ravel_pytree(x)
     jacobian = jax.jacfwd(lambda t: f.model(unravel(t)))(flat)
     return jacobian.T @ jax.hessian(f.loss)(f.model(x)) @ jacobian

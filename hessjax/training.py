@@ -32,9 +32,17 @@ class TrainState(NamedTuple):
         cls, params: PyTree, optimizer: optax.GradientTransformation, key: jax.Array
     ) -> "TrainState":
         """Return the state before the first step; it owns copies of ``params`` and ``key``."""
-        # Copies, because the first step donates the state's buffers.
-        params, key = jax.tree.map(jnp.copy, (params, key))
-        return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+        params = _owned(params)
+        return cls(params, _owned(optimizer.init(params)), jnp.zeros((), jnp.int32), _owned(key))
+
+
+def _owned(tree: PyTree) -> PyTree:
+    """Copy every leaf: the first step donates them, and one buffer can be given away but once.
+
+    The explicit dtype makes Python numbers and what else is weakly typed into arrays like those
+    that come out of a step, so that the second step is not traced again.
+    """
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype), tree)
 
 
 def train_step(objective: Callable[..., Any], optimizer: optax.GradientTransformation) -> Wrapped:
@@ -60,8 +68,8 @@ def train_step(objective: Callable[..., Any], optimizer: optax.GradientTransform
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1, state.key), {
-            "objective": value,
             **metrics,
+            "objective": value,
         }
 
     return step

@@ -106,3 +106,14 @@ def test_a_label_that_is_no_whole_number_is_refused(loss):
 def test_too_few_classes_are_refused(loss, least):
     with pytest.raises(ValueError, match=f"at least {least} classes, got {least - 1} logits"):
         loss(np.ones(least - 1), 0)
+
+
+@pytest.mark.parametrize("loss", [margin, dlr_loss])
+@pytest.mark.parametrize("y", [-1, 5])
+def test_a_label_that_is_no_class_gives_nan(loss, y):
+    assert jnp.isnan(loss(LOGITS[0], y))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_equal_logits_in_half_precision_lie_on_the_boundary(dtype):
+    assert dlr_loss(jnp.ones(4, dtype), 2) == 0

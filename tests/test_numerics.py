@@ -1,11 +1,13 @@
 """The bottom layer: norms that survive zero, tiny and huge entries."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessjax._numerics import normalize, safe_norm, tree_vdot
+from hessjax._numerics import check_count, check_number, normalize, safe_norm, tree_vdot
 from tests import cases
 
 TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": (jnp.asarray([-2.0, 0.5]), jnp.asarray(3.0))}
@@ -105,3 +107,32 @@ def test_norm_is_the_same_under_jit_and_vmap() -> None:
     rows = jnp.asarray(np.vstack([cases.vector(4), np.zeros(4), 1e-200 * cases.vector(4, seed=1)]))
     loop = jnp.stack([safe_norm(row) for row in rows])
     np.testing.assert_allclose(jax.jit(jax.vmap(safe_norm))(rows), loop, rtol=1e-15)
+
+
+@pytest.mark.parametrize("number", [1.5, 2, np.float32(1.5), np.int64(2), jnp.float32(1.5)])
+def test_a_constant_is_a_number_inside_a_traced_function_too(number: Any) -> None:
+    @jax.jit
+    def double(x: jax.Array) -> jax.Array:
+        check_number("step", number, positive=True)
+        return 2 * x
+
+    assert double(1.0) == 2
+
+
+@pytest.mark.parametrize("value", ["1", None, np.ones(2), True, 1j])
+def test_what_is_no_number_is_named(value: Any) -> None:
+    with pytest.raises(TypeError, match="step must be a number, got "):
+        check_number("step", value, positive=True)
+
+
+@pytest.mark.parametrize("count", [3, np.int64(3), np.asarray(3)])
+def test_whole_numbers_are_counts(count: Any) -> None:
+    got = check_count("num_iters", count)
+    assert got == 3
+    assert type(got) is int
+
+
+@pytest.mark.parametrize("count", [True, 3.0, "3", None, np.ones(2)])
+def test_what_is_no_whole_number_is_named(count: Any) -> None:
+    with pytest.raises(TypeError, match="num_iters must be a whole number, got "):
+        check_count("num_iters", count)

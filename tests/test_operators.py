@@ -48,7 +48,7 @@ def evaluated(name: str) -> tuple[Evaluated, np.ndarray, np.ndarray]:
     """Return the module's results for a case, and the raveled directions."""
     case = cases.ALL[name]()
     u, v = direction(case.x, seed=13), direction(case.x, seed=14)
-    results = jax.jit(partial(evaluate, case.function()))(case.x, u, v)
+    results = cases.quick_jit(partial(evaluate, case.function()))(case.x, u, v)
     for product in (results.hvp, results.operator, results.gauss_newton):
         assert product.shape == case.x.shape
     return results, np.ravel(u), np.ravel(v)
@@ -143,7 +143,9 @@ def test_trees_of_inputs() -> None:
     tree_f = hessjax.Composite(lambda t: f.model(cases.from_tree_input(t)), f.loss)
     results, u, v = evaluated("mlp gelu")
     split = cases.tree_input
-    got = jax.jit(partial(evaluate, tree_f))(tree, split(jnp.asarray(u)), split(jnp.asarray(v)))
+    got = cases.quick_jit(partial(evaluate, tree_f))(
+        tree, split(jnp.asarray(u)), split(jnp.asarray(v))
+    )
     cases.assert_tree_close(got.hvp, split(results.hvp))
     cases.assert_tree_close(got.operator, split(results.operator))
     cases.assert_tree_close(got.gauss_newton, split(results.gauss_newton))
@@ -171,7 +173,7 @@ def test_dtype_of_the_input_is_kept(dtype: Any) -> None:
     # A direction of more digits than the input is a direction all the same.
     v = jnp.ones(6, jnp.float64)
 
-    @jax.jit
+    @cases.quick_jit
     def everything(x: jax.Array) -> Any:
         return (
             hessjax.hvp(f, x, v),

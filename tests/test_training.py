@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import hessjax
 from tests import cases
@@ -133,3 +134,29 @@ def test_training_lowers_loss_and_curvature() -> None:
     plain, flat = train(1e-9), train(0.5)
     assert flat["hessian_norm"] < 0.5 * plain["hessian_norm"]
     assert flat["gradient_norm"] < 0.5 * plain["gradient_norm"]
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-2), optax.contrib.prodigy()])
+def test_an_optimizer_may_keep_the_parameters_it_began_with(
+    optimizer: optax.GradientTransformation,
+) -> None:
+    step = hessjax.train_step(hessjax.regularized(CASE.apply, CASE.loss, {}), optimizer)
+    state = start(optimizer)
+    for _ in range(2):
+        state, _ = step(state, BATCH)
+    assert state.step == 2
+    assert cases.all_finite(state.params)
+
+
+@pytest.mark.parametrize("bias", [0.5, np.float32(0.5), jnp.asarray(0.5)])
+def test_one_trace_whatever_kind_of_number_a_parameter_is(bias: Any) -> None:
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        return params["w"] @ x + params["b"]
+
+    params = {"w": jnp.eye(5, 6), "b": bias}
+    optimizer = optax.sgd(0.1)
+    step = hessjax.train_step(hessjax.regularized(apply, CASE.loss, {}), optimizer)
+    state = hessjax.TrainState.create(params, optimizer, jax.random.key(0))
+    for _ in range(3):
+        state, _ = step(state, BATCH)
+    assert step._cache_size() == 1

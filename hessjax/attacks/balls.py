@@ -16,8 +16,8 @@ from hessjax._numerics import as_point, check_number, normalize, safe_norm, wide
 class LpBall:
     """The perturbations that a threat model allows: an ℓ2 or ℓ∞ ball, cut by the box of inputs.
 
-    Hashable and static: close over it or build it inside a traced function, where epsilon may be
-    a traced number (one compilation for a whole range of radii).
+    Static, and hashable if epsilon is a plain number: close over it or build it inside a traced
+    function, where epsilon may be a traced number (one compilation for a whole range of radii).
 
     Attributes:
         epsilon: the radius, positive, in input units.

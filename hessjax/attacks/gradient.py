@@ -215,8 +215,8 @@ def pgd(
     >>> bool(x_adv[0] > x_adv[1])
     True
     """
-    check_count("num_steps", num_steps)
-    check_count("num_restarts", num_restarts)
+    num_steps = check_count("num_steps", num_steps)
+    num_restarts = check_count("num_restarts", num_restarts)
     if step_size is None:
         step_size = 2.5 * ball.epsilon / num_steps
     center, length = check_center(ball, x), step_size
