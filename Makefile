@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 
 # The folder of the data set's original files, for a machine that cannot download them.
 MANUAL_DIR ?=
-# More options for the experiment behind a target: make demo ARGS="--epochs 3".
+# More options for the experiment behind a target: make demo ARGS="--seeds 0 1 2".
 ARGS ?=
 # Test processes. XLA gets one thread in each, so that they do not fight for the cores.
 WORKERS ?= 2

@@ -64,7 +64,7 @@ def main(
         entries = [_entry(config, dataset, out, radii, attack) for config in configs]
         comparison = {
             **runs.provenance(),
-            "commit": ", ".join(sorted({entry.pop("commit") for entry in entries})),
+            "commit": runs.joined_commits(*(entry.pop("commit") for entry in entries)),
             "data": _describe(setup),
             "num_test": len(dataset.test_labels),
             "norms": {norm: values for norm, values in radii.items() if values},
@@ -107,8 +107,13 @@ def _path(config: Config) -> Path:
 
 
 def _check_paths(out: Path, configs: Sequence[Config]) -> None:
-    """Raise before any work if a folder already holds a run with other settings."""
-    for config in configs:
+    """Raise before any work if a folder holds something else, or two runs would share one."""
+    if (out / "config.json").exists() or (out.exists() and not out.is_dir()):
+        raise ValueError(f"{out} is a file or the folder of a run: name another for the comparison")
+    paths = [_path(config) for config in configs]
+    for path, config in zip(paths, configs, strict=True):
+        if paths.count(path) > 1:
+            raise ValueError(f"{config.name} is there twice, with numbers too near to tell apart")
         runs.check_free(out / _path(config), config)
 
 
@@ -139,7 +144,7 @@ def _entry(
         "gradient_norm_mean": evaluation["gradient_norm_mean"],
         "hessian_norm_mean": evaluation["hessian_norm_mean"],
         "evaluation_seconds": evaluation["seconds"],
-        "commit": evaluation["commit"],
+        "commit": runs.joined_commits(run.commit, evaluation["commit"]),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from experiments import methods
+from experiments import methods, models
 
 Norm = Literal["l2", "linf"]
 ORDERS: dict[str, float] = {"l2": 2, "linf": math.inf}
@@ -18,8 +18,8 @@ class Recipe:
 
     Attributes:
         epochs, batch_size, warmup_epochs: as in `Setup`.
-        strengths: of each method; those of gradient and hessian on MNIST and Fashion-MNIST are tuned
-            on a validation split (see experiments/README.md).
+        strengths: of each method; those of gradient and hessian on MNIST and Fashion-MNIST are
+            tuned on a validation split (see experiments/README.md).
         step: h of the finite-step methods, in input units.
         radii: ε by norm, for evaluating.
     """
@@ -84,7 +84,8 @@ class Setup:
         norm: norm of the ball of adversarial training.
         epochs: passes over the training set; the data set's default if not given.
         batch_size: training examples a step; likewise.
-        warmup_epochs: epochs over which the penalty's weight grows from 0 to its value; likewise.
+        warmup_epochs: epochs over which the penalty's weight grows from 0 to its value; the data
+            set's default if not given, in proportion if the training is shorter.
         learning_rate: of Adam, at the start of its cosine decay.
         validation: hold out so many training examples and evaluate on them instead of on the test
             set; tune with it.
@@ -110,7 +111,8 @@ class Config(Setup):
         method: none, gradient, hessian, hessian-only, finite-step, curvature, jacobian,
             gauss-newton or adversarial.
         strength: the method's one number: a penalty's weight, or the ε of hessian and adversarial
-            in input units; the data set's default if not given.
+            in input units; the data set's default if not given (adversarial in an ℓ∞ ball: the
+            middle one of its ℓ∞ radii). experiments/README.md lists methods and defaults.
         step: length h of the finite step of finite-step and curvature, in input units; likewise.
         seed: of the weights, the order of the examples and every random start.
     """
@@ -127,12 +129,16 @@ class Config(Setup):
             ValueError: naming the value that is wrong, and what was expected.
         """
         method, defaults = methods.find(self.method), recipe(self.data)
+        epochs = defaults.epochs if self.epochs is None else self.epochs
         known: dict[str, Any] = {
-            "epochs": defaults.epochs,
+            "epochs": epochs,
             "batch_size": defaults.batch_size,
-            "warmup_epochs": defaults.warmup_epochs,
+            # A shorter training warms up in the same part of it.
+            "warmup_epochs": defaults.warmup_epochs * min(1, epochs / defaults.epochs),
         }
-        if method.strength is not None:
+        if self.method == "adversarial" and self.norm == "linf":
+            known["strength"] = defaults.radii["linf"][len(defaults.radii["linf"]) // 2]
+        elif method.strength is not None:
             known["strength"] = defaults.strengths[self.method]
         elif self.strength is not None:
             raise ValueError(f"the method {self.method!r} has no strength, got {self.strength:g}")
@@ -150,11 +156,20 @@ class Config(Setup):
         for name in ("epochs", "batch_size", "step", "learning_rate", "beta"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive, got {value}")
+                raise ValueError(f"{name} must be a finite positive number, got {value}")
         for name in ("strength", "warmup_epochs", "validation", "seed"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must not be negative, got {value}")
+                raise ValueError(f"{name} must be a finite number, at least 0, got {value}")
+        # JAX takes 32 bits of a seed: a larger one would repeat a smaller one's numbers.
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be less than 2**32, got {self.seed}")
+        if None not in (self.epochs, self.warmup_epochs) and self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be at most the {self.epochs} epochs of the training, "
+                f"got {self.warmup_epochs}"
+            )
+        models.check_names(self.model, self.activation)
         if self.method == "adversarial" and self.strength == 0:
             raise ValueError("strength, the ε of adversarial training, must be positive, got 0")
         if self.norm not in ORDERS:

@@ -19,7 +19,7 @@ from experiments.files import read_arrays, write_arrays
 # that nothing cheaper tells one from the other.
 _TRAIN_MEANS = {"mnist": 0.13066, "fashion_mnist": 0.28604}
 _KEYS = {"train_images", "train_labels", "test_images", "test_labels", "num_classes", "train_mean"}
-_PREPARE = "pip install 'hessjax[prepare]' brings it, and is needed only the first time"
+_PREPARE = "pip install '.[prepare]' in the checkout brings it; it is needed only the first time"
 
 # A tfds.core.DatasetBuilder: naming it would need the import that only preparing is to do.
 _Builder = Any
@@ -263,34 +263,13 @@ def batches(
     Raises:
         ValueError: if images and labels differ in number, or do not fill one batch.
     """
-    _check_batching(images, labels, batch_size)
-    if batch_size > len(labels):
-        raise ValueError(f"{len(labels)} examples do not fill a batch of {batch_size}")
-    order = np.random.default_rng((seed, epoch)).permutation(len(labels))
-    whole = order[: len(labels) // batch_size * batch_size].reshape(-1, batch_size)
-    return ((images[i], labels[i]) for i in whole)
-
-
-def padded_batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Split a whole set, in order, into batches (x, y, mask) of one size.
-
-    The mask is False where the last example is repeated to fill the last batch.
-
-    Raises:
-        ValueError: if images and labels differ in number, or there are none.
-    """
-    _check_batching(images, labels, batch_size)
-    last = len(labels) - 1
-    places = np.arange(last // batch_size * batch_size + batch_size).reshape(-1, batch_size)
-    chosen = np.minimum(places, last)
-    return ((images[i], labels[i], i == place) for i, place in zip(chosen, places, strict=True))
-
-
-def _check_batching(images: np.ndarray, labels: np.ndarray, batch_size: int) -> None:
     if len(images) != len(labels) or not len(labels) or batch_size < 1:
         raise ValueError(
             f"got {len(images)} images and {len(labels)} labels in batches of {batch_size}, "
             "expected as many labels as images, and at least one of each in a batch"
         )
+    if batch_size > len(labels):
+        raise ValueError(f"{len(labels)} examples do not fill a batch of {batch_size}")
+    order = np.random.default_rng((seed, epoch)).permutation(len(labels))
+    whole = order[: len(labels) // batch_size * batch_size].reshape(-1, batch_size)
+    return ((images[i], labels[i]) for i in whole)

@@ -1,5 +1,6 @@
 """Evaluate a trained network: accuracy clean and under attack, gradient and curvature."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -53,7 +55,10 @@ def main(
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    if not loaded.training["completed"]:
+        print(f"warning: the training of {run} was not completed", file=sys.stderr)
     print(f"clean accuracy on {result['num_test']} test images: {100 * result['clean']:.2f} %")
     for norm, accuracies in result["robust"].items():
         for radius, accuracy in accuracies.items():
@@ -69,13 +74,19 @@ def chosen_radii(data: str, **given: Sequence[float] | None) -> dict[str, tuple[
     """
     defaults = recipe(data).radii
     radii = {}
-    for norm, order in ORDERS.items():
+    for norm in ORDERS:
         values = defaults[norm] if (values := given.get(norm)) is None else values
         for value in values:
-            LpBall(value, order)  # refuses what is no radius
+            if not 0 < value < math.inf:
+                raise ValueError(
+                    f"a radius of {norm} must be a finite positive number, got {value}"
+                )
         radii[norm] = tuple(sorted(set(values)))
     if not any(radii.values()):
-        raise ValueError("name a radius of one norm at least, or none to get the data set's")
+        raise ValueError(
+            "there is no radius to attack with: give l2 or linf one, or leave both out for those "
+            "of the data set"
+        )
     return radii
 
 
@@ -113,9 +124,10 @@ def evaluate(
         latter by ten Lanczos products, from below); ``radii``, ``attack``, the ``shown`` ball of
         the landscape, ``seconds``, and where they were measured.
     """
-    here = runs.provenance()
+    here, earlier = runs.provenance(), _earlier(run.path, attack)
+    here["commit"] = runs.joined_commits(here["commit"], earlier.get("commit", here["commit"]))
     start = {"num_test": len(dataset.test_labels), "robust": {}, "radii": {}, "seconds": 0.0}
-    result: dict[str, Any] = {**start, **here, **_earlier(run.path, attack), "attack": attack}
+    result: dict[str, Any] = {**start, **here, **earlier, "attack": attack}
     wanted = {norm: list(values) for norm, values in radii.items() if values}
     for norm, values in wanted.items():
         if result["radii"].get(norm) != values:
@@ -139,6 +151,9 @@ def evaluate(
             key=jax.random.key(run.config.seed), ball=LpBall(shown["epsilon"], ORDERS[norm]),
             radius=shown["plane"], num_steps=attack["num_steps"],
         )  # fmt: skip
+        for name in ("gradient_norm", "curvature"):
+            if not np.all(np.isfinite(looks[name])):
+                raise ValueError(f"the {name} of {run.path} is not finite: did it diverge?")
         write_arrays(run.path / "landscape.npz", looks)
         result["shown"] = shown
         result["gradient_norm_mean"] = float(looks["gradient_norm"].mean())
@@ -151,7 +166,10 @@ def evaluate(
 def _earlier(path: Path, attack: dict[str, Any]) -> dict[str, Any]:
     """Return what an earlier evaluation by the same attack found, or nothing."""
     file = path / "evaluation.json"
-    found = read_json(file) if file.is_file() else {}
+    try:
+        found = read_json(file) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{error}: delete it to evaluate anew") from error
     return found if found.get("attack") == attack else {}
 
 
@@ -170,10 +188,11 @@ def _accuracies(
             order=ORDERS[norm], radii=radii, key=jax.random.key(run.config.seed),
             num_steps=attack["num_steps"], num_restarts=attack["num_restarts"],
         ):  # fmt: skip
-            accuracies[radius] = float(right.mean())
+            accuracies[float(radius)] = float(right.mean())
             bar.update()
-            bar.set_postfix_str(f"radius {radius:g}: {100 * accuracies[radius]:.1f} %")
-    return accuracies.pop(0.0), {f"{r:g}": accuracy for r, accuracy in accuracies.items()}
+            bar.set_postfix_str(f"radius {radius:g}: {100 * right.mean():.1f} %")
+    # As JSON writes numbers, all digits: the radius that is asked for later has to be found.
+    return accuracies.pop(0.0), {repr(r).removesuffix(".0"): a for r, a in accuracies.items()}
 
 
 if __name__ == "__main__":

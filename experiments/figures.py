@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Normalize
 from matplotlib.patheffects import withStroke
 
-from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, save
+from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, radius_name, save
 
 _HIGHLIGHT = "#D55E00"
 _WRONG = "#B34700"  # dark enough for text
@@ -110,7 +110,7 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, n
         )
         ax.grid(visible=True)
         ticks = np.unique(np.concatenate([curve.epsilons for curve in drawn]))
-        ax.set_xticks(ticks, ["clean" if tick == 0 else f"{tick:g}" for tick in ticks])
+        ax.set_xticks(ticks, ["clean" if tick == 0 else radius_name(tick) for tick in ticks])
     save(page, path)
 
 

@@ -21,6 +21,7 @@ _Structure = Any
 
 
 # The filters of the convolutions and the widths of the dense layers between input and logits.
+_ACTIVATIONS = ("relu", "softplus", "gelu", "tanh")
 _MODELS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mlp": ((), (256, 256)),
     "cnn": ((16, 32), (100,)),
@@ -120,8 +121,7 @@ def create(
         "gelu": jax.nn.gelu,
         "tanh": jnp.tanh,
     }
-    _check_name("model", name, _MODELS)
-    _check_name("activation", activation, activations)
+    check_names(name, activation)
     if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:
         raise ValueError(
             f"got inputs of shape {tuple(input_shape)} and {num_classes} classes, "
@@ -152,9 +152,14 @@ def create(
     )
 
 
-def _check_name(kind: str, name: str, known: dict[str, Any]) -> None:
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}: there are {', '.join(known)}")
+def check_names(model: str, activation: str) -> None:
+    """Raise unless there are a model and an activation of these names, naming those there are."""
+    for kind, name, known in (
+        ("model", model, _MODELS),
+        ("activation", activation, _ACTIVATIONS),
+    ):
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}: there are {', '.join(known)}")
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -21,6 +21,14 @@ _LANDSCAPE_KEYS = (
     *("attacked", "attacked_prediction", "attack_epsilon", "attack_order", "attack_steps"),
     *("surface_offsets", "surface_loss", "surface_cosine"),
 )
+# What one figure shows of several runs has to be the same in all of them.
+_COMMON = {
+    "shown": "test images",
+    "attack_epsilon": "radii of the attack",
+    "attack_order": "norms of the attack",
+    "attack_steps": "steps of the attack",
+    "surface_offsets": "planes",
+}
 
 
 class Landscapes(NamedTuple):
@@ -47,9 +55,11 @@ def main(directory: Annotated[Path, tyro.conf.Positional]) -> None:
     try:
         comparison = read(directory)
         landscapes = read_landscapes(directory, comparison)
-    except ValueError as error:
+        written = write(directory, comparison, landscapes)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    written = write(directory, comparison, landscapes)
+    except KeyboardInterrupt:
+        sys.exit(130)
     print(table(comparison))
     print("\nWritten:", *written, sep="\n  ")
 
@@ -88,7 +98,8 @@ def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landsca
     """Read what the runs of each method left; a method that left nothing is missing.
 
     Raises:
-        ValueError: if a ``landscape.npz`` is broken, or not all show the same test images.
+        ValueError: if a ``landscape.npz`` is broken, or not all show the same test images and were
+            made with the same settings.
     """
     loaded = []
     for method in group(comparison):
@@ -100,11 +111,13 @@ def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landsca
         if left:
             arrays = [_load(path) for path in left.values()]
             loaded.append(Landscapes(method.label, method.style, list(left), arrays))
-    shown = {tuple(array["shown"].tolist()) for found in loaded for array in found.arrays}
-    if len(shown) > 1:
-        raise ValueError(
-            f"the landscape.npz files in {directory} show different test images: {sorted(shown)}"
-        )
+    for key, meaning in _COMMON.items():
+        found = {tuple(a[key].ravel().tolist()) for method in loaded for a in method.arrays}
+        if len(found) > 1:
+            raise ValueError(
+                f"the landscape.npz files in {directory} have different {meaning}: "
+                f"{sorted(found)}; the command of the comparison, given again, makes them anew"
+            )
     return loaded
 
 

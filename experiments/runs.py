@@ -37,6 +37,7 @@ class Run(NamedTuple):
         config: what it was trained with.
         apply: ``(params, x) -> logits`` of one example.
         params: its weights.
+        commit: of the code that trained it.
         training: how the training went, as in ``training.json``.
     """
 
@@ -44,6 +45,7 @@ class Run(NamedTuple):
     config: Config
     apply: Apply
     params: models.Params
+    commit: str
     training: dict[str, Any]
 
 
@@ -128,16 +130,25 @@ def load(path: Path) -> Run:
     """
     content = _read(path)
     config = _config(path, content)
-    if not (path / "weights.npz").is_file():
-        raise ValueError(f"{path} has no weights.npz: its training kept nothing, train it again")
-    apply, template = models.functional(models.create(**content["network"], seed=config.seed))
-    params = read_arrays(path / "weights.npz")
+    for name in ("weights.npz", "training.json"):
+        if not (path / name).is_file():
+            raise ValueError(f"{path} has no {name}: its training kept nothing, train it again")
+    try:
+        model = models.create(**content["network"], seed=config.seed)
+        params, training = read_arrays(path / "weights.npz"), read_json(path / "training.json")
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}/config.json names no network ({error}): train it again"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{error}: delete {path} to train it again") from error
+    apply, template = models.functional(model)
     shapes = {name: value.shape for name, value in params.items()}
     expected = {name: value.shape for name, value in template.items()}
     if shapes != expected:
         raise ValueError(f"{path}/weights.npz has the arrays {shapes}, expected {expected}")
-    training = read_json(path / "training.json")
-    return Run(path, config, apply, jax.tree.map(jax.numpy.asarray, params), training)
+    params = jax.tree.map(jax.numpy.asarray, params)
+    return Run(path, config, apply, params, content.get("commit", "unknown"), training)
 
 
 def provenance() -> dict[str, Any]:
@@ -151,6 +162,11 @@ def provenance() -> dict[str, Any]:
         },
         "device": _device(),
     }
+
+
+def joined_commits(*commits: str) -> str:
+    """Return the different commits among these, each of which may be several."""
+    return ", ".join(sorted({commit for joined in commits for commit in joined.split(", ")}))
 
 
 def _command(arguments: list[str]) -> str:

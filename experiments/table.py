@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from experiments.canvas import Style, style
+from experiments.canvas import Style, radius_name, style
 from experiments.files import read_json
 
 _NORMS = {"l2": "ℓ₂", "linf": "ℓ∞"}
@@ -43,6 +43,15 @@ def read(directory: Path) -> dict[str, Any]:
             "which python -m experiments.compare writes"
         )
     comparison = read_json(path)
+    try:
+        _check(comparison, path)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): run the comparison again") from error
+    return comparison
+
+
+def _check(comparison: dict[str, Any], path: Path) -> None:
+    """Check what was read, and turn radii and accuracies into numbers."""
     require(_COMPARISON_KEYS, comparison, str(path))
     for key in ("norms", "runs"):
         if not comparison[key]:
@@ -52,14 +61,20 @@ def read(directory: Path) -> dict[str, Any]:
             raise ValueError(f"{path} has the norm {norm!r}, expected one of {', '.join(_NORMS)}")
     for i, run in enumerate(comparison["runs"]):
         require(_RUN_KEYS, run, f"run {i} of {path}")
+        run["clean"] = _accuracy(run["clean"])
         run["robust"] = {
-            norm: {float(radius): accuracy for radius, accuracy in accuracies.items()}
+            norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
             for norm, accuracies in run["robust"].items()
         }
         for norm, radius in _radii(comparison):
             if radius not in run["robust"].get(norm, {}):
-                raise ValueError(f"run {i} of {path} has no accuracy at {norm} radius {radius:g}")
-    return comparison
+                raise ValueError(f"run {i} of {path} has no accuracy at {norm} radius {radius}")
+
+
+def _accuracy(value: object) -> float:
+    if not isinstance(value, float | int):
+        raise TypeError(f"{value!r} is no accuracy")
+    return value
 
 
 def require(keys: Iterable[str], found: object, where: str) -> None:
@@ -96,7 +111,7 @@ def table(comparison: dict[str, Any]) -> str:
     rows = [
         [
             *("method", "strength", "clean"),
-            *(f"{_NORMS[norm]} {radius:g}" for norm, radius in radii),
+            *(f"{_NORMS[norm]} {radius_name(radius)}" for norm, radius in radii),
             *("mean ‖g‖₂", "mean ‖H‖", "time/step", "seeds"),
         ]
     ]

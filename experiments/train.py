@@ -65,6 +65,7 @@ def main(
     except (ValueError, ImportError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     if not training["completed"]:
         print(f"interrupted after step {training['steps']}: its weights are in {path}")
@@ -123,6 +124,8 @@ def train(config: Config, dataset: Dataset, path: Path) -> dict[str, Any]:
     runs.start(path, config, architecture)
 
     training: dict[str, Any] = {"completed": False, "steps": 0}
+    # A step gives its old buffers away: what an interruption is to leave lies on the host.
+    kept = jax.device_get(state.params)
     waiting: list[dict[str, jax.Array]] = []
     laps: list[tuple[int, float]] = []
     begun = lap = time.perf_counter()
@@ -142,7 +145,7 @@ def train(config: Config, dataset: Dataset, path: Path) -> dict[str, Any]:
                 line = _means(jax.device_get(waiting), first=training["steps"] + 1)
                 laps.append((len(waiting), (now := time.perf_counter()) - lap))
                 lap = now
-                training["steps"] = taken
+                training["steps"], kept = taken, jax.device_get(state.params)
                 runs.append_metrics(path, {"step": taken, "epoch": epoch, **line})
                 bar.set_postfix({n: f"{value:.3g}" for n, value in line.items()}, refresh=False)
                 bar.update(len(waiting) * batch_size)
@@ -154,7 +157,7 @@ def train(config: Config, dataset: Dataset, path: Path) -> dict[str, Any]:
         training["seconds"] = time.perf_counter() - begun
         training["compile_seconds"] = laps[0][1] if laps else None
         training["seconds_per_step"] = median(t / n for n, t in laps[1:]) if laps[1:] else None
-        runs.finish(path, state.params, training)
+        runs.finish(path, kept, training)
     return training
 
 
@@ -196,10 +199,7 @@ def _bar(config: Config, total: int) -> tqdm:
 
 @contextmanager
 def _interrupt() -> Iterator[list[int]]:
-    """Note Ctrl-C in a list, so that no step is cut in the middle; a second one stops at once.
-
-    A step gives its old buffers away: stopped inside, it would leave no state to keep.
-    """
+    """Note Ctrl-C in a list, so that the step is finished and kept; a second one stops at once."""
     noted: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:

@@ -1,6 +1,7 @@
 """A whole comparison, small."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import tyro
 
 from experiments import compare, evaluate, runs
 from experiments.files import read_json
+from experiments.table import read
 from experiments.train import load_for
 
 ARGUMENTS = [
@@ -70,7 +72,7 @@ def test_other_settings_are_refused_before_any_work(folder):
     arguments = [*ARGUMENTS, "--epochs", "3", "--out", str(folder)]
     with pytest.raises(SystemExit) as stopped:
         tyro.cli(compare.main, args=arguments)
-    assert "holds a run with other settings (epochs 2, not 3)" in str(stopped.value.code)
+    assert "holds a run with other settings (epochs 2, not 3;" in str(stopped.value.code)
 
 
 def test_evaluating_by_itself_is_the_same(folder, capsys):
@@ -93,10 +95,12 @@ def test_evaluating_by_itself_is_the_same(folder, capsys):
     [
         (["--methods"], "a comparison needs at least one method and one seed"),
         (["--methods", "hesian"], "unknown method 'hesian': there are none, gradient"),
-        (["--l2", "-1"], "epsilon must be a finite positive number, got -1"),
+        (["--l2", "-1"], "a radius of l2 must be a finite positive number, got -1"),
+        (["--linf", "nan"], "a radius of linf must be a finite positive number, got nan"),
+        (["--methods", "hessian:1", "hessian:1.0000001"], "hessian:1 is there twice"),
         (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
         (["--data", "minst!"], "unknown data set 'minst!'"),
-        (["--l2", "--linf"], "name a radius"),
+        (["--l2", "--linf"], "there is no radius to attack with: give l2 or linf one"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path):
@@ -105,6 +109,51 @@ def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path)
     assert str(stopped.value.code).startswith("error: ")
     assert message in str(stopped.value.code)
     assert not (tmp_path / "out").exists()
+
+
+def test_radii_of_many_digits_are_found_again(folder, tmp_path):
+    radii = ["0.00784313725490196", "0.0078431372", "0.03"]
+    path = shutil.copytree(folder / "none" / "seed-0", tmp_path / "out" / "none" / "seed-0").parent
+    options = ["--model", "mlp", "--activation", "relu", "--epochs", "2", "--num-steps", "1"]
+    options += ["--methods", "none", "--l2", "--linf", *radii, "--out", str(path.parent)]
+    tyro.cli(compare.main, args=options)
+    comparison = read(path.parent)
+    assert comparison["norms"]["linf"] == sorted(map(float, radii))
+    assert sorted(comparison["runs"][0]["robust"]["linf"]) == sorted(map(float, radii))
+
+
+def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path, monkeypatch):
+    out = shutil.copytree(folder, tmp_path / "out")
+    trained = read_json(out / "none" / "seed-0" / "config.json")["commit"]
+    later = {**runs.provenance(), "commit": "feedbeef"}
+    monkeypatch.setattr(runs, "provenance", lambda: later)
+    options = [*ARGUMENTS, "--linf", "0.2", "--out", str(out)]
+    tyro.cli(compare.main, args=options)
+    expected = ", ".join(sorted({trained, "feedbeef"}))
+    assert read_json(out / "comparison.json")["commit"] == expected
+
+
+def test_the_folder_of_a_run_holds_no_comparison(folder):
+    out = folder / "none" / "seed-0"
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
+    assert "is a file or the folder of a run: name another" in str(stopped.value.code)
+
+
+def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch):
+    path = shutil.copytree(folder / "none" / "seed-0", tmp_path / "run")
+    (path / "evaluation.json").write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(evaluate.main, args=[str(path)])
+    assert "evaluation.json" in str(stopped.value.code)
+    assert "delete it to evaluate anew" in str(stopped.value.code)
+    (path / "evaluation.json").unlink()
+
+    nothing = {"gradient_norm": np.array([1.0]), "curvature": np.array([np.nan])}
+    monkeypatch.setattr(evaluate, "landscape", lambda *_, **__: nothing)
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(evaluate.main, args=[str(path), "--l2", "0.1", "--linf", "--num-steps", "1"])
+    assert f"the curvature of {path} is not finite: did it diverge?" in str(stopped.value.code)
 
 
 def test_evaluating_what_is_no_run_is_told(tmp_path):

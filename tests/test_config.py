@@ -18,6 +18,19 @@ def test_defaults_fill_every_gap(data, method):
     assert config.resolved() == config
 
 
+def test_a_shorter_training_warms_up_in_the_same_part_of_it():
+    assert Config(data="digits").resolved().warmup_epochs == 10
+    assert Config(data="digits", epochs=3).resolved().warmup_epochs == 1
+    assert Config(data="digits", epochs=300).resolved().warmup_epochs == 10
+
+
+def test_the_radius_of_adversarial_training_is_one_of_its_norm():
+    for data, radius in (("mnist", 0.2), ("fashion_mnist", 0.05), ("cifar10", 4 / 255)):
+        assert Config(data=data, method="adversarial", norm="linf").resolved().strength == radius
+    given = Config(data="mnist", method="adversarial", norm="linf", strength=0.3)
+    assert given.resolved().strength == 0.3
+
+
 def test_what_is_given_is_kept():
     given = {"epochs": 3, "batch_size": 7, "warmup_epochs": 0.5, "strength": 0.25, "step": 0.125}
     config = Config(data="mnist", method="finite-step", **given).resolved()
@@ -56,19 +69,26 @@ def test_a_wrong_method_is_told(text, message):
     ("wrong", "message"),
     [
         ({"method": "ridge"}, "unknown method 'ridge': there are none, "),
-        ({"strength": -1.0}, "strength must not be negative, got -1"),
-        ({"strength": math.nan}, "strength must not be negative, got nan"),
+        ({"strength": -1.0}, "strength must be a finite number, at least 0, got -1"),
+        ({"strength": math.nan}, "strength must be a finite number, at least 0, got nan"),
         ({"method": "none", "strength": 1.0}, "the method 'none' has no strength, got 1"),
         ({"step": 1.0}, "the method 'hessian' takes no step, got 1"),
-        ({"method": "finite-step", "step": 0.0}, "step must be positive, got 0"),
+        ({"method": "finite-step", "step": 0.0}, "step must be a finite positive number, got 0"),
         ({"method": "adversarial", "strength": 0.0}, "strength, the ε of adv.* positive, got 0"),
-        ({"epochs": 0}, "epochs must be positive, got 0"),
-        ({"batch_size": -3}, "batch_size must be positive, got -3"),
-        ({"warmup_epochs": -1.0}, "warmup_epochs must not be negative, got -1"),
-        ({"learning_rate": math.inf}, "learning_rate must be positive, got inf"),
-        ({"beta": 0.0}, "beta must be positive, got 0"),
-        ({"validation": -1}, "validation must not be negative, got -1"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"epochs": 0}, "epochs must be a finite positive number, got 0"),
+        ({"batch_size": -3}, "batch_size must be a finite positive number, got -3"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs must be a finite number, at least 0, got -1"),
+        ({"learning_rate": math.inf}, "learning_rate must be a finite positive number, got inf"),
+        ({"beta": 0.0}, "beta must be a finite positive number, got 0"),
+        ({"validation": -1}, "validation must be a finite number, at least 0, got -1"),
+        ({"seed": -1}, "seed must be a finite number, at least 0, got -1"),
+        ({"seed": 2**32}, "seed must be less than 2\\*\\*32, got 4294967296"),
+        (
+            {"epochs": 3, "warmup_epochs": 4.0},
+            "warmup_epochs must be at most the 3 epochs .* got 4",
+        ),
+        ({"model": "vit"}, "unknown model 'vit': there are mlp, cnn"),
+        ({"activation": "swish"}, "unknown activation 'swish': there are relu, softplus, gelu, ta"),
         ({"norm": "l1"}, "unknown norm 'l1': there are l2, linf"),
     ],
 )

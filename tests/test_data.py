@@ -263,27 +263,12 @@ def test_seed_and_epoch_decide_the_order():
     assert len({tuple(each) for each in orders}) == 5
 
 
-@pytest.mark.parametrize("size", [1, 5, 6, 7, 12])
-def test_padded_batches_hold_everything_once(size):
-    images, labels = numbered(size)
-    drawn = list(data.padded_batches(images, labels, 6))
-    assert len(drawn) == -(-size // 6)
-    for x, y, mask in drawn:
-        assert (x.shape, y.shape, mask.shape, mask.dtype) == ((6, 2, 3, 1), (6,), (6,), bool)
-        np.testing.assert_array_equal(x[:, 1, 2, 0], y)
-        assert set(y) <= set(labels)
-    np.testing.assert_array_equal(np.concatenate([y[mask] for _, y, mask in drawn]), labels)
-
-
-@pytest.mark.parametrize(
-    "split", [data.padded_batches, lambda *a: data.batches(*a, seed=0, epoch=0)]
-)
 @pytest.mark.parametrize(("num_images", "num_labels", "size"), [(4, 3, 2), (0, 0, 2), (4, 4, 0)])
-def test_impossible_batches_are_refused(split, num_images, num_labels, size):
+def test_impossible_batches_are_refused(num_images, num_labels, size):
     """At once, not when the first batch is drawn."""
     expected = f"{num_images} images and {num_labels} labels in batches of {size}"
     with pytest.raises(ValueError, match=expected):
-        split(numbered(num_images)[0], numbered(num_labels)[1], size)
+        data.batches(numbered(num_images)[0], numbered(num_labels)[1], size, seed=0, epoch=0)
 
 
 def test_training_set_smaller_than_a_batch_is_refused():

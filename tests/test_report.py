@@ -297,6 +297,8 @@ def without(content, key):
         ([1], "holds no JSON dictionary"),
         (without(comparison(), "num_test"), "comparison.json lacks num_test"),
         (comparison([]), "holds no runs"),
+        (comparison() | {"runs": 3}, "comparison.json is damaged .*: run the comparison again"),
+        (comparison([run("none", 0, clean="x")]), r"comparison.json is damaged \('x' is no acc"),
         (comparison() | {"norms": {}}, "holds no norms"),
         (comparison() | {"norms": {"l1": [1.0]}}, "the norm 'l1', expected one of l2, linf"),
         (comparison() | {"norms": {"l2": [3.0]}}, "has no accuracy at l2 radius 3"),
@@ -313,6 +315,35 @@ def test_a_folder_that_is_no_comparison_is_told(content, message, tmp_path):
     assert not (tmp_path / "report.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attack_epsilon", 1.0, r"different radii of the attack: \[\(1.0,\), \(1.5,\)\]; the comm"),
+        ("attack_order", np.inf, "different norms of the attack"),
+        ("attack_steps", 5, "different steps of the attack"),
+        ("surface_offsets", np.linspace(-2, 2, 5), "different planes"),
+    ],
+)
+def test_a_figure_does_not_mix_settings(key, value, message, directory):
+    other = landscape(1, **{key: np.array(value)})
+    np.savez(directory / "none-1" / "landscape.npz", **other)
+    with pytest.raises(SystemExit, match=message):
+        report.main(directory)
+
+
+def test_what_cannot_be_written_is_told(directory):
+    (directory / "report.md").mkdir()
+    with pytest.raises(SystemExit, match=r"error: .*report\.md"):
+        report.main(directory)
+
+
+def test_small_radii_are_written_in_255ths(tmp_path):
+    radius = 2 / 255
+    content = comparison([run("none", 0, robust={"linf": {repr(radius): 0.5}})])
+    store(tmp_path, content | {"norms": {"linf": [radius]}}, {})
+    assert cells(tmp_path)[0][3] == "ℓ∞ 2/255"
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "key", "images"])
 def test_a_damaged_landscape_is_told(damage, directory):
     path = directory / "hessian-0" / "landscape.npz"
@@ -325,7 +356,7 @@ def test_a_damaged_landscape_is_told(damage, directory):
         path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no"}[damage])
     message = {
         "key": "lacks curvature",
-        "images": "show different test images",
+        "images": "have different test images",
     }.get(damage, "landscape.npz is damaged")
     with pytest.raises(SystemExit, match=message):
         report.main(directory)

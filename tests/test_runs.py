@@ -12,7 +12,7 @@ import pytest
 from experiments import models, runs
 from experiments.config import Config
 from experiments.data import Dataset
-from experiments.files import read_arrays, write_arrays
+from experiments.files import read_arrays, read_json, write_arrays, write_json
 
 CONFIG = Config(data="digits", method="gradient", model="mlp").resolved()
 IMAGES = np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 4, 4, 1)
@@ -36,6 +36,11 @@ def test_a_network_comes_back_as_it_was(run):
     np.testing.assert_array_equal(loaded.apply(loaded.params, IMAGES[0]), apply(params, IMAGES[0]))
     assert loaded.config == CONFIG
     assert loaded.training == {"completed": True, "steps": 3}
+    assert loaded.commit == runs.provenance()["commit"]
+
+
+def test_commits_are_joined_once_each():
+    assert runs.joined_commits("b", "a, b", "a") == "a, b"
 
 
 def test_normalization_is_that_of_the_training_images():
@@ -85,8 +90,21 @@ def test_what_is_no_run_is_told(run, tmp_path):
     write_arrays(run / "weights.npz", {**weights, "dense/0/bias": np.zeros(5)})
     with pytest.raises(ValueError, match=r"weights.npz has the arrays .* expected"):
         runs.load(run)
+    (run / "weights.npz").write_bytes(b"PK")
+    with pytest.raises(
+        ValueError, match=r"weights\.npz is damaged .*: delete .* to train it again"
+    ):
+        runs.load(run)
     (run / "weights.npz").unlink()
     with pytest.raises(ValueError, match=r"has no weights\.npz: its training kept nothing"):
+        runs.load(run)
+    write_arrays(run / "weights.npz", weights)
+    content = read_json(run / "config.json")
+    write_json(run / "config.json", {**content, "network": {"name": "mlp"}})
+    with pytest.raises(ValueError, match=r"config\.json names no network .*: train it again"):
+        runs.load(run)
+    (run / "training.json").unlink()
+    with pytest.raises(ValueError, match=r"has no training\.json: its training kept nothing"):
         runs.load(run)
     (run / "config.json").write_text('{"config": {"temperature": 1}, "network": {}}')
     with pytest.raises(ValueError, match=r"config\.json holds other settings than a run's: .*temp"):

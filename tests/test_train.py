@@ -106,6 +106,30 @@ def test_a_second_ctrl_c_stops_at_once(digits, tmp_path, monkeypatch):
         train.train(CONFIG, digits, tmp_path)
 
 
+def test_stopped_inside_a_step_the_weights_before_it_are_kept(digits, tmp_path, monkeypatch):
+    """Inside, the state that went into the step is gone: its buffers were given away."""
+    build = train.train_step
+
+    def interrupted_in_step(objective, optimizer):
+        step, taken = build(objective, optimizer), iter(range(100))
+
+        def inside(state, batch):
+            after = step(state, batch)
+            if next(taken) == 30:
+                raise KeyboardInterrupt
+            return after
+
+        return inside
+
+    monkeypatch.setattr(train, "train_step", interrupted_in_step)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(CONFIG, digits, tmp_path)
+    assert read_json(tmp_path / "training.json")["steps"] == 21
+    run = runs.load(tmp_path)
+    predicted = np.argmax(run.apply(run.params, digits.test_images), axis=1)
+    assert np.mean(predicted == digits.test_labels) > 0.2
+
+
 def test_a_loss_of_nan_stops_and_keeps_finite_weights(digits, tmp_path):
     config = dataclasses.replace(CONFIG, learning_rate=1e30)
     with pytest.raises(train.DivergedError, match=r"diverged at step 2: .*loss is nan.*smaller"):
@@ -127,7 +151,7 @@ def test_a_validation_split_is_held_out(digits):
         (["--method", "ridge"], "unknown method 'ridge': there are none, gradient"),
         (["--model", "vit"], "unknown model 'vit': there are mlp, cnn"),
         (["--data", "Digits!"], "unknown data set 'Digits!'"),
-        (["--strength", "-1"], "strength must not be negative, got -1"),
+        (["--strength", "-1"], "strength must be a finite number, at least 0, got -1"),
         (["--batch-size", "5000"], "batch_size must be at most the 1347 training examples, got 5"),
         (["--validation", "1347"], "cannot hold out 1347 of 1347 training examples"),
         (["--activation", "swish"], "unknown activation 'swish': there are relu"),
