@@ -17,7 +17,7 @@ MANUAL := $(if $(MANUAL_DIR),--manual-dir "$(MANUAL_DIR)")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo mnist fashion test check format clean
+.PHONY: help demo mnist fashion test check format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ check: $(VENV)/dev.stamp ## lint, formatting and types
 format: $(VENV)/dev.stamp ## mend what ruff can mend
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+docs: $(VENV)/docs.stamp ## build the documentation into build/docs
+	$(RUN) -m sphinx --fail-on-warning --quiet docs build/docs
 
 clean: ## remove the environment and the caches; keep runs/
 	rm -rf $(VENV) build *.egg-info .hypothesis .pytest_cache .ruff_cache

@@ -1,0 +1,18 @@
+"""How Sphinx builds these pages: ``make docs``."""
+
+import hessjax
+
+project = "hessjax"
+author = "The hessjax authors"
+version = release = hessjax.__version__
+html_theme = "furo"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+
+# The formulas of theory.md are written as GitHub shows them: $…$ and fences named math.
+myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "groupwise"
+autodoc_typehints = "none"
+napoleon_use_ivar = True
