@@ -18,8 +18,8 @@ class Recipe:
 
     Attributes:
         epochs, batch_size, warmup_epochs: as in `Setup`.
-        strengths: of each method; those of gradient and hessian on MNIST and Fashion-MNIST are
-            tuned on a validation split (see experiments/README.md).
+        strengths: of each method; which ones are tuned, on a validation split, is told in
+            experiments/README.md.
         step: h of the finite-step methods, in input units.
         radii: ε by norm, for evaluating.
     """
@@ -54,13 +54,20 @@ RECIPES = {
         radii={"l2": (0.25, 0.5, 0.75, 1.0), "linf": (0.05, 0.1, 0.15)},
     ),
     "mnist": Recipe(
-        strengths={**_UNTUNED, "gradient": 12, "hessian": 6, "hessian-only": 3, "adversarial": 1.5},
+        strengths={
+            **_UNTUNED,
+            "gradient": 12,
+            "hessian": 6,
+            "hessian-only": 3,
+            "finite-step": 5,
+            "adversarial": 1.5,
+        },
         step=1.5,
         radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.1, 0.2)},
     ),
     "fashion_mnist": Recipe(
         epochs=5,
-        strengths={**_UNTUNED, "gradient": 2},
+        strengths={**_UNTUNED, "gradient": 2, "hessian": 1.1},
         radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.03, 0.05, 0.1)},
     ),
 }
