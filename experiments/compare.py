@@ -12,10 +12,11 @@ from experiments import report, runs
 from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset
 from experiments.evaluate import attack_settings, chosen_radii, evaluate
-from experiments.files import write_json
+from experiments.files import read_json, write_json
 from experiments.table import read, table
 from experiments.train import DivergedError, load_for, train
 
+_SHARED = tuple(field.name for field in dataclasses.fields(Setup))
 _METHODS = ("none", "gradient", "hessian", "finite-step", "adversarial")
 
 
@@ -34,9 +35,10 @@ def main(
 ) -> None:
     """Train several methods with the same seeds and budget, attack them, write table and figures.
 
-    Stop it with Ctrl-C and give the same command again: what is done is not done twice. A method
-    may carry its strength, and its step: hessian, hessian:2, finite-step:1:1.5. To tune strengths,
-    compare them on examples held out of the training set. For example:
+    Stop it with Ctrl-C and give the same command again: what is done is not done twice. Methods or
+    seeds of a later command into the same folder join those that are there. A method may carry its
+    strength, and its step: hessian, hessian:2, finite-step:1:1.5. To tune strengths, compare them
+    on examples held out of the training set. For example:
 
         python -m experiments.compare --methods none gradient hessian --out runs/demo
         python -m experiments.compare --data mnist --methods hessian:1 hessian:2 hessian:3
@@ -67,12 +69,12 @@ def main(
             "commit": runs.joined_commits(*(entry.pop("commit") for entry in entries)),
             "data": _describe(setup),
             "num_test": len(dataset.test_labels),
-            "norms": {norm: values for norm, values in radii.items() if values},
+            "norms": {norm: list(values) for norm, values in radii.items() if values},
             "attack": attack,
-            "setup": dataclasses.asdict(configs[0]),
+            "setup": {name: getattr(configs[0], name) for name in _SHARED},
             "runs": entries,
         }
-        write_json(out / "comparison.json", comparison)
+        write_json(out / "comparison.json", _with_earlier(out / "comparison.json", comparison))
         comparison = read(out)
         written = report.write(out, comparison, report.read_landscapes(out, comparison))
     except (ValueError, ImportError, OSError, DivergedError) as error:
@@ -145,6 +147,29 @@ def _entry(
         "hessian_norm_mean": evaluation["hessian_norm_mean"],
         "evaluation_seconds": evaluation["seconds"],
         "commit": runs.joined_commits(run.commit, evaluation["commit"]),
+    }
+
+
+def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
+    """Add the runs that an earlier command, of the same settings, left in the file."""
+    earlier = read_json(path) if path.is_file() else {"runs": []}
+    same = ("data", "num_test", "norms", "attack", "setup")
+    paths = {run["path"] for run in comparison["runs"]}
+    others = [run for run in earlier["runs"] if run["path"] not in paths]
+    if not others or any(earlier.get(key) != comparison[key] for key in same):
+        return comparison
+    # In the order of the commands; one that is given again keeps its place.
+    commands = dict.fromkeys([*earlier["command"].split(" && "), comparison["command"]])
+    known = {run["path"] for run in earlier["runs"]}
+    new = {run["path"]: run for run in comparison["runs"]}
+    return {
+        **comparison,
+        "command": " && ".join(commands),
+        "commit": runs.joined_commits(earlier["commit"], comparison["commit"]),
+        "runs": [
+            *(new.get(run["path"], run) for run in earlier["runs"]),
+            *(run for run in comparison["runs"] if run["path"] not in known),
+        ],
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from experiments import compare, evaluate, runs
-from experiments.files import read_json
+from experiments.files import read_json, write_json
 from experiments.table import read
 from experiments.train import load_for
 
@@ -131,6 +131,36 @@ def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path,
     tyro.cli(compare.main, args=options)
     expected = ", ".join(sorted({trained, "feedbeef"}))
     assert read_json(out / "comparison.json")["commit"] == expected
+
+
+def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp_path, monkeypatch):
+    out = shutil.copytree(folder, tmp_path / "out")
+    before = read_json(out / "comparison.json")
+    shutil.copytree(out / "none" / "seed-0", out / "none" / "seed-1")
+    trained = read_json(out / "none" / "seed-1" / "config.json")
+    write_json(
+        out / "none" / "seed-1" / "config.json",
+        trained | {"config": trained["config"] | {"seed": 1}},
+    )
+    second = {**runs.provenance(), "command": "second"}
+    monkeypatch.setattr(runs, "provenance", lambda: second)
+    options = [*ARGUMENTS[3:], "--methods", "none", "--seeds", "1", "--out", str(out)]
+    for _ in range(2):
+        tyro.cli(compare.main, args=options)
+        after = read_json(out / "comparison.json")
+        assert [run["path"] for run in after["runs"]] == [
+            "none/seed-0",
+            "gradient-0.5/seed-0",
+            "none/seed-1",
+        ]
+        assert after["runs"][:2] == before["runs"]
+        assert after["command"] == f"{before['command']} && second"
+
+    # Other radii: the earlier accuracies do not belong into the same table.
+    tyro.cli(compare.main, args=[*options, "--linf", "0.2"])
+    after = read_json(out / "comparison.json")
+    assert [run["path"] for run in after["runs"]] == ["none/seed-1"]
+    assert after["command"] == "second"
 
 
 def test_the_folder_of_a_run_holds_no_comparison(folder):

@@ -26,6 +26,14 @@ def trained(digits, tmp_path_factory):
     return path, train.train(CONFIG, digits, path)
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard():
+    """A test that runs in the background starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def lines(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
