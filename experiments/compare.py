@@ -152,7 +152,7 @@ def _entry(
 
 def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     """Add the runs that an earlier command, of the same settings, left in the file."""
-    earlier = read_json(path) if path.is_file() else {"runs": []}
+    earlier: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
     same = ("data", "num_test", "norms", "attack", "setup")
     paths = {run["path"] for run in comparison["runs"]}
     others = [run for run in earlier["runs"] if run["path"] not in paths]

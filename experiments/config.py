@@ -59,7 +59,7 @@ RECIPES = {
             "gradient": 12,
             "hessian": 6,
             "hessian-only": 3,
-            "finite-step": 5,
+            "finite-step": 10,
             "adversarial": 1.5,
         },
         step=1.5,
@@ -171,10 +171,10 @@ class Config(Setup):
         # JAX takes 32 bits of a seed: a larger one would repeat a smaller one's numbers.
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
-        if None not in (self.epochs, self.warmup_epochs) and self.warmup_epochs > self.epochs:
+        epochs, warmup = self.epochs, self.warmup_epochs
+        if epochs is not None and warmup is not None and warmup > epochs:
             raise ValueError(
-                f"warmup_epochs must be at most the {self.epochs} epochs of the training, "
-                f"got {self.warmup_epochs}"
+                f"warmup_epochs must be at most the {epochs} epochs of the training, got {warmup}"
             )
         models.check_names(self.model, self.activation)
         if self.method == "adversarial" and self.strength == 0:

@@ -341,7 +341,11 @@ def test_bad_solver_configuration_is_seen_through_the_penalty(count: int) -> Non
 @pytest.mark.parametrize("shape", ["(1, 5)", "((5,), (5,))"])
 def test_outputs_that_are_no_vector(penalty: Any, shape: str) -> None:
     f = cases.mlp("gelu").function()
-    model = (lambda x: f.model(x)[None]) if shape == "(1, 5)" else (lambda x: (f.model(x),) * 2)
+    models: Any = {
+        "(1, 5)": lambda x: f.model(x)[None],
+        "((5,), (5,))": lambda x: (f.model(x),) * 2,
+    }
+    model = models[shape]
     batched = Composite(model, lambda z: f.loss(z[0]))
     with pytest.raises(ValueError, match=r"outputs of shape \(C,\), got " + re.escape(shape)):
         penalty(batched, jnp.ones(6), KEY)

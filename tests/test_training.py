@@ -155,7 +155,7 @@ def test_one_trace_whatever_kind_of_number_a_parameter_is(bias: Any) -> None:
 
     params = {"w": jnp.eye(5, 6), "b": bias}
     optimizer = optax.sgd(0.1)
-    step = hessjax.train_step(hessjax.regularized(apply, CASE.loss, {}), optimizer)
+    step: Any = hessjax.train_step(hessjax.regularized(apply, CASE.loss, {}), optimizer)
     state = hessjax.TrainState.create(params, optimizer, jax.random.key(0))
     for _ in range(3):
         state, _ = step(state, BATCH)
