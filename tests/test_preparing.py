@@ -128,7 +128,7 @@ def test_missing_tensorflow_is_said(tmp_path, monkeypatch):
     )
     with (
         tfds.testing.mock_data(),
-        pytest.raises(ImportError, match=r"cifar10 needs TensorFlow: pip install 'hessjax\[prepa"),
+        pytest.raises(ImportError, match=r"cifar10 needs TensorFlow: pip install '.\[prepare"),
     ):
         data.load("cifar10", data_dir=tmp_path)
     assert not (tmp_path / "cifar10").exists()
@@ -136,7 +136,7 @@ def test_missing_tensorflow_is_said(tmp_path, monkeypatch):
 
 def test_missing_tensorflow_datasets_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match=r"TensorFlow Datasets: pip install 'hessjax\[prepare\]'"):
+    with pytest.raises(ImportError, match=r"TensorFlow Datasets: pip install '.\[prepare\]'"):
         data.load("cifar10", data_dir=tmp_path)
 
 
