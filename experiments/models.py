@@ -78,12 +78,46 @@ class Network(nnx.Module):
         """Return the logits of one example, or of a batch."""
         x = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)
         for convolution in self.convolutions:
-            x = self.activation(convolution(x))
+            x = self.activation(_convolve(convolution, x))
         x = x.reshape(*x.shape[:-3], -1)
         *hidden, last = self.dense
         for layer in hidden:
             x = self.activation(layer(x))
         return last(x)
+
+
+def _convolve(convolution: nnx.Conv, x: jax.Array) -> jax.Array:
+    """Apply a convolution of `Network`, that of a single channel as patches."""
+    # On a CPU, XLA's convolution of one channel takes five times as long as the patches' product.
+    # With three, patches make attacks faster but the derivatives of third order slower.
+    if x.shape[-1] > 1:
+        return convolution(x)
+    bias = convolution.bias
+    product = convolve_by_patches(x, convolution.kernel[...])
+    return product if bias is None else product + bias[...]
+
+
+def convolve_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve with a 4x4 kernel, stride 2 and SAME padding, as one matrix product.
+
+    The patches are four shifted copies of the image's blocks of 2x2 pixels.
+
+    Args:
+        x: ``(..., H, W, C)``.
+        kernel: ``(4, 4, C, F)``.
+
+    Returns:
+        ``(..., ⌈H/2⌉, ⌈W/2⌉, F)``, as `jax.lax.conv_general_dilated` to rounding.
+    """
+    *batch, height, width, channels = x.shape
+    rows, columns = math.ceil(height / 2), math.ceil(width / 2)
+    after = (2 * rows + 1 - height, 2 * columns + 1 - width)
+    x = jnp.pad(x, [(0, 0)] * len(batch) + [(1, after[0]), (1, after[1]), (0, 0)])
+    blocks = x.reshape(*batch, rows + 1, 2, columns + 1, 2, channels).swapaxes(-4, -3)
+    blocks = blocks.reshape(*batch, rows + 1, columns + 1, 4 * channels)
+    shifted = [blocks[..., i : i + rows, j : j + columns, :] for i in (0, 1) for j in (0, 1)]
+    weights = kernel.reshape(2, 2, 2, 2, channels, -1).swapaxes(1, 2)
+    return jnp.concatenate(shifted, axis=-1) @ weights.reshape(16 * channels, -1)
 
 
 def create(

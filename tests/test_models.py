@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.models import create, functional, pixel_statistics, softplus
+from experiments.models import (
+    convolve_by_patches,
+    create,
+    functional,
+    pixel_statistics,
+    softplus,
+)
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -75,6 +81,45 @@ def test_cnn_is_the_formula(activation):
         hidden = ACTIVATIONS[activation](convolve(hidden, kernel, bias))
     expected = dense_layers(params, hidden.reshape(-1), ACTIVATIONS[activation])
     np.testing.assert_allclose(apply(params, x), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(8, 6), (7, 9), (5, 4), (1, 2)])
+def test_patches_are_the_convolution(size, channels):
+    """SAME padding puts the odd pixel behind; the gradients, of both factors, agree as well."""
+    x, kernel = (
+        jnp.asarray(examples(*shape)) for shape in ((2, *size, channels), (4, 4, channels, 5))
+    )
+
+    def by_xla(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    expected, pull = jax.vjp(by_xla, x, kernel)
+    got, pull_got = jax.vjp(convolve_by_patches, x, kernel)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, strict=True)
+    cotangent = examples(*expected.shape)
+    for gradient, wanted in zip(pull_got(cotangent), pull(cotangent), strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-12, atol=1e-14)
+    by_one = jnp.stack([convolve_by_patches(image, kernel) for image in x])
+    np.testing.assert_allclose(by_one, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cnn_is_that_of_its_convolutions(channels):
+    """In whichever way they are computed, in single precision too, biases included."""
+    model = network("cnn", input_shape=(7, 8, channels))
+    x = jnp.asarray(examples(2, 3, 7, 8, channels), jnp.float32)
+    for convolution in model.convolutions:
+        convolution.bias[...] += 0.5
+    hidden = x
+    for convolution in model.convolutions:
+        hidden = jax.nn.gelu(convolution(hidden))
+    hidden = hidden.reshape(2, 3, -1)
+    for layer in model.dense[:-1]:
+        hidden = jax.nn.gelu(layer(hidden))
+    np.testing.assert_allclose(model(x), model.dense[-1](hidden), rtol=1e-5, strict=True)
 
 
 @pytest.mark.parametrize(
