@@ -44,6 +44,8 @@ _UNTUNED = {
     "jacobian": 0.01,
     "gauss-newton": 1,
     "adversarial": 1,
+    "fgsm": 1,
+    "hot": 100,
 }
 RECIPES = {
     "digits": Recipe(
@@ -88,7 +90,7 @@ class Setup:
         model: mlp or cnn.
         activation: relu, softplus, gelu or tanh.
         beta: sharpness of softplus.
-        norm: norm of the ball of adversarial training.
+        norm: norm of the ball of adversarial and fgsm training.
         epochs: passes over the training set; the data set's default if not given.
         batch_size: training examples a step; likewise.
         warmup_epochs: epochs over which the penalty's weight grows from 0 to its value; the data
@@ -116,10 +118,11 @@ class Config(Setup):
 
     Attributes:
         method: none, gradient, hessian, hessian-only, finite-step, curvature, jacobian,
-            gauss-newton or adversarial.
-        strength: the method's one number: a penalty's weight, or the ε of hessian and adversarial
-            in input units; the data set's default if not given (adversarial in an ℓ∞ ball: the
-            middle one of its ℓ∞ radii). experiments/README.md lists methods and defaults.
+            gauss-newton, adversarial, fgsm or hot.
+        strength: the method's one number: a penalty's weight, the ε of hessian, adversarial and
+            fgsm in input units, or the temperature of hot; the data set's default if not given
+            (in an ℓ∞ ball: the middle one of its ℓ∞ radii). experiments/README.md lists methods
+            and defaults.
         step: length h of the finite step of finite-step and curvature, in input units; likewise.
         seed: of the weights, the order of the examples and every random start.
     """
@@ -143,7 +146,7 @@ class Config(Setup):
             # A shorter training warms up in the same part of it.
             "warmup_epochs": defaults.warmup_epochs * min(1, epochs / defaults.epochs),
         }
-        if self.method == "adversarial" and self.norm == "linf":
+        if method.takes_ball and self.norm == "linf":
             known["strength"] = defaults.radii["linf"][len(defaults.radii["linf"]) // 2]
         elif method.strength is not None:
             known["strength"] = defaults.strengths[self.method]
@@ -177,8 +180,9 @@ class Config(Setup):
                 f"warmup_epochs must be at most the {epochs} epochs of the training, got {warmup}"
             )
         models.check_names(self.model, self.activation)
-        if self.method == "adversarial" and self.strength == 0:
-            raise ValueError("strength, the ε of adversarial training, must be positive, got 0")
+        method = methods.find(self.method)
+        if method.positive and self.strength == 0:
+            raise ValueError(f"strength, the {method.strength}, must be positive, got 0")
         if self.norm not in ORDERS:
             raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")
 

@@ -18,10 +18,12 @@ from hessjax import (
     regularized,
     second_order,
 )
-from hessjax.attacks import LpBall, pgd_init, pgd_step
+from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
 from hessjax.objective import Apply, Metrics, Objective, Penalty
 
 _ATTACK_STEPS = 10
+Logits = Callable[[jax.Array], jax.Array]
+_Attack = Callable[[Logits, jax.Array, jax.Array, LpBall, jax.Array], jax.Array]
 
 
 class Setting(NamedTuple):
@@ -47,11 +49,15 @@ class Method(NamedTuple):
         build: ``(apply, setting) -> objective``.
         strength: what the strength is, in a word or two; None if there is none.
         takes_step: whether it takes a finite step.
+        takes_ball: whether its strength is the radius of a ball.
+        positive: whether its strength must not be 0.
     """
 
     build: Callable[[Apply, Setting], Objective]
     strength: str | None
     takes_step: bool = False
+    takes_ball: bool = False
+    positive: bool = False
 
 
 def _none(apply: Apply, _: Setting) -> Objective:
@@ -90,7 +96,15 @@ def _gauss_newton(apply: Apply, setting: Setting) -> Objective:
     return _penalized(apply, setting, "gauss_newton_norm", gauss_newton_operator_norm)
 
 
-def _adversarial(apply: Apply, setting: Setting) -> Objective:
+def _hot(apply: Apply, setting: Setting) -> Objective:
+    # Hot from the first step on, without the ramp: the temperature is no weight.
+    def cooled(logits: jax.Array, y: jax.Array) -> jax.Array:
+        return cross_entropy(logits / setting.strength, y)
+
+    return second_order(apply, cooled, 0, 0)
+
+
+def _attacked(apply: Apply, setting: Setting, attack: _Attack) -> Objective:
     plain = second_order(apply, cross_entropy, 0, 0)
 
     def objective(
@@ -99,22 +113,35 @@ def _adversarial(apply: Apply, setting: Setting) -> Objective:
         x, y, *mask = batch
         epsilon = jnp.maximum(setting.strength * setting.ramp(step), 1e-6)
 
-        def attacked(x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-            logits = partial(apply, params)
-            ball = LpBall(epsilon, setting.order)
-            state = pgd_init(logits, x, y, ball, key)
-            # Written out: a loop over convolutions is slow on the CPU. The last iterate, not the
-            # first misclassified one, which would be an easier example to train on.
-            for _ in range(_ATTACK_STEPS):
-                length = 2.5 * epsilon / _ATTACK_STEPS
-                state = pgd_step(logits, x, y, ball, state, step_size=length)
-            return state.x
+        ball = LpBall(epsilon, setting.order)
+
+        def one(x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+            return attack(partial(apply, params), x, y, ball, key)
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x)))
-        hard = jax.lax.stop_gradient(jax.vmap(attacked)(jnp.asarray(x), jnp.asarray(y), keys))
+        hard = jax.lax.stop_gradient(jax.vmap(one)(jnp.asarray(x), jnp.asarray(y), keys))
         return plain(params, (hard, y, *mask), key, step)
 
     return objective
+
+
+def _by_pgd(
+    logits_fn: Logits, x: jax.Array, y: jax.Array, ball: LpBall, key: jax.Array
+) -> jax.Array:
+    state = pgd_init(logits_fn, x, y, ball, key)
+    # Written out: a loop over convolutions is slow on the CPU. The last iterate, not the first
+    # misclassified one, which would be an easier example to train on.
+    for _ in range(_ATTACK_STEPS):
+        length = 2.5 * ball.epsilon / _ATTACK_STEPS
+        state = pgd_step(logits_fn, x, y, ball, state, step_size=length)
+    return state.x
+
+
+def _by_fgsm(
+    logits_fn: Logits, x: jax.Array, y: jax.Array, ball: LpBall, key: jax.Array
+) -> jax.Array:
+    del key
+    return fgsm(logits_fn, x, y, ball)
 
 
 def _ramped(setting: Setting, weight: float) -> Callable[[Any], Any]:
@@ -135,7 +162,17 @@ METHODS = {
     "curvature": Method(_curvature, "weight of CURE's ‖∇f(x+hz) − ∇f(x)‖₂", takes_step=True),
     "jacobian": Method(_jacobian, "weight of ‖J‖²_F"),
     "gauss-newton": Method(_gauss_newton, "weight of the Gauss-Newton norm"),
-    "adversarial": Method(_adversarial, f"ε of PGD-{_ATTACK_STEPS} training"),
+    "adversarial": Method(
+        partial(_attacked, attack=_by_pgd),
+        f"ε of PGD-{_ATTACK_STEPS} training",
+        takes_ball=True,
+        positive=True,
+    ),
+    # The last two mask gradients rather than withstand: an evaluation has to find them out.
+    "fgsm": Method(
+        partial(_attacked, attack=_by_fgsm), "ε of FGSM training", takes_ball=True, positive=True
+    ),
+    "hot": Method(_hot, "temperature of the cross-entropy", positive=True),
 }
 
 

@@ -24,10 +24,11 @@ def test_a_shorter_training_warms_up_in_the_same_part_of_it():
     assert Config(data="digits", epochs=300).resolved().warmup_epochs == 10
 
 
-def test_the_radius_of_adversarial_training_is_one_of_its_norm():
+@pytest.mark.parametrize("method", ["adversarial", "fgsm"])
+def test_the_radius_of_adversarial_training_is_one_of_its_norm(method):
     for data, radius in (("mnist", 0.2), ("fashion_mnist", 0.05), ("cifar10", 4 / 255)):
-        assert Config(data=data, method="adversarial", norm="linf").resolved().strength == radius
-    given = Config(data="mnist", method="adversarial", norm="linf", strength=0.3)
+        assert Config(data=data, method=method, norm="linf").resolved().strength == radius
+    given = Config(data="mnist", method=method, norm="linf", strength=0.3)
     assert given.resolved().strength == 0.3
 
 
@@ -74,7 +75,9 @@ def test_a_wrong_method_is_told(text, message):
         ({"method": "none", "strength": 1.0}, "the method 'none' has no strength, got 1"),
         ({"step": 1.0}, "the method 'hessian' takes no step, got 1"),
         ({"method": "finite-step", "step": 0.0}, "step must be a finite positive number, got 0"),
-        ({"method": "adversarial", "strength": 0.0}, "strength, the ε of adv.* positive, got 0"),
+        ({"method": "adversarial", "strength": 0.0}, "strength, the ε of PGD.* positive, got 0"),
+        ({"method": "fgsm", "strength": 0.0}, "strength, the ε of FGSM.* positive, got 0"),
+        ({"method": "hot", "strength": 0.0}, "strength, the temp.* must be positive, got 0"),
         ({"epochs": 0}, "epochs must be a finite positive number, got 0"),
         ({"batch_size": -3}, "batch_size must be a finite positive number, got -3"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must be a finite number, at least 0, got -1"),

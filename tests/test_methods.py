@@ -16,6 +16,7 @@ from hessjax.composite_penalties import (
     jacobian_squared_frobenius_norm,
 )
 from hessjax.operators import Composite
+from tests import traps
 
 H = 0.3
 KEY = jax.random.key(0)
@@ -109,9 +110,45 @@ def test_adversarial_is_the_loss_at_attacked_inputs(problem, order):
     assert loss + 0.08 * dual < value < loss + 0.13 * dual
 
 
+@pytest.mark.parametrize("order", [2, np.inf])
+def test_fgsm_is_the_loss_after_one_full_step_from_the_image(problem, order):
+    params, (x, y) = problem
+    gradient = jax.vmap(jax.grad(lambda t, label: cross_entropy(apply(params, t), label)))(x, y)
+    length = jnp.linalg.norm(gradient, axis=1, keepdims=True)
+    step = gradient / length if order == 2 else jnp.sign(gradient)
+    value, _ = build("fgsm", 0.1, order=order)(params, (x, y), KEY)
+    np.testing.assert_allclose(value, dense(params, (x + 0.1 * step, y))[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("ramp", [0.0, 1.0])
+def test_hot_is_the_loss_of_the_divided_logits(problem, ramp):
+    """From the first step on."""
+    params, batch = problem
+    value, _ = build("hot", 7.0, ramp=ramp)(params, batch, KEY)
+    cooled = {"in": params["in"], "out": params["out"] / 7}
+    np.testing.assert_allclose(value, dense(cooled, batch)[0], rtol=1e-12)
+
+
+def test_distillation_learns_the_soft_labels_of_the_teacher(problem):
+    teacher, (x, _) = problem
+    student = jax.tree.map(lambda value: 3 * value, teacher)
+    objective = traps.distilled(apply, teacher, 7.0)
+    soft = np.exp(jax.vmap(partial(apply, teacher))(x) / 7)
+    soft /= soft.sum(axis=1, keepdims=True)
+    guess = np.exp(jax.vmap(partial(apply, student))(x) / 7)
+    guess /= guess.sum(axis=1, keepdims=True)
+    # The labels of the batch are not used.
+    value, _ = objective(student, (x, jnp.zeros(5, int)), KEY)
+    np.testing.assert_allclose(value, -np.mean(np.sum(soft * np.log(guess), axis=1)), rtol=1e-12)
+    slope = jax.grad(lambda params: objective(params, problem[1], KEY)[0])(teacher)
+    np.testing.assert_allclose(slope["out"], 0, atol=1e-15)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_ramp_scales_the_strength(problem, name):
-    start, _ = jax.jit(build(name, 0.7, ramp=0.0))(*problem, KEY)
+    # A temperature is no weight: that of `hot` does not grow, so it is 1 here.
+    strength = 1.0 if name == "hot" else 0.7
+    start, _ = jax.jit(build(name, strength, ramp=0.0))(*problem, KEY)
     np.testing.assert_allclose(start, dense(*problem)[0], rtol=1e-5)
 
 
