@@ -1,7 +1,7 @@
 """Regularize the curvature of the loss in the input, in JAX."""
 
 from hessjax import attacks, bounds
-from hessjax.attacks import LpBall, fgsm, pgd
+from hessjax.attacks import LpBall, apgd, auto_attack, fab, fgsm, pgd, square
 from hessjax.composite_penalties import (
     gauss_newton_operator_norm,
     jacobian_operator_norm,
@@ -15,7 +15,7 @@ from hessjax.eigen import (
     power_iteration,
     random_start,
 )
-from hessjax.losses import dlr_loss, margin
+from hessjax.losses import dlr_loss, margin, targeted_dlr_loss
 from hessjax.objective import check_batch, regularized, second_order
 from hessjax.operators import (
     Composite,
@@ -43,12 +43,15 @@ __all__ = [
     "Eigenpair",
     "LpBall",
     "TrainState",
+    "apgd",
     "attacks",
+    "auto_attack",
     "bounds",
     "check_batch",
     "curvature_along_gradient",
     "directional_derivative",
     "dlr_loss",
+    "fab",
     "fgsm",
     "finite_step_operator_norm",
     "gauss_newton_matrix",
@@ -72,5 +75,7 @@ __all__ = [
     "regularized",
     "second_directional_derivative",
     "second_order",
+    "square",
+    "targeted_dlr_loss",
     "train_step",
 ]

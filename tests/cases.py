@@ -15,13 +15,8 @@ from hessjax import Composite
 # The compiler's optimizations take most of a test's time and change no value beyond rounding. What
 # it makes by default is compared with this where a test says that jit changes nothing, and is what
 # the training steps and their costs are tested with.
-quick_jit = partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+quick_jit = partial(jax.jit, compiler_options=QUICK)
 
 cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 

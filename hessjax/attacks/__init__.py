@@ -1,15 +1,32 @@
 """Attacks on one example: where the loss is largest in a ball, found by search.
 
 What an attack finds is a lower bound of the worst loss in the ball; finding nothing proves nothing.
+`auto_attack` runs several of them on many examples.
 """
 
+from hessjax.attacks.apgd import apgd, apgd_attack
+from hessjax.attacks.attack import Attack, Outcome
+from hessjax.attacks.autoattack import PLUS, STANDARD, AttackResult, Progress, auto_attack
 from hessjax.attacks.balls import LpBall, ascent_direction, project, random_point
+from hessjax.attacks.fab import fab, fab_attack
 from hessjax.attacks.gradient import AttackState, fgsm, pgd, pgd_init, pgd_result, pgd_step
+from hessjax.attacks.square import square, square_attack
 
 __all__ = [
+    "PLUS",
+    "STANDARD",
+    "Attack",
+    "AttackResult",
     "AttackState",
     "LpBall",
+    "Outcome",
+    "Progress",
+    "apgd",
+    "apgd_attack",
     "ascent_direction",
+    "auto_attack",
+    "fab",
+    "fab_attack",
     "fgsm",
     "pgd",
     "pgd_init",
@@ -17,4 +34,6 @@ __all__ = [
     "pgd_step",
     "project",
     "random_point",
+    "square",
+    "square_attack",
 ]

@@ -145,3 +145,24 @@ def random_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
     else:
         offset = jax.random.uniform(key, center.shape, center.dtype, -1, 1)
     return project(ball, center, center + jnp.asarray(ball.epsilon, center.dtype) * offset)
+
+
+def sphere_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
+    """Draw a direction, go from the center to the surface of the ball, then clip to the box.
+
+    Uniform noise with its largest entry scaled to ε for p = ∞, Gaussian noise of norm ε for p = 2.
+    """
+    if ball.order == 2:
+        noise = normalize(jax.random.normal(key, center.shape, center.dtype))[0]
+    else:
+        noise = jax.random.uniform(key, center.shape, center.dtype, -1, 1)
+        largest = jnp.max(jnp.abs(noise))
+        noise = noise / jnp.where(largest == 0, 1, largest)
+    return project(ball, center, center + jnp.asarray(ball.epsilon, center.dtype) * noise)
+
+
+def distance(ball: LpBall, difference: jax.Array) -> jax.Array:
+    """Return the norm of a difference of two inputs, of the order of the ball."""
+    if ball.order == 2:
+        return safe_norm(difference).astype(difference.dtype)
+    return jnp.max(jnp.abs(difference))

@@ -1,0 +1,119 @@
+"""Auto-PGD, projected gradient ascent that chooses its own step lengths."""
+
+from functools import partial
+
+import jax
+from jax.typing import ArrayLike
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from hessjax._numerics import check_count
+from hessjax.attacks.apgd_steps import Loss, apgd_init, apgd_outcome, apgd_step
+from hessjax.attacks.attack import Attack, Logits, search
+from hessjax.attacks.balls import LpBall
+from hessjax.losses import dlr_loss, targeted_dlr_loss
+
+
+def apgd_attack(
+    *,
+    loss: Loss | None = None,
+    num_targets: int = 0,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    name: str | None = None,
+) -> Attack:
+    """Return Auto-PGD in the parts that `auto_attack` runs; arguments as for `apgd`."""
+    num_steps = check_count("num_steps", num_steps)
+    num_restarts = check_count("num_restarts", num_restarts)
+    if num_targets:
+        num_targets = check_count("num_targets", num_targets)
+    if loss is None:
+        loss = targeted_dlr_loss if num_targets else cross_entropy
+    if name is None:
+        name = "apgd-t" if num_targets else "apgd"
+    init = partial(apgd_init, loss=loss, num_targets=num_targets, num_restarts=num_restarts)
+    step = partial(apgd_step, loss=loss, num_targets=num_targets, num_steps=num_steps)
+    runs = num_restarts * max(num_targets, 1)
+    attack = Attack(name, init, step, apgd_outcome, num_steps, runs, num_targets)
+    # With fewer classes these ratios are not defined.
+    if loss is targeted_dlr_loss:
+        options = {"num_targets": num_targets, "num_steps": num_steps, "num_restarts": num_restarts}
+        otherwise = apgd_attack(loss=_logit_difference, name=name, **options)
+        return attack._replace(min_classes=4, otherwise=otherwise)
+    if loss is dlr_loss:
+        otherwise = apgd_attack(num_steps=num_steps, num_restarts=num_restarts, name=name)
+        return attack._replace(min_classes=3, otherwise=otherwise)
+    return attack
+
+
+def apgd(
+    logits_fn: Logits,
+    x: ArrayLike,
+    y: ArrayLike,
+    ball: LpBall,
+    key: jax.Array,
+    *,
+    loss: Loss | None = None,
+    num_targets: int = 0,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    start: ArrayLike | None = None,
+    unroll: int | bool = 1,
+) -> jax.Array:
+    r"""Search the ball by Auto-PGD: momentum, and step lengths halved where progress stops.
+
+    .. math:: z_{i+1} = P(x_i + \eta_i\, \arg\max_{\|u\|_p \le 1} u^\top \nabla f(x_i)), \qquad
+        x_{i+1} = P(x_i + \alpha (z_{i+1} - x_i) + (1 - \alpha)(x_i - x_{i-1}))
+
+    with P the projection on the ball, then on the box, α = 1 for the first step and 0.75
+    afterwards, η = 2ε at first. At the `checkpoints` η is halved, and the search goes on from the
+    best iterate, if the loss rose in at most 75 % of the steps since the last one, or if η was not
+    halved there and the best loss has not improved since.
+
+    It follows the reference implementation to rounding, also where it compares the loss after the
+    first step with 0, so that for cross-entropy this always counts as a rise. It departs from it
+    in what is returned: the first misclassified iterate, not the last.
+
+    Args:
+        logits_fn: one example to its logits of shape ``(C,)``.
+        x: the example, any shape, in the box.
+        y: its label, a whole number.
+        ball: where to search.
+        key: source of the random starts, which lie on the surface of the ball.
+        loss: ``(logits, y) -> scalar``, what is maximized, or ``(logits, y, target) -> scalar`` if
+            there are targets; cross-entropy or `targeted_dlr_loss` if not given.
+        num_targets: how many classes to aim at, one after the other, from the likeliest wrong one
+            at x on; 0 for an untargeted loss.
+        num_steps: steps of each run.
+        num_restarts: runs for each target.
+        start: where the runs start, like x, instead of a random point.
+        unroll: steps per turn of the compiled loop; True writes all of them out.
+
+    Returns:
+        The attacked example, in ball ∩ box (up to rounding), like ``x``: x itself if it is
+        misclassified, else the first misclassified iterate, else the iterate of largest loss.
+        It is finite even where the model is not; there, NaN logits count as misclassified.
+
+    Raises:
+        ValueError: if x is outside the box or a count less than 1.
+        TypeError: if x is not floating point or a count not a whole number.
+
+    Cost: ``num_steps + 1`` gradients a run. Source: Croce, Hein, Reliable evaluation of adversarial
+    robustness with an ensemble of diverse parameter-free attacks, 2020.
+
+    >>> jnp = jax.numpy
+    >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (x[1] - x[0])
+    >>> x, ball = jnp.array([0.25, 0.5]), LpBall(0.25, jnp.inf)
+    >>> x_adv = apgd(logits_fn, x, 1, ball, jax.random.key(0), num_steps=10)
+    >>> bool(x_adv[0] > x_adv[1])
+    True
+    """
+    attack = apgd_attack(
+        loss=loss, num_targets=num_targets, num_steps=num_steps, num_restarts=num_restarts
+    )
+    if start is not None:
+        attack = attack._replace(init=partial(attack.init, start=start))
+    return search(attack, logits_fn, x, y, ball=ball, key=key, unroll=unroll)
+
+
+def _logit_difference(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+    return logits[target] - logits[y]

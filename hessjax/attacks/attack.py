@@ -1,0 +1,97 @@
+"""What an attack is to the loops that run it: functions of one example, from a start to a step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from hessjax.attacks.balls import LpBall, check_center
+from hessjax.losses import misclassified
+
+Logits = Callable[[jax.Array], jax.Array]
+State = Any
+
+
+class Outcome(NamedTuple):
+    """What one run of an attack has found so far.
+
+    Attributes:
+        x: the best point, of the shape of the example.
+        score: how good it is, scalar; larger is better, whatever the attack counts.
+        found: whether it is misclassified and in the ball, boolean scalar.
+    """
+
+    x: jax.Array
+    score: jax.Array
+    found: jax.Array
+
+
+class Attack(NamedTuple):
+    """An attack in parts, each a function of one example; a driver batches and loops.
+
+    Attributes:
+        name: what results call it.
+        init: ``(logits_fn, x, y, ball, key, *, run) -> state``, the start of a run. A run is a
+            restart or a target; its number, a traced whole number, counts from 0.
+        step: ``(logits_fn, x, y, ball, state) -> state``.
+        outcome: ``(x, state, ball) -> Outcome``.
+        num_steps: steps of a run.
+        num_runs: runs, one after the other, each on what withstood those before.
+        targets: how many of the runs have different targets, 0 for an untargeted attack; there are
+            never more targets than wrong classes.
+        min_classes: with fewer, `otherwise` stands in.
+        otherwise: an attack that needs no more than two classes.
+        differentiates: whether it asks the model for gradients.
+    """
+
+    name: str
+    init: Callable[..., State]
+    step: Callable[[Logits, jax.Array, jax.Array, LpBall, State], State]
+    outcome: Callable[[jax.Array, State, LpBall], Outcome]
+    num_steps: int
+    num_runs: int = 1
+    targets: int = 0
+    min_classes: int = 2
+    otherwise: Any = None
+    differentiates: bool = True
+
+
+def likely_class(logits: jax.Array, rank: jax.Array) -> jax.Array:
+    """Return the class of a rank among the logits, 0 for the likeliest; the last one beyond it."""
+    ranked = jnp.argsort(-logits, stable=True).astype(jnp.int32)
+    return ranked[jnp.minimum(rank, logits.size - 1)]
+
+
+def search(
+    attack: Attack,
+    logits_fn: Logits,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    ball: LpBall,
+    key: jax.Array,
+    unroll: int | bool = 1,
+) -> jax.Array:
+    """Run an attack on one example, inside one compiled loop, and return the best point.
+
+    The example itself, if it is misclassified.
+    """
+    x, y = check_center(ball, x), jnp.asarray(y)
+    precision = jnp.promote_types(x.dtype, jnp.float32)
+
+    def step(_: jax.Array, state: State) -> State:
+        return attack.step(logits_fn, x, y, ball, state)
+
+    def run(number: jax.Array, best: Outcome) -> Outcome:
+        state = attack.init(logits_fn, x, y, ball, jax.random.fold_in(key, number), run=number)
+        state = jax.lax.fori_loop(0, attack.num_steps, step, state, unroll=unroll)
+        new = attack.outcome(x, state, ball)
+        new = new._replace(score=new.score.astype(precision))
+        better = new.score > best.score
+        return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
+
+    wrong = misclassified(logits_fn(x), y)
+    nothing = Outcome(x, jnp.where(wrong, jnp.inf, -jnp.inf).astype(precision), wrong)
+    return jax.lax.fori_loop(0, attack.num_runs, run, nothing).x

@@ -1,0 +1,245 @@
+"""AutoAttack: four attacks, one after the other, on what withstood those before."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hessjax._numerics import check_count
+from hessjax.attacks import batches, checks
+from hessjax.attacks.apgd import apgd_attack
+from hessjax.attacks.attack import Attack, Logits
+from hessjax.attacks.balls import LpBall, distance
+from hessjax.attacks.fab import fab_attack
+from hessjax.attacks.square import square_attack
+from hessjax.losses import dlr_loss, margin
+
+STANDARD: tuple[Attack, ...] = (
+    apgd_attack(name="apgd-ce"),
+    apgd_attack(num_targets=9),
+    fab_attack(num_targets=9),
+    square_attack(),
+)
+"""The standard version: what robust accuracies of the literature are under."""
+
+PLUS: tuple[Attack, ...] = (
+    apgd_attack(name="apgd-ce", num_restarts=5),
+    apgd_attack(name="apgd-dlr", loss=dlr_loss, num_restarts=5),
+    fab_attack(num_targets=0, num_restarts=5),
+    square_attack(),
+    apgd_attack(num_targets=9),
+    fab_attack(num_targets=9),
+)
+"""The version with restarts: three times the cost for a little more."""
+
+ROBUST, MISCLASSIFIED = -1, -2
+"""In ``broken_by``: by no attack, and before any."""
+
+
+class AttackResult(NamedTuple):
+    """What AutoAttack found.
+
+    Attributes:
+        x: adversarial inputs, ``(N, ...)``: the point that broke the example, or the example.
+        robust: ``(N,)`` boolean: rightly classified in spite of every attack.
+        broken_by: ``(N,)``, the index of the attack that broke the example; -1 for none, -2 where
+            it was misclassified from the start.
+        distance: ``(N,)``, of x from the example in the norm of the ball; 0 where x is the example.
+        warnings: sentences, each a reason to mistrust the result.
+    """
+
+    x: jax.Array
+    robust: jax.Array
+    broken_by: jax.Array
+    distance: jax.Array
+    warnings: tuple[str, ...]
+
+
+class Progress(NamedTuple):
+    """How far AutoAttack has come; enough to go on from.
+
+    Attributes:
+        x: adversarial inputs so far, ``(N, ...)``.
+        broken_by: as in `AttackResult`, so far, ``(N,)``.
+        tried: how many runs each example has been through, ``(N,)``. The runs are numbered through
+            all attacks; a run is a restart or a target.
+        num_runs: of all attacks.
+        attack: name of the attack that is at work.
+    """
+
+    x: jax.Array
+    broken_by: np.ndarray
+    tried: np.ndarray
+    num_runs: int
+    attack: str
+
+
+def auto_attack(
+    logits_fn: Logits,
+    x: ArrayLike,
+    y: ArrayLike,
+    ball: LpBall,
+    key: jax.Array,
+    *,
+    attacks: Sequence[Attack] = STANDARD,
+    batch_size: int | None = None,
+    resume: Progress | AttackResult | None = None,
+    on_batch: Callable[[Progress], None] | None = None,
+) -> AttackResult:
+    r"""Attack a batch of examples by AutoAttack and say which withstand it.
+
+    The standard version is Auto-PGD with cross-entropy, Auto-PGD with the targeted DLR loss at nine
+    targets, FAB at nine targets, and 5,000 queries of Square. Each attack meets only what withstood
+    those before. The share of robust examples is an upper bound of the accuracy in the ball.
+
+    The examples that are left are packed into batches of two fixed sizes, so nothing is compiled
+    anew as they become fewer, and stay on the device. Chance comes from the key and the example's
+    place in x alone: the result does not depend on the size of the batches.
+
+    Args:
+        logits_fn: one example to its logits of shape ``(C,)``, C at least 2. Pass weights as
+            ``jax.tree_util.Partial(apply, params)``: then networks of one architecture, and calls
+            for several radii, share what is compiled.
+        x: the examples, ``(N, ...)``, floating point, in the box of the ball.
+        y: their labels, ``(N,)``, whole numbers from 0 to C - 1.
+        ball: where to search, ℓ2 or ℓ∞.
+        key: source of randomness.
+        attacks: what to run, in this order: `STANDARD`, `PLUS` or your own tuple of
+            ``apgd_attack(...)``, ``fab_attack(...)``, ``square_attack(...)`` or of any `Attack`.
+            Build it once: what is compiled belongs to the object.
+        batch_size: examples at a time; 128 on a CPU, 1024 elsewhere if not given.
+        resume: what an interrupted call with the same arguments gave to ``on_batch`` last; or the
+            result of other attacks on the same examples, or in a smaller ball: what is broken
+            there is not attacked again and keeps its entry in ``broken_by``.
+        on_batch: called after each batch, to show or save the progress.
+
+    Returns:
+        The `AttackResult`. Logits with a NaN are no prediction: the example counts as broken, and a
+        warning tells. Further warnings, with the reference's thresholds: outputs that differ from
+        call to call, vanishing gradients, too few classes for an attack (there are never more
+        targets than wrong classes, and losses that are not defined are replaced), Square breaking
+        more than 0.2 % of the examples that the gradients left.
+
+    Raises:
+        ValueError: if x has entries outside the box, y labels that are no class, their lengths do
+            not match, the outputs are probabilities instead of logits, there are no attacks, or
+            ``resume`` belongs to another call.
+        TypeError: if x is not floating point or y not whole numbers.
+
+    Cost: for an example that withstands everything and ten classes 1,900 gradients and 5,900
+    evaluations; a few gradients for one that does not. Source: Croce, Hein, Reliable evaluation of
+    adversarial robustness with an ensemble of diverse parameter-free attacks, 2020; it follows
+    the reference implementation but for the departures that `apgd`, `fab` and `square` tell.
+
+    >>> logits_fn = lambda x: jnp.array([1.0, -1.0]) * (x[0] - x[1])
+    >>> x, y = jnp.array([[0.5, 0.2], [0.5, 0.4], [0.1, 0.2]]), jnp.array([0, 0, 0])
+    >>> attacks = (apgd_attack(num_steps=20),)
+    >>> ball = LpBall(0.1, jnp.inf)
+    >>> result = auto_attack(logits_fn, x, y, ball, jax.random.key(0), attacks=attacks)
+    >>> result.robust.tolist(), result.broken_by.tolist()
+    ([True, False, False], [-1, 0, -2])
+    """
+    if not attacks:
+        raise ValueError("attacks must hold at least one attack, got none")
+    size = _default_size() if batch_size is None else check_count("batch_size", batch_size)
+    x, y = checks.check_examples(x, y, ball)
+    given = batches.problem(logits_fn, ball, x.dtype)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x)))
+    examples = batches.Examples(x, y, keys)
+
+    clean = _logits(given, x, size)
+    checks.check_logits(clean, np.asarray(y))
+    num_classes = clean.shape[1]
+    fitting = [_fitting(attack, num_classes) for attack in attacks]
+    runs = [
+        (place, attack, run)
+        for place, attack in enumerate(fitting)
+        for run in range(attack.num_runs)
+    ]
+    wrong = np.isnan(clean).any(axis=1) | (clean.argmax(axis=1) != np.asarray(y))
+    progress = Progress(
+        x, np.where(wrong, MISCLASSIFIED, ROBUST), np.zeros(len(x), int), len(runs), ""
+    )
+    if isinstance(resume, AttackResult):
+        broken_by = np.asarray(resume.broken_by)
+        resume = progress._replace(x=resume.x, broken_by=broken_by)
+    if resume is not None:
+        progress = _resumed(resume, progress)
+    warnings = [
+        *checks.class_warnings(attacks, num_classes),
+        *checks.randomness_warnings(clean, _logits(given, x, size)),
+    ]
+    if any(attack.differentiates for attack in attacks):
+        slopes = _slopes(given, examples, np.flatnonzero(~wrong), size)
+        warnings += checks.gradient_warnings(slopes)
+    for position, (place, attack, run) in enumerate(runs):
+        left = np.flatnonzero((progress.broken_by == ROBUST) & (progress.tried <= position))
+        for index, used in batches.split(left, size):
+            kept = batches.run_batch(attack, given, examples, index, place=place, run=run)
+            tried, broken_by = progress.tried.copy(), progress.broken_by.copy()
+            tried[index] = position + 1
+            broken_by[index[:used][np.asarray(kept.broken)[:used]]] = place
+            x_adv = batches.put(progress.x, index, kept.x)
+            progress = Progress(x_adv, broken_by, tried, len(runs), attack.name)
+            if on_batch is not None:
+                on_batch(progress)
+    warnings += checks.nan_warnings(clean, _logits(given, progress.x, size), progress.broken_by)
+    warnings += checks.square_warnings([attack.name for attack in attacks], progress.broken_by)
+    return AttackResult(
+        progress.x,
+        jnp.asarray(progress.broken_by == ROBUST),
+        jnp.asarray(progress.broken_by),
+        jax.vmap(partial(distance, ball))(progress.x - x),
+        tuple(warnings),
+    )
+
+
+def _default_size() -> int:
+    return 128 if jax.default_backend() == "cpu" else 1024
+
+
+def _fitting(attack: Attack, num_classes: int) -> Attack:
+    """Return the attack for so many classes: its stand-in if they are too few, no extra targets."""
+    if num_classes < attack.min_classes:
+        attack = attack.otherwise
+    if attack.targets > num_classes - 1:
+        per_target = attack.num_runs // attack.targets
+        attack = attack._replace(num_runs=per_target * (num_classes - 1), targets=num_classes - 1)
+    return attack
+
+
+def _logits(given: batches.Problem, x: jax.Array, size: int) -> np.ndarray:
+    """Return the logits of all examples, ``(N, C)``, on the host."""
+    parts = batches.split(np.arange(len(x)), size)
+    return np.concatenate([np.asarray(batches.logits(given, x, i))[:used] for i, used in parts])
+
+
+def _slopes(
+    given: batches.Problem, examples: batches.Examples, left: np.ndarray, size: int
+) -> np.ndarray:
+    """Return the norms of the DLR loss's gradients, on the host."""
+    parts = batches.split(left, size)
+    norms = [np.asarray(batches.slopes(given, examples, i, _dlr))[:used] for i, used in parts]
+    return np.concatenate([np.zeros(0), *norms])
+
+
+def _dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
+    return dlr_loss(logits, y) if logits.size > 2 else -margin(logits, y)
+
+
+def _resumed(given: Progress, fresh: Progress) -> Progress:
+    """Return the earlier progress, or raise if it is no progress of this call."""
+    shapes = [(np.shape(p.x), np.shape(p.broken_by), p.num_runs) for p in (given, fresh)]
+    if shapes[0] != shapes[1] or not np.array_equal(
+        given.broken_by == MISCLASSIFIED, fresh.broken_by == MISCLASSIFIED
+    ):
+        raise ValueError(
+            "resume must be the progress of a call with the same examples, model and attacks, got "
+            f"inputs of shape {shapes[0][0]} and {shapes[0][2]} runs where there are "
+            f"{shapes[1][0]} and {shapes[1][2]}"
+        )
+    return given._replace(x=jnp.asarray(given.x, fresh.x.dtype))

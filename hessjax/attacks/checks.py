@@ -1,0 +1,115 @@
+"""What AutoAttack refuses to work on, and what makes its result doubtful."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hessjax.attacks.attack import Attack
+from hessjax.attacks.balls import LpBall, check_center
+
+# The thresholds of the reference implementation.
+_PROBABILITY = 1e-5
+_RANDOM = 1e-4
+_SQUARE_SHARE = 0.002
+
+
+def check_examples(x: ArrayLike, y: ArrayLike, ball: LpBall) -> tuple[jax.Array, jax.Array]:
+    """Return inputs and labels as arrays, or raise if they are no examples in the box."""
+    labels = jnp.asarray(y)
+    shape = np.shape(x)
+    if len(shape) < 2 or labels.shape != shape[:1]:
+        raise ValueError(
+            f"x and y must be a batch, of shapes (N, ...) and (N,), got {shape} and {labels.shape}"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"y must hold whole numbers, the classes, got dtype {labels.dtype}")
+    return check_center(ball, x), labels
+
+
+def check_logits(logits: np.ndarray, y: np.ndarray) -> None:
+    """Raise if the outputs are no logits of the classes that the labels name."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            "logits_fn must map one example to logits of shape (C,), C at least 2, "
+            f"got shape {logits.shape[1:]}"
+        )
+    num_classes = logits.shape[1]
+    if np.min(y) < 0 or np.max(y) >= num_classes:
+        raise ValueError(
+            f"y must hold classes from 0 to {num_classes - 1}, as there are {num_classes} logits, "
+            f"got labels from {np.min(y)} to {np.max(y)}"
+        )
+    wide = logits.astype(np.float64)
+    one = np.abs(wide.sum(axis=1) - 1) < _PROBABILITY
+    if np.all(one & (wide > -_PROBABILITY).all(axis=1)):
+        raise ValueError(
+            "logits_fn must return logits, got outputs that are nonnegative and sum to 1 for every "
+            "example, probabilities: leave out the softmax, which hides gradients from attacks"
+        )
+
+
+def class_warnings(attacks: Sequence[Attack], num_classes: int) -> list[str]:
+    """Tell of attacks that do not fit the number of classes."""
+    told = []
+    for attack in attacks:
+        if num_classes < attack.min_classes:
+            told.append(
+                f"{attack.name}: its loss needs {attack.min_classes} classes and there are "
+                f"{num_classes}, so another one takes its place"
+            )
+        if num_classes - 1 < attack.targets:
+            told.append(
+                f"{attack.name}: {attack.targets} targets are asked for and there are "
+                f"{num_classes - 1} wrong classes, each of which is a target once"
+            )
+    return told
+
+
+def randomness_warnings(first: np.ndarray, second: np.ndarray) -> list[str]:
+    """Tell if the model's outputs differ from call to call."""
+    norms = [np.linalg.norm(logits, axis=1, keepdims=True) + 1e-10 for logits in (first, second)]
+    apart = np.linalg.norm(first / norms[0] - second / norms[1], axis=1)
+    if np.nanmax(apart, initial=0) > _RANDOM:
+        return ["the logits differ from call to call: attacks on a randomized model mean little"]
+    return []
+
+
+def gradient_warnings(slopes: np.ndarray) -> list[str]:
+    """Tell of gradients that vanish."""
+    if not (vanishing := int(np.sum(slopes == 0))):
+        return []
+    told = (
+        f"the gradient of the DLR loss is zero at {vanishing} of {len(slopes)} rightly classified "
+        "examples: attacks by gradients are blind there"
+    )
+    return [told]
+
+
+def nan_warnings(clean: np.ndarray, attacked: np.ndarray, broken_by: np.ndarray) -> list[str]:
+    """Tell of logits that are no numbers."""
+    counts = {
+        "": int(np.isnan(clean).any(axis=1).sum()),
+        "under attack ": int(np.isnan(attacked[broken_by >= 0]).any(axis=1).sum()),
+    }
+    return [
+        f"the logits of {count} of {len(clean)} examples are {when}NaN: these count as broken"
+        for when, count in counts.items()
+        if count
+    ]
+
+
+def square_warnings(names: Sequence[str], broken_by: np.ndarray) -> list[str]:
+    """Tell if the attack that needs no gradients found what those with gradients missed."""
+    if "square" not in names or len(names) < 2:
+        return []
+    share = float(np.mean(broken_by == names.index("square")))
+    if share <= _SQUARE_SHARE:
+        return []
+    told = (
+        f"Square broke {100 * share:.2f} % of the examples, which the attacks by gradients before "
+        f"it had left; above {100 * _SQUARE_SHARE:g} % this is a sign of masked gradients"
+    )
+    return [told]

@@ -1,0 +1,334 @@
+"""AutoAttack against the reference implementation, and the promises of its driver."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from pyautoattack import AutoAttack
+
+from hessjax import LpBall
+from hessjax.attacks import (
+    STANDARD,
+    Attack,
+    Outcome,
+    apgd_attack,
+    auto_attack,
+    fab_attack,
+    square_attack,
+)
+from tests import originals
+
+KEY = jax.random.key(0)
+# Short, so that weak examples differ from strong ones; each kind of attack is there.
+SHORT = (
+    apgd_attack(num_steps=4, name="apgd-ce"),
+    fab_attack(num_steps=6, num_targets=2),
+    square_attack(num_steps=25),
+)
+# Batches of a quarter of it, 16, in most tests: each size is compiled.
+attacked = partial(auto_attack, key=KEY, attacks=SHORT, batch_size=64)
+PARAMS = originals.weights()
+LOGITS = jax.tree_util.Partial(originals.logits_fn, PARAMS)
+RADII = {2: 0.1, np.inf: 0.02}
+CORNER = np.sign(np.random.default_rng(5).normal(size=originals.SHAPE))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    x, y = originals.examples(PARAMS, 40)
+    y[:2] = (y[:2] + 1) % 10  # misclassified from the start
+    return x, y
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """The reference casts its inputs to float32, which this network's weights are not."""
+    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.broken_by, b.broken_by)
+    np.testing.assert_allclose(a.x, b.x, atol=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("order", RADII)
+def test_verdicts_are_those_of_the_reference(order):
+    """Few queries of Square, the only attack that need not find the same: it finds nothing here."""
+    x, y = originals.examples(PARAMS, 60, seed=3)
+    model, _ = originals.network(PARAMS)
+    reference = AutoAttack(model, norm=originals.NORMS[order], eps=RADII[order], seed=0)
+    reference.square.n_queries = 100
+    images, labels = originals.batch(x, y)
+    x_adv, _ = reference.run_standard_evaluation(images, labels)
+    expected = np.asarray(model(x_adv).argmax(dim=1) == labels)
+
+    attacks = (*STANDARD[:3], square_attack(num_steps=100))
+    result = auto_attack(LOGITS, x, y, LpBall(RADII[order], order), KEY, attacks=attacks)
+    assert 0.1 < np.mean(expected) < 0.9, "the radius is to matter"
+    np.testing.assert_array_equal(result.robust, expected)
+    assert not result.warnings
+
+
+@pytest.mark.parametrize("order", RADII)
+def test_the_fields_fit_each_other(examples, order):
+    x, y = examples
+    ball = LpBall(RADII[order], order)
+    result = attacked(LOGITS, x, y, ball)
+    broken_by = np.asarray(result.broken_by)
+    assert set(broken_by) >= {-2, -1, 0}
+    assert list(broken_by[:2]) == [-2, -2]
+    np.testing.assert_array_equal(result.robust, broken_by == -1)
+    right = np.asarray(jax.vmap(LOGITS)(result.x)).argmax(axis=1) == y
+    np.testing.assert_array_equal(right, broken_by == -1)
+    np.testing.assert_array_equal(np.asarray(result.x)[broken_by < 0], x[broken_by < 0])
+    assert np.all((np.asarray(result.x) >= 0) & (np.asarray(result.x) <= 1))
+    lengths = np.linalg.norm((result.x - x).reshape(len(x), -1), ord=order, axis=1)
+    np.testing.assert_allclose(result.distance, lengths, atol=1e-15)
+    assert np.all(lengths <= ball.epsilon * (1 + 1e-12))
+
+
+def test_attacks_come_one_after_the_other_on_what_is_left(examples):
+    x, y = examples
+    ball = LpBall(RADII[2], 2)
+    whole = attacked(LOGITS, x, y, ball)
+    first = attacked(LOGITS, x, y, ball, attacks=SHORT[:1])
+    broken = np.asarray(first.broken_by) == 0
+    np.testing.assert_array_equal(np.asarray(whole.broken_by) == 0, broken)
+    np.testing.assert_array_equal(np.asarray(whole.x)[broken], np.asarray(first.x)[broken])
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+def test_the_batch_size_changes_nothing(examples, batch_size):
+    x, y = examples
+    ball = LpBall(RADII[2], 2)
+    same(attacked(LOGITS, x, y, ball, batch_size=batch_size), attacked(LOGITS, x, y, ball))
+
+
+def test_keys_are_those_of_places(examples):
+    """The first examples alone are attacked as they are among others."""
+    x, y = examples
+    ball = LpBall(RADII[2], 2)
+    whole, part = attacked(LOGITS, x, y, ball), attacked(LOGITS, x[:9], y[:9], ball)
+    np.testing.assert_array_equal(part.broken_by, whole.broken_by[:9])
+    np.testing.assert_allclose(part.x, whole.x[:9], atol=1e-9)
+
+
+def test_nothing_is_compiled_anew(examples):
+    """Not as batches shrink, nor for another radius, nor for other weights."""
+    traced = []
+
+    def apply(params, x):
+        traced.append(x.shape)
+        return originals.logits_fn(params, x)
+
+    x, y = examples
+    run = partial(attacked, x=x, y=y, attacks=SHORT[:2])
+    run(jax.tree_util.Partial(apply, PARAMS), ball=LpBall(0.02, 2))
+    before = len(traced)
+    other = jax.tree_util.Partial(apply, originals.weights(seed=0))
+    for epsilon in (0.1, 0.3, 1.0):
+        run(other, ball=LpBall(epsilon, 2))
+    assert len(traced) == before
+
+
+@pytest.mark.parametrize("batches", [1, 4, 7])
+def test_it_goes_on_where_it_was_interrupted(examples, batches):
+    x, y = examples
+    run = partial(attacked, LOGITS, x, y, LpBall(RADII[2], 2))
+    seen = []
+    expected = run(on_batch=seen.append)
+    assert len(seen) > 7
+
+    latest = []
+
+    def interrupt(progress):
+        latest.append(progress)
+        if len(latest) == batches:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(on_batch=interrupt)
+    left = []
+    same(run(on_batch=left.append, resume=latest[-1]), expected)
+    assert len(left) == len(seen) - batches
+
+
+def test_progress_only_grows(examples):
+    x, y = examples
+    seen = []
+    attacked(LOGITS, x, y, LpBall(RADII[2], 2), on_batch=seen.append)
+    assert seen[-1].num_runs == 1 + 2 + 1
+    assert {progress.attack for progress in seen} == {attack.name for attack in SHORT}
+    for before, after in itertools.pairwise(seen):
+        assert np.all(before.tried <= after.tried)
+        broken = before.broken_by != -1
+        np.testing.assert_array_equal(before.broken_by[broken], after.broken_by[broken])
+    assert np.all(seen[-1].tried[seen[-1].broken_by == -1] == seen[-1].num_runs)
+
+
+def test_what_a_smaller_ball_broke_is_not_attacked_again(examples):
+    x, y = examples
+    small = attacked(LOGITS, x, y, LpBall(0.05, 2))
+    large = attacked(LOGITS, x, y, LpBall(0.2, 2), resume=small)
+    broken = np.asarray(small.broken_by) != -1
+    np.testing.assert_array_equal(
+        np.asarray(large.broken_by)[broken], np.asarray(small.broken_by)[broken]
+    )
+    np.testing.assert_array_equal(np.asarray(large.x)[broken], np.asarray(small.x)[broken])
+    assert jnp.sum(large.robust) < jnp.sum(small.robust)
+
+
+def test_another_calls_progress_is_refused(examples):
+    x, y = examples
+    seen = []
+    run = partial(attacked, LOGITS, ball=LpBall(0.1, 2))
+    run(x=x, y=y, attacks=SHORT[:1], on_batch=seen.append)
+    with pytest.raises(ValueError, match="resume must be the progress of a call with the same"):
+        run(x=x, y=y, attacks=SHORT, resume=seen[-1])
+    with pytest.raises(ValueError, match="resume must be the progress of a call with the same"):
+        run(x=x[:5], y=y[:5], attacks=SHORT[:1], resume=seen[-1])
+
+
+def test_an_attack_of_ones_own(examples):
+    """Anything made of an init, a step and an outcome takes part."""
+    x, y = examples
+
+    def init(*given, run):
+        return given[1] + 0.0 * run  # the example
+
+    def step(*given):
+        return given[1] + given[3].epsilon * CORNER
+
+    def outcome(*given):
+        return Outcome(given[1], jnp.zeros(()), jnp.bool(1))
+
+    lame = Attack("lame", init, step, outcome, num_steps=1)
+    ball = LpBall(0.03, np.inf)
+    result = attacked(LOGITS, x, y, ball, attacks=(lame,))
+    moved = np.asarray(jax.vmap(LOGITS)(x + 0.03 * CORNER)).argmax(axis=1) != y
+    moved &= np.asarray(result.broken_by) != -2
+    np.testing.assert_array_equal(np.asarray(result.broken_by) == 0, moved)
+    assert moved.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": lambda x: x + 1}, r"x must lie in the box \[0, 1\], got entries from 1.0"),
+        ({"x": lambda x: x * np.nan}, r"x must lie in the box \[0, 1\], got entries from nan"),
+        ({"x": lambda x: (255 * x).astype(np.uint8) // 255}, "floating-point numbers, got dtype u"),
+        (
+            {"y": lambda y: y + 3},
+            "y must hold classes from 0 to 9, as there are 10 logits, got",
+        ),
+        ({"y": lambda y: y - 20}, "y must hold classes from 0 to 9, as there are 10 logits, got l"),
+        ({"y": lambda y: y / 1.0}, "y must hold whole numbers, the classes, got dtype float64"),
+        ({"y": lambda y: y[:-1]}, r"x and y must be a batch, of shapes \(N, ...\) and \(N,\), got"),
+        ({"x": lambda x: x[0, 0, 0]}, "x and y must be a batch"),
+        ({"attacks": lambda _: ()}, "attacks must hold at least one attack, got none"),
+        ({"batch_size": lambda _: 0}, "batch_size must be at least 1, got 0"),
+        (
+            {"logits_fn": lambda f: lambda x: jax.nn.softmax(f(x))},
+            "sum to 1 for every example",
+        ),
+        (
+            {"logits_fn": lambda f: lambda x: f(x)[None]},
+            r"logits of shape \(C,\), C at least 2, got",
+        ),
+        ({"logits_fn": lambda f: lambda x: f(x)[:1]}, r"logits of shape \(C,\), C at least 2, got"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(examples, change, message):
+    given = {"logits_fn": LOGITS, "x": examples[0], "y": examples[1], "attacks": SHORT[:1]}
+    given = {**given, **{name: f(given.get(name)) for name, f in change.items()}}
+    with pytest.raises((ValueError, TypeError), match=message):
+        attacked(ball=LpBall(0.1, 2), **given)
+
+
+@pytest.mark.parametrize("epsilon", [0, -1.0, np.inf])
+def test_no_ball_without_a_radius(epsilon):
+    with pytest.raises(ValueError, match="epsilon must be a finite positive number"):
+        LpBall(epsilon, 2)
+
+
+def test_nan_counts_as_broken_and_is_told(examples):
+    x, y = examples
+    sick = x.copy()
+    sick[5:8, 0, 0] = 0.999
+
+    def logits_fn(x):
+        return LOGITS(x) / jnp.where(x[0, 0, 0] > 0.99, jnp.nan, 1)
+
+    few = (SHORT[0], SHORT[2])
+    result = attacked(logits_fn, sick, y, LpBall(0.01, 2), attacks=few)
+    assert list(np.asarray(result.broken_by)[5:8]) == [-2, -2, -2]
+    assert any(
+        text.startswith("the logits of 3 of 40 examples are NaN") for text in result.warnings
+    )
+
+    far = attacked(logits_fn, np.clip(x, 0, 0.95), y, LpBall(2.0, 2), attacks=few)
+    assert not jnp.any(far.robust)
+    assert jnp.all(jnp.isfinite(far.x))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_few_classes_fall_back_and_tell(num_classes):
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(num_classes, 9)))
+    x = rng.uniform(0.3, 0.7, size=(30, 3, 3))
+
+    def logits_fn(x):
+        return w @ (x.ravel() - 0.5)
+
+    z = np.asarray(jax.vmap(logits_fn)(x))
+    y = z.argmax(axis=1)
+    gaps = np.asarray(jnp.linalg.norm(w[:, None] - w[None], axis=-1))
+    away = np.where(np.arange(num_classes) == y[:, None], np.inf, z.max(axis=1)[:, None] - z)
+    distance = np.min(away / np.where(gaps[y] == 0, 1, gaps[y]), axis=1)
+    epsilon = float(np.median(distance))
+    attacks = (apgd_attack(num_targets=9), fab_attack(num_steps=5, num_targets=9))
+    result = attacked(logits_fn, x, y, LpBall(epsilon, 2), attacks=attacks)
+    clear = np.abs(distance / epsilon - 1) > 0.01
+    np.testing.assert_array_equal(np.asarray(result.robust)[clear], (distance > epsilon)[clear])
+    told = " ".join(result.warnings)
+    assert ("its loss needs 4 classes" in told) == (num_classes < 4)
+    assert f"9 targets are asked for and there are {num_classes - 1} wrong classes" in told
+
+
+def test_randomness_is_told(examples):
+    x, y = examples
+    rng = np.random.default_rng(0)
+
+    def logits_fn(x):
+        noise = jax.pure_callback(
+            lambda t: rng.normal(size=(*t.shape[:-3], 10)),
+            jax.ShapeDtypeStruct((10,), jnp.float64), x, vmap_method="expand_dims",
+        )  # fmt: skip
+        return LOGITS(x) + noise
+
+    few = (square_attack(num_steps=2),)
+    result = attacked(logits_fn, x[:6], y[:6], LpBall(0.01, 2), attacks=few)
+    assert any("the logits differ from call to call" in text for text in result.warnings)
+
+
+def test_masked_gradients_are_told(examples):
+    """Rounded inputs have no gradient; only what needs none finds what is wrong."""
+
+    def logits_fn(x):
+        return LOGITS(jnp.round(8 * x) / 8)
+
+    x = np.round(8 * examples[0]) / 8
+    y = np.asarray(jax.vmap(logits_fn)(x)).argmax(axis=1)
+    attacks = (SHORT[0], square_attack(num_steps=150))
+    result = attacked(logits_fn, x, y, LpBall(0.4, np.inf), attacks=attacks)
+    told = " ".join(result.warnings)
+    assert "the gradient of the DLR loss is zero at 40 of 40" in told
+    assert "Square broke" in told

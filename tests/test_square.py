@@ -1,0 +1,453 @@
+"""The Square attack against the reference implementation, fed the same choices, and by itself."""
+
+import math
+from collections import deque
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from pyautoattack.square import SquareAttack
+
+from hessjax.attacks import LpBall
+from hessjax.attacks.attack import Outcome
+from hessjax.attacks.square import (
+    SquareState,
+    draw,
+    image_shape,
+    side_lengths,
+    square,
+    square_attack,
+    square_init,
+    square_outcome,
+    square_step,
+    tile,
+)
+from hessjax.losses import margin
+from tests.cases import quick_jit
+
+NORMS = {2: "L2", math.inf: "Linf"}
+KEY = jax.random.key(60)
+SHAPE = (11, 11, 3)
+NUM_STEPS = 260
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+# A small network in both frameworks.
+
+RNG = np.random.default_rng(61)
+INNER = RNG.normal(size=(math.prod(SHAPE), 20)) / 6
+OUTER = RNG.normal(size=(20, 5))
+X = RNG.uniform(size=(150, *SHAPE))
+
+
+def network(x):
+    return jnp.tanh((x.reshape(-1) - 0.5) @ INNER) @ OUTER
+
+
+LOGITS = np.asarray(jax.vmap(network)(jnp.asarray(X)))
+Y = LOGITS.argmax(axis=1)
+# From the example that is hardest to break on.
+HARDEST = np.argsort(np.diff(np.sort(LOGITS, axis=1)[:, -2:], axis=1)[:, 0])[::-1]
+
+
+def channels_first(x):
+    return np.moveaxis(np.asarray(x), -1, -3)
+
+
+def reference(order, epsilon):
+    """Return the reference attack on the network, and a list of what it evaluates."""
+    inner, outer, seen = torch.from_numpy(INNER), torch.from_numpy(OUTER), []
+
+    def model(images):
+        x = images.movedim(1, -1)
+        seen.append(x.numpy().copy())
+        return torch.tanh((x.reshape(len(x), -1) - 0.5) @ inner) @ outer
+
+    options: dict[str, Any] = {"eps": epsilon, "n_queries": NUM_STEPS, "resc_schedule": False}
+    return SquareAttack(model, norm=NORMS[order], device="cpu", **options), seen
+
+
+def fed_reference(patch, order, epsilon, index, draws):
+    """Run the reference on one example, with these random choices in place of its own.
+
+    Returns the best point and a list of what it evaluates.
+    """
+
+    def drawn(kind, shape):
+        drawn_kind, value = draws.popleft()
+        assert drawn_kind == kind
+        return torch.as_tensor(np.array(value)).reshape(shape)
+
+    attack, seen = reference(order, epsilon)
+    patch.setattr(attack, "random_choice", partial(drawn, "signs"))
+    patch.setattr(attack, "random_int", lambda low, high: drawn("place", [1]) + 0 * (low + high))
+    # Where tiles are transposed.
+    patch.setattr(torch, "rand", lambda shape: drawn("turned", shape).double())
+    image = torch.from_numpy(channels_first(X[index : index + 1]).copy())
+    attack.init_hyperparam(image)
+    return attack.attack_single_run(image, torch.tensor([Y[index]]))[1], seen
+
+
+def start_draws(order, key):
+    """Return the choices of a start in the order in which the reference makes them."""
+    height, width, channels = SHAPE
+    for_signs, for_turns = jax.random.split(jax.random.split(key)[0])
+    if order != 2:
+        signs = jax.random.rademacher(for_signs, (1, width, channels), float)
+        return [("signs", channels_first(signs))]
+    count = height // (height // 5)
+    signs = jax.random.rademacher(for_signs, (count, count, 1, 1, channels), float)
+    turned = jax.random.bernoulli(for_turns, shape=(count, count, 1, 1))
+    pairs = zip(turned.reshape(-1), signs.reshape(-1, channels), strict=True)
+    return [item for turn, sign in pairs for item in (("turned", turn), ("signs", sign))]
+
+
+def step_draws(order, drawn):
+    """Return the choices of the proposals likewise."""
+    items = []
+    for window, source, signs, turned in zip(*map(np.asarray, drawn[1:]), strict=True):
+        items += [("place", place) for place in window]
+        if order == 2:
+            items += [("place", place) for place in source] + [("turned", turned)]
+        items.append(("signs", signs.astype(float)))
+    return items
+
+
+@cache
+def trajectory(order):
+    """Return ``run(x, y, epsilon, key)``, which runs the attack.
+
+    It returns the state after each step, with the start first, and what was drawn and proposed.
+    """
+
+    @quick_jit
+    def run(x, y, epsilon, key):
+        ball = LpBall(epsilon, order)
+        sides = side_lengths(ball, SHAPE, 0.8)
+
+        def step(state, _):
+            drawn = draw(SHAPE, sides, state.key, state.step)
+            evaluated = []
+            after = square_step(lambda x: evaluated.append(x) or network(x), x, y, ball, state)
+            return after, (state, drawn, evaluated[0])
+
+        first = square_init(network, x, y, ball, key)
+        last, (states, drawn, proposals) = jax.lax.scan(step, first, length=NUM_STEPS)
+        whole = jax.tree.map(lambda most, one: jnp.concatenate([most, one[None]]), states, last)
+        return whole, drawn, proposals
+
+    return run
+
+
+@pytest.mark.parametrize(("order", "epsilon"), [(2, 0.35), (2, 1.0), (math.inf, 0.02)])
+def test_proposals_are_those_of_the_reference(order, epsilon, monkeypatch):
+    """For one example that withstands the attack, and in all but the source of chance."""
+    index = HARDEST[0]
+    states, drawn, proposals = trajectory(order)(X[index], Y[index], epsilon, KEY)
+    draws = deque(start_draws(order, KEY) + step_draws(order, drawn))
+    best, seen = fed_reference(monkeypatch, order, epsilon, index, draws)
+    assert not draws, "the reference must have used all draws"
+    assert not bool(states.found[-1])
+    np.testing.assert_allclose(seen[0][0], states.x[0], atol=1e-10)
+    np.testing.assert_allclose(np.concatenate(seen[1:]), proposals, atol=1e-10)
+    np.testing.assert_allclose(best[0], channels_first(states.x[-1]), atol=1e-10)
+    moved = np.any(np.diff(np.asarray(states.x), axis=0), axis=(1, 2, 3))
+    assert 10 < moved.sum() < NUM_STEPS - 10, "both acceptance and refusal must occur"
+    assert np.any((proposals == 0) | (proposals == 1)), "the box must matter"
+
+
+@pytest.mark.parametrize(("order", "epsilon"), [(2, 2.0), (math.inf, 0.15)])
+def test_the_point_that_breaks_is_that_of_the_reference(order, epsilon, monkeypatch):
+    index = HARDEST[2]
+    states, drawn, _ = trajectory(order)(X[index], Y[index], epsilon, KEY)
+    first = int(np.argmax(states.found))
+    assert first > 5, "the start must not suffice"
+    draws = deque(start_draws(order, KEY) + step_draws(order, drawn))
+    best, seen = fed_reference(monkeypatch, order, epsilon, index, draws)
+    assert len(seen) == 1 + first
+    np.testing.assert_allclose(best[0], channels_first(states.x[first]), atol=1e-10)
+    # Nothing but the count of steps changes from then on.
+    for leaf in (states.x, states.margin, states.found, jax.random.key_data(states.key)):
+        np.testing.assert_array_equal(
+            leaf[first:], jnp.broadcast_to(leaf[first], leaf[first:].shape)
+        )
+    np.testing.assert_array_equal(states.step, np.arange(NUM_STEPS + 1))
+
+
+@pytest.mark.parametrize("order", NORMS)
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (3, 9, 2)])
+def test_sides_follow_the_schedule_of_the_reference(order, shape):
+    height, width, channels = shape
+    attack, _ = reference(order, 1.0)
+    wanted = []
+    for number in range(8500):
+        side = round(math.sqrt(attack.p_selection(number) * math.prod(shape) / channels))
+        if order == 2:
+            side = max(side, 3)
+            side += side % 2 == 0
+        wanted.append(min(max(side, 1), height, width))
+    sides = side_lengths(LpBall(1.0, order), shape, 0.8)
+    stages = quick_jit(jax.vmap(lambda step: draw(shape, sides, KEY, step).stage))
+    np.testing.assert_array_equal(np.array(sides)[stages(jnp.arange(8500))], wanted)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_tiles_are_those_of_the_reference(turned, monkeypatch):
+    attack, _ = reference(2, 1.0)
+    monkeypatch.setattr(torch, "rand", lambda _: torch.tensor([float(turned)]))
+    for side in range(1, 30):
+        pattern = tile(side).T if turned else tile(side)
+        np.testing.assert_allclose(pattern, attack.eta(side), atol=1e-15)
+
+
+def test_draws_are_uniform_and_of_the_example_alone():
+    shape, sides, count = (9, 7, 3), (4,) * 10, 3000
+    two_steps = jax.vmap(partial(draw, shape, sides), (None, 0))
+    draws = quick_jit(jax.vmap(lambda key: two_steps(key, jnp.arange(2))))
+    _, window, source, signs, turned = map(np.asarray, draws(jax.random.split(KEY, count)))
+    # The last place, where the square ends with the image, is left out as in the reference.
+    kinds = [5, 3, 5, 3, 2, 2, 2, 2]
+    choices = np.concatenate([window, source, turned[..., None], signs > 0], axis=2)
+    for choice, kind in zip(np.moveaxis(choices, 2, 0), kinds, strict=True):
+        assert choice.max() == kind - 1
+        # Six standard deviations of a count.
+        expected = choice.size / kind
+        assert np.all(np.abs(np.bincount(choice.ravel()) - expected) < 6 * math.sqrt(expected))
+    # Choices are independent of each other, also those of one step and the next.
+    correlation = np.corrcoef(choices.reshape(count, -1).T) - np.eye(2 * len(kinds))
+    assert np.abs(correlation).max() < 6 / math.sqrt(count)
+
+
+def test_a_square_as_large_as_the_image_begins_at_its_corner():
+    drawn = quick_jit(partial(draw, (4, 6, 1), (4,) * 10, KEY))(0)
+    assert (int(drawn.window[0]), int(drawn.source[0])) == (0, 0)
+
+
+@pytest.mark.parametrize("order", NORMS)
+def test_starts_have_balanced_signs(order):
+    ball = LpBall(0.1, order, (-1, 2))
+    init = quick_jit(jax.vmap(lambda key: square_init(network, X[0], Y[0], ball, key).x))
+    change = np.asarray(init(jax.random.split(KEY, 400))) - X[0]
+    size = np.linalg.norm(change.reshape(400, -1), order, axis=1)
+    np.testing.assert_allclose(size, 0.1, rtol=1e-12)
+    # The share of positive changes in a pixel and channel: half, with six standard deviations.
+    inside = change if order != 2 else change[:, :10, :10]
+    np.testing.assert_allclose((inside > 0).mean(axis=0), 0.5, atol=0.15)
+    assert order != 2 or not change[:, 10:].any()
+
+
+RADII = {2: 0.55, math.inf: 0.025}
+KEYS = jax.random.split(KEY, len(X))
+
+
+@cache
+def after_all_steps(order):
+    """Return the states of all examples after all steps."""
+    ball = LpBall(RADII[order], order)
+    init = jax.vmap(lambda x, y, key: square_init(network, x, y, ball, key))
+    step = quick_jit(jax.vmap(lambda x, y, state: square_step(network, x, y, ball, state)))
+    state = quick_jit(init)(X, Y, KEYS)
+    for _ in range(NUM_STEPS):
+        state = step(X, Y, state)
+    return state
+
+
+@pytest.mark.parametrize("order", NORMS)
+def test_as_many_break_as_by_the_reference(order):
+    """Of the examples that only one of both breaks, about half are broken by either."""
+    found = np.asarray(after_all_steps(order).found)
+    images = torch.from_numpy(channels_first(X).copy())
+    broken = reference(order, RADII[order])[0].perturb(images, torch.from_numpy(Y))
+    broken = np.asarray(broken != images).any(axis=(1, 2, 3))
+    assert 0.2 < broken.mean() < 0.8
+    ours, theirs = (found & ~broken).sum(), (broken & ~found).sum()
+    assert abs(ours - theirs) <= 3 * math.sqrt(ours + theirs)
+
+
+@pytest.mark.parametrize("order", NORMS)
+def test_a_batch_does_what_each_does_alone_and_the_key_decides(order):
+    batch = after_all_steps(order)
+    for index in (HARDEST[0], HARDEST[-1]):
+        x, y, radius = X[index], Y[index], RADII[order]
+        states, *_ = trajectory(order)(x, y, radius, KEYS[index])
+        np.testing.assert_allclose(states.x[-1], batch.x[index], atol=1e-12)
+        np.testing.assert_allclose(states.margin[-1], batch.margin[index], atol=1e-12)
+        again, *_ = trajectory(order)(x, y, radius, KEYS[index])
+        np.testing.assert_array_equal(again.x, states.x)
+        other, *_ = trajectory(order)(x, y, radius, KEY)
+        assert np.all(np.any(other.x != states.x, axis=(1, 2, 3)))
+
+
+# By itself.
+
+
+def wavy(x):
+    """Return logits that the attack never changes in favor of another class, but likes to try."""
+    return jnp.stack([2 + jnp.sin(x.sum() * 40).astype(x.dtype), jnp.zeros((), x.dtype)])
+
+
+@pytest.mark.parametrize(
+    ("order", "shape", "bounds", "dtype"),
+    [
+        (2, (5, 8, 3), (-2.5, -1.5), jnp.float32),
+        (math.inf, (5, 8, 3), (-2.5, -1.5), jnp.float64),
+        (2, (7,), (-math.inf, math.inf), jnp.float32),
+        (2, (2, 3, 2, 2), (0, 1), jnp.bfloat16),
+        (math.inf, (), (0, 1), jnp.bfloat16),
+        (2, (), (-math.inf, math.inf), jnp.float32),
+    ],
+)
+def test_the_result_is_in_ball_and_box(order, shape, bounds, dtype):
+    low, high = np.clip(bounds, -3, 3)
+    x = jnp.asarray(np.random.default_rng(62).uniform(low, high, shape), dtype)
+    run = quick_jit(
+        lambda x, y, epsilon: square(wavy, x, y, LpBall(epsilon, order, bounds), KEY, num_steps=70)
+    )
+    x_adv = run(x, 0, 0.3)
+    assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
+    change = np.asarray(x_adv, np.float64) - np.asarray(x, np.float64)
+    tolerance = 4 * float(jnp.finfo(dtype).eps) * max(1, abs(low), abs(high))
+    assert 0.05 < np.linalg.norm(change.ravel(), order) <= 0.3 + tolerance * math.sqrt(x.size)
+    assert low <= float(x_adv.min())
+    assert float(x_adv.max()) <= high or math.isinf(bounds[1])
+    # A wrong label: the example is its own attack.
+    np.testing.assert_array_equal(run(x, 1, 0.3), x)
+
+
+def test_scales_do_not_matter():
+    """In an ℓ2 ball of any size, where squares of float32 numbers under- or overflow."""
+
+    @quick_jit
+    def run(x, scale):
+        def logits(x):
+            return jnp.stack([99 + network(jnp.stack(3 * [x / scale], axis=-1))[0], 0 * x[0, 0]])
+
+        ball = LpBall(0.5 * scale, 2, (-math.inf, math.inf))
+        return square(logits, scale * x, 0, ball, KEY, num_steps=30) / scale
+
+    x = jnp.asarray(X[0, :, :, 0], jnp.float32)
+    wanted = run(x, np.float32(1))
+    # The start, a grid of tiles, leaves the last row.
+    assert np.any(wanted[-1] != x[-1]), "some proposal must have been taken"
+    for scale in (1e-25, 1e25):
+        np.testing.assert_allclose(run(x, np.float32(scale)), wanted, atol=1e-5)
+
+
+def test_images_and_their_views():
+    assert image_shape((5, 4, 3)) == (5, 4, 3)
+    assert image_shape((5, 4)) == (5, 4, 1)
+    assert image_shape((784,)) == image_shape((4, 7, 7, 4)) == (28, 28, 1)
+    assert image_shape((7,)) == (1, 7, 1)
+    assert image_shape(()) == (1, 1, 1)
+
+
+def test_the_point_of_least_margin_of_all_restarts_is_returned():
+    epsilon, x, y = 0.02, jnp.asarray(X[HARDEST[0]]), Y[HARDEST[0]]
+    key = jax.random.key(63)
+    ball, ends = LpBall(epsilon, math.inf), []
+    for restart in range(3):
+        states = trajectory(math.inf)(x, y, epsilon, jax.random.fold_in(key, restart))[0]
+        assert np.all(np.diff(states.margin) <= 0)
+        ends.append(jax.tree.map(lambda leaf: leaf[-1], states))
+        np.testing.assert_allclose(ends[-1].margin, margin(network(ends[-1].x), y), rtol=1e-12)
+        assert float(square_outcome(x, ends[-1], ball).score) == -float(ends[-1].margin)
+    best = min(ends, key=lambda state: float(state.margin))
+    assert best is not ends[0]
+    run = quick_jit(
+        partial(square, network, ball=ball, key=key, num_steps=NUM_STEPS, num_restarts=3)
+    )
+    np.testing.assert_allclose(run(x, y), best.x, atol=1e-12)
+
+
+def test_what_is_found_is_never_replaced():
+    state = SquareState(jnp.ones(3), jnp.asarray(-0.5), jnp.asarray(True), KEY, jnp.int32(4))
+    outcome = square_outcome(jnp.zeros(3), state, LpBall(1.0, 2))
+    assert isinstance(outcome, Outcome)
+    assert float(outcome.score) == math.inf
+    assert bool(outcome.found)
+
+
+def constant(x, logits):
+    return jnp.asarray(logits) + 0 * x.sum()
+
+
+def test_ties_count_as_in_accuracies():
+    """The first of two largest logits is the prediction."""
+    x, ball = jnp.full((4, 4), 0.5), LpBall(0.1, math.inf)
+    tie = partial(constant, logits=[1.0, 1.0])
+    run = quick_jit(lambda y: square_init(tie, x, y, ball, KEY).found)
+    assert (bool(run(0)), bool(run(1))) == (False, True)
+
+
+@pytest.mark.parametrize("order", NORMS)
+def test_logits_that_are_no_numbers_count_as_misclassified(order):
+    x, ball = jnp.full((4, 4), 0.5), LpBall(0.3, order)
+
+    def logits(nowhere, x):
+        # Where defined at all, NaN where the first entry falls by more than a little.
+        return jnp.stack([jnp.sqrt(x[0, 0] - 0.45) + 5, x[1, 1]]) / nowhere
+
+    @quick_jit
+    def run(nowhere):
+        return square(partial(logits, nowhere), x, 0, ball, KEY, num_steps=100)
+
+    x_adv = run(1.0)
+    assert np.all(np.isfinite(x_adv))
+    assert np.isnan(logits(1.0, x_adv)[0])
+    np.testing.assert_array_equal(run(math.nan), x)
+
+
+def test_infinite_logits_are_left():
+    """No margin at the start must not make all later ones look worse."""
+    x, ball = jnp.full((4, 4), 0.5), LpBall(0.3, math.inf)
+    infinite, finite = (partial(constant, logits=2 * [logit]) for logit in (math.inf, 1.0))
+    state = quick_jit(lambda x: square_init(infinite, x, 0, ball, KEY))(x)
+    assert not bool(state.found)
+    state = quick_jit(lambda x: square_step(finite, x, 0, ball, state))(x)
+    assert float(state.margin) == 0
+
+
+def test_the_attack_in_parts():
+    attack = square_attack(num_steps=7, num_restarts=3)
+    assert (attack.name, attack.num_steps, attack.num_runs) == ("square", 7, 3)
+    # The share of the first proposal: all of the image, or a part.
+    x, ball = jnp.full((4, 4), 0.5), LpBall(0.3, math.inf)
+
+    def logits(x):
+        return jnp.stack([jnp.abs(x - x[0, 0]).sum() + 1, jnp.zeros(())])
+
+    def margins(y):
+        state = attack.init(logits, x, y, ball, KEY, run=0)
+        steps = [square_attack(initial_share=share).step for share in (1.0, 0.3)]
+        return [step(logits, x, y, ball, state).margin for step in steps]
+
+    whole, part = quick_jit(margins)(0)
+    assert float(whole) == 1 < float(part)
+
+
+def test_bad_input_is_refused():
+    ball, x = LpBall(0.1, 2), X[0]
+    attack: Any = partial(square, network, y=0, ball=ball, key=KEY)
+    for name in ("num_steps", "num_restarts"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            attack(x, **{name: 0})
+        with pytest.raises(TypeError, match=f"{name} must be a whole number, got 2.0"):
+            attack(x, **{name: 2.0})
+    with pytest.raises(ValueError, match="initial_share must be a finite positive number, got 0"):
+        attack(x, initial_share=0)
+    with pytest.raises(ValueError, match="x must lie in the box"):
+        attack(x + 1)
+    with pytest.raises(TypeError, match="x must hold floating-point numbers"):
+        attack(np.zeros((3, 3), int))
+    with pytest.raises(ValueError, match="one example has logits of shape"):
+        square(lambda x: network(x)[None], x, 0, ball, KEY)
