@@ -17,6 +17,7 @@ MODULES = {
 
 # Who may import whom inside the package; what is not listed may not be imported.
 NUMERICS, OPERATORS, EIGEN = "hessjax._numerics", "hessjax.operators", "hessjax.eigen"
+BRIDGE = "hessjax.bridge"
 ARROWS: dict[str, set[str]] = {
     NUMERICS: set(),
     "hessjax.losses": set(),
@@ -28,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     # An objective knows a penalty by its call signature alone.
     "hessjax.objective": {NUMERICS, OPERATORS, EIGEN},
     "hessjax.training": {NUMERICS},
+    BRIDGE: {NUMERICS},
 }
 OUTSIDE = {"jax", "numpy", "optax"}
 
@@ -49,7 +51,8 @@ def imported(path: Path) -> set[str]:
 def allowed(module: str) -> set[str]:
     """Return the modules of the package that this one may import."""
     if module.endswith("__init__") or module in ARROWS:
-        return ARROWS.get(module, set(MODULES) | {"hessjax.attacks"})
+        # What every user imports must not ask for PyTorch.
+        return ARROWS.get(module, set(MODULES) - {BRIDGE} | {"hessjax.attacks"})
     assert module.startswith("hessjax.attacks."), f"{module} has no place in the layout"
     attacks = {name for name in MODULES if name.startswith("hessjax.attacks.")}
     return {NUMERICS, "hessjax.losses", "hessjax.attacks", *attacks}
@@ -64,7 +67,9 @@ def test_dependencies_run_one_way(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_only_light_dependencies(module: str) -> None:
     outside = {name.split(".")[0] for name in imported(MODULES[module])} - {"hessjax"}
-    assert outside <= OUTSIDE | sys.stdlib_module_names
+    # The bridge exists to be attacked by what is written for PyTorch; nothing else imports it.
+    extra = {"torch"} if module == BRIDGE else set()
+    assert outside <= OUTSIDE | extra | sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("module", MODULES)

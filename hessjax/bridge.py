@@ -1,0 +1,176 @@
+"""A model as a PyTorch module, for the attacks that are written for PyTorch.
+
+The reference implementation of AutoAttack (pyautoattack) and foolbox attack a ``torch.nn.Module``.
+This module alone needs PyTorch, so ``import hessjax`` does not import it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hessjax._numerics import check_count
+
+try:
+    import torch
+    from torch.autograd.function import FunctionCtx
+except ImportError as error:
+    raise ImportError(
+        f"hessjax.bridge needs PyTorch ({error}); the extra hessjax[reference] installs it"
+    ) from error
+
+Logits = Callable[[jax.Array], jax.Array]
+
+
+def torch_module(logits_fn: Logits, *, batch_size: int = 250) -> torch.nn.Module:
+    r"""Return a PyTorch module that computes logits, and their gradients in the input, with JAX.
+
+    .. math:: (x_1, \dots, x_N) \mapsto (z(x_1), \dots, z(x_N))
+
+    Arrays go through NumPy and the memory of the host. What is compiled depends on the shape of one
+    example and on ``batch_size`` but not on N, so that an attack that drops the examples it has
+    broken compiles nothing anew. Modules of the same function with other weights, as
+    ``Partial(apply, params)`` has them, share what is compiled.
+
+    Args:
+        logits_fn: from one example, of any shape, to logits ``(C,)``: a function, or a
+            `jax.tree_util.Partial` whose leaves are weights, no constants of what is compiled.
+        batch_size: examples per call of the compiled function: a batch is cut into so many, and
+            the last part filled with copies. Best is that of the attack.
+
+    Returns:
+        A module without parameters, from a batch ``(N, ...)`` to logits ``(N, C)``, of the batch's
+        dtype and on its device. A batch of four dimensions is one of images ``(N, C, H, W)``, of
+        which the function gets ``(H, W, C)``; any other goes as it is. Its dtype is float32, or
+        float64 if JAX has ``jax_enable_x64``.
+
+    Raises:
+        TypeError: if the function is none or ``batch_size`` no whole number; when called, if the
+            batch has another dtype.
+        ValueError: if ``batch_size`` is less than 1; when called, if the batch is empty or the
+            function returns no vector of floating-point logits.
+        RuntimeError: if a gradient is to be differentiated again.
+
+    Cost: forward and backward of a batch cost those of the next multiple of ``batch_size``. What
+    the backward pass needs of the forward pass is kept, so further ones repeat no forward pass.
+
+    >>> weights = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> module = torch_module(lambda x: weights @ x, batch_size=4)
+    >>> module(torch.tensor([[3.0, 4.0]]))
+    tensor([[3., 8.]])
+    """
+    if not callable(logits_fn):
+        raise TypeError(f"logits_fn must be a function of one example, got {logits_fn!r}")
+    batch_size = check_count("batch_size", batch_size)
+    if not isinstance(logits_fn, jax.tree_util.Partial):
+        logits_fn = jax.tree_util.Partial(logits_fn)
+    # Weights in NumPy would be moved to the device at every call.
+    return _Module(jax.device_put(logits_fn), batch_size)
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, logits_fn: Logits, batch_size: int) -> None:
+        super().__init__()
+        self.logits_fn, self.batch_size = logits_fn, batch_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _check(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Differentiable.apply(x, self.logits_fn, self.batch_size)
+        compute = _compiled(_logits)
+        return _joined([compute(self.logits_fn, part) for part in _parts(x, self.batch_size)], x)
+
+
+class _Context(FunctionCtx):
+    """What the backward pass needs of the forward pass."""
+
+    pullbacks: Sequence[Callable[..., Any]]
+    batch_size: int
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: _Context, x: torch.Tensor, logits_fn: Logits, batch_size: int) -> torch.Tensor:
+        compute = _compiled(_logits_and_pullback)
+        results = [compute(logits_fn, part) for part in _parts(x, batch_size)]
+        logits, ctx.pullbacks = zip(*results, strict=True)
+        ctx.batch_size = batch_size
+        return _joined(logits, x)
+
+    @staticmethod
+    def backward(ctx: _Context, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        # Only then is it enabled here. PyTorch would take this gradient for a constant.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "gradients through the bridge cannot be differentiated again: "
+                "ask for them without create_graph, or differentiate in JAX"
+            )
+        (cotangent,) = grad_outputs
+        compute = _compiled(_pulled_back)
+        parts = zip(ctx.pullbacks, _parts(cotangent, ctx.batch_size), strict=True)
+        gradients = [compute(pullback, part) for pullback, part in parts]
+        return _joined(gradients, cotangent), None, None
+
+
+def _check(x: torch.Tensor) -> None:
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"inputs must be float32 or float64, got {x.dtype}")
+    if x.dtype == torch.float64 and jnp.result_type(float) != jnp.float64:
+        raise TypeError(
+            "inputs are float64, but JAX computes in float32: convert them by x.float(), or set "
+            "jax_enable_x64"
+        )
+    if x.ndim < 2 or not len(x):
+        raise ValueError(
+            f"inputs must be a batch (N, ...) of one example or more, got shape {tuple(x.shape)}"
+        )
+
+
+def _parts(x: torch.Tensor, size: int) -> list[np.ndarray]:
+    """Cut a batch into parts of one size."""
+    array = x.detach().cpu().numpy()
+    filling = np.repeat(array[-1:], -len(array) % size, axis=0)
+    # Copies, even without filling: on a CPU, JAX may keep the memory for the backward pass, in
+    # which an attack meanwhile changes its tensor in place.
+    array = np.concatenate([array, filling])
+    return np.split(array, len(array) // size)
+
+
+def _joined(parts: Sequence[jax.Array], like: torch.Tensor) -> torch.Tensor:
+    """Join what became of the parts of a batch; a copy, since a tensor may be written to."""
+    array = np.concatenate([np.asarray(part) for part in parts])[: len(like)]
+    return torch.from_numpy(array).to(like.device)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function; cached, because only now is it known for which kind of device."""
+    # At its highest level LLVM fails to vectorize activations of few channels: the forward pass of
+    # a small convolutional network takes up to 1.6 times as long.
+    options = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options)
+
+
+def _logits(logits_fn: Logits, x: jax.Array) -> jax.Array:
+    def one(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, -1) if x.ndim == 3 else x
+        logits = jnp.asarray(logits_fn(x))
+        if logits.ndim != 1 or not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise ValueError(
+                "logits_fn must return floating-point logits (C,) of one example, got "
+                f"{logits.dtype} of shape {logits.shape} for an example of shape {x.shape}"
+            )
+        return logits.astype(x.dtype)
+
+    return jax.vmap(one)(x)
+
+
+def _logits_and_pullback(logits_fn: Logits, x: jax.Array) -> tuple[jax.Array, Callable[..., Any]]:
+    return jax.vjp(lambda x: _logits(logits_fn, x), x)
+
+
+def _pulled_back(pullback: Callable[..., Any], cotangent: jax.Array) -> jax.Array:
+    return pullback(cotangent)[0]
