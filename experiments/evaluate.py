@@ -5,15 +5,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from experiments import runs
-from experiments.config import ORDERS, recipe
+from experiments import auto, runs
+from experiments.config import ORDERS, Norm, recipe
 from experiments.data import Dataset
 from experiments.files import read_json, write_arrays, write_json
 from experiments.landscape import landscape
@@ -25,45 +25,84 @@ from hessjax import LpBall
 def main(
     run: tyro.conf.Positional[Path],
     *,
-    l2: tuple[float, ...] | None = None,
-    linf: tuple[float, ...] | None = None,
+    attack: Literal["pgd", "auto"] = "pgd",
+    norm: Norm | None = None,
+    epsilon: tuple[float, ...] | None = None,
     num_steps: int = 40,
     num_restarts: int = 1,
+    version: Literal["standard", "plus"] = "standard",
+    num_examples: int | None = None,
+    batch_size: int | None = None,
     data_dir: Path | None = None,
 ) -> None:
-    """Attack a trained network on the whole test set and write evaluation.json into its folder.
+    """Attack a trained network on the test set and write what it withstood into its folder.
 
-    PGD with cross-entropy, then with the DLR loss on what withstood it. Also writes what
-    experiments.report draws, landscape.npz. For example:
+    By PGD with cross-entropy, then with the DLR loss on what withstood it: evaluation.json, and
+    landscape.npz, what experiments.report draws. By AutoAttack, the strongest there is, with a
+    verdict whether the result can be trusted: auto_attack.json and .npz. Both go on where an
+    interrupted call stopped. For example:
 
-        python -m experiments.evaluate runs/first --l2 0.5 1.0 --linf 0.1
+        python -m experiments.evaluate runs/first --norm l2 --epsilon 0.5 1.0
+        python -m experiments.evaluate runs/first --attack auto --norm l2 --epsilon 1.5
 
     Args:
         run: the folder that experiments.train wrote.
-        l2: radii of the ℓ₂ balls, pixels in [0, 1]; the data set's if not given.
-        linf: radii of the ℓ∞ balls, likewise.
-        num_steps: steps of each attack.
-        num_restarts: random starts of each attack.
+        attack: pgd or auto.
+        norm: l2 or linf; both if not given.
+        epsilon: radii of the balls, pixels in [0, 1]; the data set's if not given.
+        num_steps: steps of each PGD attack.
+        num_restarts: random starts of each PGD attack.
+        version: of AutoAttack: standard, or plus with restarts.
+        num_examples: for AutoAttack: attack only so many, the first of the test set.
+        batch_size: for AutoAttack: examples at a time, which changes no result.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
         loaded = runs.load(run)
-        radii = chosen_radii(loaded.config.data, l2=l2, linf=linf)
+        radii = _radii(loaded.config.data, norm, epsilon)
         dataset = load_for(loaded.config, data_dir)
-        attack = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
-        result = evaluate(loaded, dataset, radii, attack)
+        if not loaded.training["completed"]:
+            print(f"warning: the training of {run} was not completed", file=sys.stderr)
+        if attack == "auto":
+            told = auto.settings(version, num_examples, loaded.config.seed)
+            for name, values in radii.items():
+                if values:
+                    found = auto.evaluate(
+                        loaded, dataset, norm=name, radii=values, attack=told, batch_size=batch_size
+                    )
+                    print(auto.report(found, name, values))
+            print(f"written: {run / 'auto_attack.json'}")
+        else:
+            told = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
+            print(_report(evaluate(loaded, dataset, radii, told)))
+            print(f"written: {run / 'evaluation.json'}")
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    if not loaded.training["completed"]:
-        print(f"warning: the training of {run} was not completed", file=sys.stderr)
-    print(f"clean accuracy on {result['num_test']} test images: {100 * result['clean']:.2f} %")
-    for norm, accuracies in result["robust"].items():
-        for radius, accuracy in accuracies.items():
-            print(f"under attack, {norm} radius {radius}: {100 * accuracy:.2f} %")
-    print(f"written: {run / 'evaluation.json'}")
+
+
+def _radii(
+    data: str, norm: Norm | None, epsilon: Sequence[float] | None
+) -> dict[str, tuple[float, ...]]:
+    """Return what `chosen_radii` does for one norm alone, or for both where none is named."""
+    if norm is not None:
+        others = {other: () for other in ORDERS if other != norm}
+        return chosen_radii(data, **others, **({} if epsilon is None else {norm: epsilon}))
+    if epsilon is not None:
+        raise ValueError("epsilon needs a norm: give --norm l2 or --norm linf, too")
+    return chosen_radii(data)
+
+
+def _report(result: Mapping[str, Any]) -> str:
+    lines = [f"clean accuracy on {result['num_test']} test images: {100 * result['clean']:.2f} %"]
+    lines += [
+        f"under PGD, {norm} radius {radius}: {100 * accuracy:.2f} %"
+        for norm, accuracies in result["robust"].items()
+        for radius, accuracy in accuracies.items()
+    ]
+    return "\n".join(lines)
 
 
 def chosen_radii(data: str, **given: Sequence[float] | None) -> dict[str, tuple[float, ...]]:

@@ -1,0 +1,244 @@
+"""AutoAttack on a trained network: curves over the radius, resumable, with a verdict on each."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments import masking, runs
+from experiments.config import ORDERS
+from experiments.data import Dataset
+from experiments.files import read_arrays, read_json, write_arrays, write_json
+from hessjax import LpBall
+from hessjax.attacks import PLUS, STANDARD, Attack, AttackResult, Progress, auto_attack
+from hessjax.attacks.autoattack import MISCLASSIFIED, ROBUST
+
+VERSIONS: dict[str, tuple[Attack, ...]] = {"standard": STANDARD, "plus": PLUS}
+_PART = "auto_attack.part.npz"
+_SAVE_EVERY = 20.0  # seconds
+
+
+def settings(version: str, num_examples: int | None, seed: int) -> dict[str, Any]:
+    """Return all that decides the result, as it stands in the file.
+
+    Raises:
+        ValueError: if the version is unknown or there are no examples.
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"unknown version {version!r}: there are {', '.join(VERSIONS)}")
+    if num_examples is not None and num_examples < 1:
+        raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+    return {
+        "name": "AutoAttack",
+        "version": version,
+        "attacks": [_described(attack) for attack in VERSIONS[version]],
+        "num_examples": num_examples,
+        "seed": seed,
+    }
+
+
+def evaluate(
+    run: runs.Run,
+    dataset: Dataset,
+    *,
+    norm: str,
+    radii: Sequence[float],
+    attack: dict[str, Any],
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """Attack a network by AutoAttack and write ``auto_attack.json`` and ``auto_attack.npz``.
+
+    At each radius in growing order only what withstood the smaller ones is attacked: the balls are
+    nested. What an earlier call with the same settings found is kept, and a call that was
+    interrupted goes on after its last batch, by ``auto_attack.part.npz``.
+
+    Args:
+        run: the network.
+        dataset: its data; the first examples of the test set are attacked.
+        norm: ``l2`` or ``linf``.
+        radii: of the balls, in input units.
+        attack: from `settings`.
+        batch_size: examples at a time, see `hessjax.attacks.autoattack`.
+
+    Returns:
+        What the JSON file holds: ``attack``; ``clean``; ``results`` by norm and radius, each with
+        ``robust``, the accuracy, ``broken_by``, examples by attack, ``warnings``, ``masking``, the
+        figures of `experiments.masking`, ``verdict``, ``seconds``, and where it was measured.
+        The archive holds for each norm and radius ``broken_by`` and ``distance`` of each example.
+    """
+    count = attack["num_examples"] or len(dataset.test_labels)
+    x, y = jnp.asarray(dataset.test_images[:count]), jnp.asarray(dataset.test_labels[:count])
+    key = jax.random.key(attack["seed"])
+    logits_fn = jax.tree_util.Partial(run.apply, run.params)
+    content, arrays = _earlier(run.path, attack)
+    smaller: AttackResult | None = None
+    for radius in sorted(set(radii)):
+        name = _name(radius)
+        place = f"{norm}/{name}"
+        ball = LpBall(radius, ORDERS[norm])
+        if name not in content["results"].get(norm, {}):
+            label = f"{norm} radius {name} on {run.config.data} {run.config.name}"
+            begun = time.perf_counter()
+            result, before = _attacked(
+                run.path, logits_fn, x, y, ball=ball, key=key, attack=attack,
+                 place=place, smaller=smaller, label=label, batch_size=batch_size,
+            )  # fmt: skip
+            figures = masking.examine(
+                logits_fn, x, y, ball, key, result=result, names=_names(attack)
+            )
+            distance = np.asarray(result.distance)
+            if smaller is not None:
+                nearer = np.asarray(smaller.broken_by) >= 0
+                distance = np.where(nearer, smaller.distance, distance)
+            arrays[f"{place}/broken_by"] = np.asarray(result.broken_by)
+            arrays[f"{place}/distance"] = distance
+            write_arrays(run.path / "auto_attack.npz", arrays)
+            content["clean"] = float(np.mean(arrays[f"{place}/broken_by"] != MISCLASSIFIED))
+            content["results"].setdefault(norm, {})[name] = {
+                "robust": float(np.mean(np.asarray(result.robust))),
+                "broken_by": _counts(result, attack),
+                "warnings": list(result.warnings),
+                "masking": figures,
+                "verdict": masking.verdict(figures),
+                "seconds": before + time.perf_counter() - begun,
+                **runs.provenance(),
+            }
+            write_json(run.path / "auto_attack.json", content)
+            (run.path / _PART).unlink(missing_ok=True)
+        broken_by = arrays[f"{place}/broken_by"]
+        robust, by = jnp.asarray(broken_by == ROBUST), jnp.asarray(broken_by)
+        smaller = AttackResult(x, robust, by, jnp.asarray(arrays[f"{place}/distance"]), ())
+    return content
+
+
+def report(content: dict[str, Any], norm: str, radii: Sequence[float]) -> str:
+    """Return some lines about the results at these radii."""
+    lines = [f"clean accuracy: {100 * content['clean']:.2f} %"]
+    for radius in sorted(set(radii)):
+        result = content["results"][norm][_name(radius)]
+        by = ", ".join(f"{name} {number}" for name, number in result["broken_by"].items())
+        accuracy, seconds = f"{100 * result['robust']:.2f} %", f"{result['seconds']:.0f} s"
+        lines += [
+            f"under AutoAttack, {norm} {_name(radius)}: {accuracy} (broken: {by}; {seconds})",
+            f"  {result['verdict']}",
+            *(f"  warning: {warning}" for warning in result["warnings"]),
+        ]
+    return "\n".join(lines)
+
+
+def _name(radius: float) -> str:
+    """Return a radius as JSON writes numbers, all digits: it has to be found again."""
+    return repr(float(radius)).removesuffix(".0")
+
+
+def _attacked(
+    path: Path,
+    logits_fn: jax.tree_util.Partial,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    ball: LpBall,
+    key: jax.Array,
+    attack: dict[str, Any],
+    place: str,
+    smaller: AttackResult | None,
+    label: str,
+    batch_size: int | None,
+) -> tuple[AttackResult, float]:
+    """Run AutoAttack at one radius, from where an interrupted call got, and show how far it is.
+
+    Returns:
+        The result, and the seconds that interrupted calls took.
+    """
+    begun, saved = time.perf_counter(), time.perf_counter()
+    identity = json.dumps({**attack, "place": place})
+    resume, before = _read_part(path / _PART, identity)
+    latest: Progress | None = None
+
+    def save() -> None:
+        if latest is not None:
+            taken = before + time.perf_counter() - begun
+            part = {"identity": identity, "seconds": taken, **latest._asdict()}
+            write_arrays(path / _PART, part)
+
+    with tqdm(
+        total=100.0, desc=label, bar_format="{desc}: {percentage:3.0f} % [{elapsed}{postfix}]",
+        disable=None, leave=False, dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+
+        def note(progress: Progress) -> None:
+            nonlocal latest, saved
+            latest = progress
+            done = np.where(progress.broken_by == ROBUST, progress.tried / progress.num_runs, 1)
+            bar.update(100 * float(done.mean()) - bar.n)
+            robust = 100 * float(np.mean(progress.broken_by == ROBUST))
+            bar.set_postfix_str(f"{progress.attack}, {robust:.1f} % withstand")
+            if time.perf_counter() - saved > _SAVE_EVERY:
+                save()
+                saved = time.perf_counter()
+
+        try:
+            result = auto_attack(
+                logits_fn, x, y, ball, key, attacks=VERSIONS[attack["version"]],
+                batch_size=batch_size, resume=resume or smaller, on_batch=note,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            save()
+            raise
+    return result, before
+
+
+def _read_part(path: Path, identity: str) -> tuple[Progress | None, float]:
+    """Return what an interrupted call left, and its seconds; nothing if it had other settings."""
+    if not path.is_file():
+        return None, 0.0
+    try:
+        part = read_arrays(path)
+        if str(part["identity"]) != identity:
+            return None, 0.0
+        x, broken_by, tried = jnp.asarray(part["x"]), part["broken_by"], part["tried"]
+        progress = Progress(x, broken_by, tried, int(part["num_runs"]), str(part["attack"]))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{error}: delete {path} to attack anew") from error
+    return progress, float(part["seconds"])
+
+
+def _earlier(path: Path, attack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return what earlier calls with the same settings found."""
+    files = path / "auto_attack.json", path / "auto_attack.npz"
+    nothing: dict[str, Any] = {"attack": attack, "results": {}}
+    if not all(file.is_file() for file in files):
+        return nothing, {}
+    try:
+        content, arrays = read_json(files[0]), read_arrays(files[1])
+    except ValueError as error:
+        raise ValueError(f"{error}: delete it to attack anew") from error
+    return (content, arrays) if content.get("attack") == attack else (nothing, {})
+
+
+def _names(attack: dict[str, Any]) -> list[str]:
+    return [part["name"] for part in attack["attacks"]]
+
+
+def _counts(result: AttackResult, attack: dict[str, Any]) -> dict[str, int]:
+    """Return how many examples each attack broke, and how many were misclassified before."""
+    broken_by = np.asarray(result.broken_by)
+    counts = {"misclassified": int(np.sum(broken_by == MISCLASSIFIED))}
+    for place, name in enumerate(_names(attack)):
+        counts[name] = int(np.sum(broken_by == place))
+    return counts
+
+
+def _described(attack: Attack) -> dict[str, Any]:
+    """Return the numbers of an attack, and what its parts were given."""
+    told: dict[str, Any] = {"name": attack.name}
+    for part in (attack.init, attack.step):
+        given = getattr(part, "keywords", {})
+        told |= {name: getattr(value, "__name__", value) for name, value in given.items()}
+    return {**told, "num_steps": attack.num_steps, "num_runs": attack.num_runs}

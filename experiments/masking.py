@@ -1,0 +1,195 @@
+"""Signs that a robust accuracy comes from masked gradients, and the verdict."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from hessjax import LpBall, dlr_loss, fgsm, hessian_operator_norm, margin
+from hessjax.attacks import Attack, AttackResult, apgd_attack, auto_attack, batches
+from hessjax.attacks.attack import Logits
+from hessjax.eigen import lanczos
+from hessjax.losses import misclassified
+
+_ONE = (apgd_attack(name="apgd-ce"),)
+_BOTH = (apgd_attack(name="apgd-ce"), apgd_attack(name="apgd-dlr", loss=dlr_loss))
+_MORE = (
+    apgd_attack(name="apgd-ce", num_steps=300, num_restarts=2),
+    apgd_attack(name="apgd-dlr", loss=dlr_loss, num_steps=300, num_restarts=2),
+)
+# A mean margin at which the softmax is far from saturation in float32.
+_MARGIN = 10.0
+# Of the step of FGSM: how far along it to look.
+_SHARES = (0.25, 0.5, 0.75, 1.0)
+_CURVATURE = partial(hessian_operator_norm, solver=partial(lanczos, num_iters=5))
+
+
+class Sign(NamedTuple):
+    """One sign of masking.
+
+    Attributes:
+        figure: its name among the figures.
+        limit: above it, in percent of the examples, it is seen.
+        says: the sentence, with a place for the figure.
+    """
+
+    figure: str
+    limit: float
+    says: str
+
+
+SIGNS = (
+    Sign("square_gain", 0.2, "Square breaks {:.1f} % more than the attacks by gradients"),
+    Sign("more_steps_gain", 0.2, "more steps and restarts break {:.1f} % more"),
+    Sign("unbounded", 1, "{:.1f} % are right in a ball as large as the box"),
+    Sign("zero_gradients", 1, "the gradient of cross-entropy is zero at {:.1f} %"),
+    Sign("rescaling_gain", 2, "cross-entropy of rescaled logits breaks {:.1f} % more"),
+    Sign("single_step_gap", 2, "a full step of FGSM breaks {:.1f} % fewer than a part of it"),
+)
+"""What is looked for. One example alone is no sign, whatever its share."""
+
+
+def verdict(figures: Mapping[str, Any]) -> str:
+    """Return one line: trustworthy, or which signs of masking were seen, with the limits."""
+    least = 100 / figures["num_examples"]
+    seen = [
+        f"{sign.says.format(figures[sign.figure])} (limit {sign.limit:g} %)"
+        for sign in SIGNS
+        if figures[sign.figure] > max(sign.limit, least * (1 + 1e-9))
+    ]
+    return f"masking: {'; '.join(seen)}" if seen else "trustworthy: no sign of masking seen"
+
+
+def examine(
+    logits_fn: Logits,
+    x: jax.Array,
+    y: jax.Array,
+    ball: LpBall,
+    key: jax.Array,
+    *,
+    result: AttackResult,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Look for signs of masking beside a result of AutoAttack.
+
+    Args:
+        logits_fn: one example to its logits, as for `auto_attack`.
+        x: the examples.
+        y: their labels.
+        ball: that of the result.
+        key: source of randomness.
+        result: of AutoAttack on these examples.
+        names: of the attacks that it ran.
+
+    Returns:
+        The figures that `SIGNS` names, in percent of all examples; ``fgsm``, the accuracies after
+        parts of FGSM's step; ``by_epsilon``, accuracies in growing balls; means over the rightly
+        classified examples: ``margin``, of the logits, ``gradient_norm`` and ``hessian_norm`` of
+        cross-entropy (from below, by five Lanczos products); ``num_examples``.
+
+    Cost: about a quarter of AutoAttack.
+    """
+    broken_by = np.asarray(result.broken_by)
+    right = broken_by != -2
+    given = batches.problem(logits_fn, ball, x.dtype)
+    looks = _each(given, x, y, _look)
+    parts = _each(given, x, y, _fgsm)
+
+    def robust(attacks: tuple[Attack, ...], function: Logits = logits_fn) -> np.ndarray:
+        return np.asarray(auto_attack(function, x, y, ball, key, attacks=attacks).robust)
+
+    means = {
+        name: float(np.mean(looks[name][right])) if right.any() else 0.0
+        for name in ("margin", "gradient_norm", "hessian_norm")
+    }
+    # Only downwards: flat logits hide nothing, saturated ones do.
+    scale = min(1, _MARGIN / max(means["margin"], 1e-30))
+    rescaled = jax.tree_util.Partial(_scaled, given.logits_fn, jnp.asarray(scale, x.dtype))
+    more = auto_attack(
+        logits_fn, x, y, ball, jax.random.fold_in(key, 1), attacks=_MORE, resume=result
+    )
+    by_epsilon = _growing(logits_fn, x, y, ball, key, result=result)
+    fgsm_right = {share: 100 * float(np.mean(parts[str(share)])) for share in _SHARES}
+    square = names.index("square") if "square" in names else None
+    return {
+        "num_examples": len(x),
+        "square_gain": 100 * float(np.mean(broken_by == square)) if square is not None else 0.0,
+        "more_steps_gain": 100 * float(np.mean(result.robust) - np.mean(more.robust)),
+        "unbounded": list(by_epsilon.values())[-1],
+        "zero_gradients": 100 * float(np.mean(right & looks["zero_gradient"])),
+        "rescaling_gain": 100 * float(np.mean(robust(_ONE)) - np.mean(robust(_ONE, rescaled))),
+        "single_step_gap": fgsm_right[1.0] - min(fgsm_right.values()),
+        "fgsm": {f"{share:g}": right for share, right in fgsm_right.items()},
+        "by_epsilon": by_epsilon,
+        **means,
+    }
+
+
+def _growing(
+    logits_fn: Logits,
+    x: jax.Array,
+    y: jax.Array,
+    ball: LpBall,
+    key: jax.Array,
+    *,
+    result: AttackResult,
+) -> dict[str, float]:
+    """Return the accuracy in balls of 2, 4, 8 … times the radius, up to one as large as the box."""
+    low, high = ball.bounds
+    largest = (high - low) * (math.sqrt(x[0].size) if ball.order == 2 else 1)
+    accuracies, radius = {f"{ball.epsilon:g}": 100 * float(np.mean(result.robust))}, ball.epsilon
+    while radius < largest and np.any(result.robust):
+        radius = min(2 * radius, largest)
+        result = auto_attack(
+            logits_fn, x, y, LpBall(radius, ball.order, ball.bounds), key,
+            attacks=_BOTH, resume=result,
+        )  # fmt: skip
+        accuracies[f"{radius:g}"] = 100 * float(np.mean(result.robust))
+    return accuracies
+
+
+def _scaled(logits_fn: Logits, scale: jax.Array, x: jax.Array) -> jax.Array:
+    return scale * logits_fn(x)
+
+
+def _look(given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """Return margin, gradient norm and curvature of one example."""
+
+    def f(point: jax.Array) -> jax.Array:
+        return cross_entropy(given.logits_fn(point), y)
+
+    gradient = jax.grad(f)(x)
+    return {
+        "margin": margin(given.logits_fn(x), y),
+        "zero_gradient": ~jnp.any(gradient),
+        "gradient_norm": jnp.linalg.norm(gradient.ravel()),
+        "hessian_norm": _CURVATURE(f, x),
+    }
+
+
+def _fgsm(given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """Tell for parts of the step of FGSM whether the prediction is right after it."""
+    step = fgsm(given.logits_fn, x, y, given.ball) - x
+    return {str(share): ~misclassified(given.logits_fn(x + share * step), y) for share in _SHARES}
+
+
+def _each(
+    given: batches.Problem,
+    x: jax.Array,
+    y: jax.Array,
+    function: Callable[[batches.Problem, jax.Array, jax.Array], dict[str, jax.Array]],
+    *,
+    batch_size: int = 250,
+) -> dict[str, np.ndarray]:
+    """Apply a function of one example to all, in batches of fixed size."""
+    batched = jax.jit(jax.vmap(function, (None, 0, 0)))
+    parts = [
+        {name: np.asarray(v)[:used] for name, v in batched(given, x[index], y[index]).items()}
+        for index, used in batches.split(np.arange(len(x)), min(batch_size, len(x)))
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

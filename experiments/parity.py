@@ -1,0 +1,142 @@
+"""AutoAttack here and in its reference implementation, on networks of the same weights."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+from pyautoattack import AutoAttack
+
+from experiments import runs
+from experiments.config import ORDERS, Norm
+from experiments.data import Dataset
+from experiments.files import read_json, write_json
+from experiments.train import load_for
+from experiments.twin import run_twin
+from hessjax import LpBall
+from hessjax.attacks import STANDARD, auto_attack
+
+_REFERENCE_NORMS: dict[str, Literal["L2", "Linf"]] = {"l2": "L2", "linf": "Linf"}
+
+
+def main(
+    run: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    norm: Norm = "l2",
+    epsilon: tuple[float, ...] = (1.5,),
+    num_examples: int = 200,
+    out: Path = Path("runs/parity.json"),
+    data_dir: Path | None = None,
+) -> None:
+    """Compare AutoAttack, standard version, with pyautoattack on a PyTorch network.
+
+    Both attack the same examples on networks of the same weights, one after the other, with one
+    thread each; give XLA one, too:
+
+        export XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1
+        python -m experiments.parity runs/first --norm l2 --epsilon 1.5
+
+    Needs the extra hessjax[reference]. What is in the file already is not done again.
+
+    Args:
+        run: folders that experiments.train wrote.
+        norm: of the balls.
+        epsilon: radius of the balls, pixels in [0, 1]: one for all runs, or one for each.
+        num_examples: the first of the test set.
+        out: the JSON file that results are added to.
+        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+    """
+    torch.set_num_threads(1)
+    try:
+        radii = epsilon * len(run) if len(epsilon) == 1 else epsilon
+        for path, radius in zip(run, radii, strict=True):
+            loaded = runs.load(path)
+            results = read_json(out)["cells"] if out.is_file() else []
+            cell = {
+                "data": loaded.config.data,
+                "model": loaded.config.model,
+                "method": loaded.config.name,
+                "seed": loaded.config.seed,
+                "norm": norm,
+                "epsilon": radius,
+                "num_examples": num_examples,
+            }
+            if not any(cell.items() <= done.items() for done in results):
+                dataset = load_for(loaded.config, data_dir)
+                cell |= compare(loaded, dataset, norm, radius, num_examples) | runs.provenance()
+                write_json(out, {"cells": [*results, cell]})
+                print(line(cell))
+    except (ValueError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def compare(
+    run: runs.Run, dataset: Dataset, norm: Norm, epsilon: float, num_examples: int
+) -> dict[str, Any]:
+    """Attack a network and its twin.
+
+    Returns:
+        For ``hessjax`` and ``reference`` the robust accuracy and seconds, of the clock and of the
+        processor; those of hessjax without what is compiled on the first use, ``compile``; and in
+        how many examples the verdicts differ.
+    """
+    images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
+    x, y = jnp.asarray(images), jnp.asarray(labels)
+    logits_fn = jax.tree_util.Partial(run.apply, run.params)
+    ball, key = LpBall(epsilon, ORDERS[norm]), jax.random.key(run.config.seed)
+
+    seconds: dict[str, dict[str, float]] = {}
+    with _timed(seconds, "compile"):
+        short = tuple(attack._replace(num_steps=1, num_runs=1) for attack in STANDARD)
+        auto_attack(logits_fn, x, y, LpBall(1e-6, ORDERS[norm]), key, attacks=short)
+    with _timed(seconds, "hessjax"):
+        ours = np.asarray(auto_attack(logits_fn, x, y, ball, key).robust)
+    twin = run_twin(run)
+    tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
+    with _timed(seconds, "reference"):
+        reference = AutoAttack(twin, norm=_REFERENCE_NORMS[norm], eps=epsilon, seed=0)
+        x_adv, _ = reference.run_standard_evaluation(*tensors)
+        with torch.no_grad():
+            theirs = (twin(x_adv).argmax(dim=1) == tensors[1]).numpy()
+    return {
+        "robust": {"hessjax": float(ours.mean()), "reference": float(theirs.mean())},
+        "only_robust": {
+            "hessjax": int(np.sum(ours & ~theirs)), "reference": int(np.sum(theirs & ~ours))
+        },
+        "seconds": seconds,
+    }  # fmt: skip
+
+
+def line(cell: dict[str, Any]) -> str:
+    """Return one row of the table."""
+    robust, seconds = cell["robust"], cell["seconds"]
+    values = [
+        cell["data"], cell["model"], cell["method"], f"{cell['norm']} {cell['epsilon']:g}",
+        *(f"{100 * robust[name]:.1f}" for name in ("hessjax", "reference")),
+        *(f"{seconds[name]['processor']:.1f}" for name in ("hessjax", "reference")),
+        f"{seconds['reference']['processor'] / seconds['hessjax']['processor']:.2f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(values)} |"
+
+
+@contextmanager
+def _timed(seconds: dict[str, dict[str, float]], name: str) -> Iterator[None]:
+    clock, processor = time.perf_counter(), time.process_time()
+    yield
+    seconds[name] = {
+        "clock": time.perf_counter() - clock, "processor": time.process_time() - processor
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.parity")
