@@ -177,11 +177,12 @@ def evaluate(
             result["radii"][norm] = values
             result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
             write_json(run.path / "evaluation.json", result)
-    norm, values = next(iter(wanted.items()))
+    known = {norm: result["radii"][norm] for norm in ORDERS if norm in result["radii"]}
+    norm, values = next(iter(known.items()))
     shown = {
         "norm": norm,
         "epsilon": values[len(values) // 2],
-        "plane": 1.5 * max(radii.get("l2") or [1.0]),
+        "plane": 1.5 * max(known.get("l2", [1.0])),
     }
     if result.get("shown") != shown or not (run.path / "landscape.npz").is_file():
         begun = time.perf_counter()

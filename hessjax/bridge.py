@@ -132,9 +132,8 @@ def _check(x: torch.Tensor) -> None:
 def _parts(x: torch.Tensor, size: int) -> list[np.ndarray]:
     """Cut a batch into parts of one size."""
     array = x.detach().cpu().numpy()
+    # Of an example, because a model may turn zeros to NaN; what becomes of it is cut off.
     filling = np.repeat(array[-1:], -len(array) % size, axis=0)
-    # Copies, even without filling: on a CPU, JAX may keep the memory for the backward pass, in
-    # which an attack meanwhile changes its tensor in place.
     array = np.concatenate([array, filling])
     return np.split(array, len(array) // size)
 

@@ -95,6 +95,26 @@ def test_the_fields_fit_each_other(examples, order):
     assert np.all(lengths <= ball.epsilon * (1 + 1e-12))
 
 
+@pytest.mark.parametrize("order", RADII)
+@pytest.mark.parametrize("epsilon", [1 / 255, 8 / 255])
+def test_a_point_on_the_surface_counts_in_float32(order, epsilon):
+    """What is found lies outside by the rounding of its entries, which are far larger than ε."""
+    rng = np.random.default_rng(0)
+    w, base = rng.normal(size=(20, 20)), rng.uniform(0.6, 0.9, size=(20, 20))
+    reach = epsilon * (np.abs(w).sum() if order == np.inf else np.linalg.norm(w))
+    scores = np.linspace(0.1, 0.99, 40) * reach
+    x = (base + scores[:, None, None] * w / np.sum(w**2)).astype(np.float32)
+    offset = jnp.float32(np.sum(w * base))
+
+    def logits_fn(x):
+        score = jnp.sum(jnp.asarray(w, jnp.float32) * x) - offset
+        return jnp.stack([score, -score])
+
+    result = attacked(logits_fn, x, np.zeros(40, int), LpBall(epsilon, order), attacks=SHORT[:1])
+    assert not jnp.any(result.robust)
+    assert jnp.all(result.distance <= epsilon * (1 + 1e-4))
+
+
 def test_attacks_come_one_after_the_other_on_what_is_left(examples):
     x, y = examples
     ball = LpBall(RADII[2], 2)

@@ -79,10 +79,10 @@ def test_evaluating_by_itself_is_the_same(folder, capsys):
     path = folder / "gradient-0.5" / "seed-0"
     before = read_json(path / "evaluation.json")
     (path / "evaluation.json").unlink()
-    options = ["--l2", "0.25", "0.5", "--num-steps", "4"]
-    tyro.cli(evaluate.main, args=[str(path), *options, "--linf"])
+    options = [str(path), "--num-steps", "4", "--norm"]
+    tyro.cli(evaluate.main, args=[*options, "l2", "--epsilon", "0.25", "0.5"])
     assert list(read_json(path / "evaluation.json")["robust"]) == ["l2"]
-    tyro.cli(evaluate.main, args=[str(path), *options, "--linf", "0.1"])
+    tyro.cli(evaluate.main, args=[*options, "linf", "--epsilon", "0.1"])
     after = read_json(path / "evaluation.json")
     assert after["robust"] == before["robust"]
     assert after["clean"] == before["clean"]
@@ -182,7 +182,10 @@ def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch):
     nothing = {"gradient_norm": np.array([1.0]), "curvature": np.array([np.nan])}
     monkeypatch.setattr(evaluate, "landscape", lambda *_, **__: nothing)
     with pytest.raises(SystemExit) as stopped:
-        tyro.cli(evaluate.main, args=[str(path), "--l2", "0.1", "--linf", "--num-steps", "1"])
+        tyro.cli(
+            evaluate.main,
+            args=[str(path), *["--norm", "l2", "--epsilon", "0.1", "--num-steps", "1"]],
+        )
     assert f"the curvature of {path} is not finite: did it diverge?" in str(stopped.value.code)
 
 

@@ -1,5 +1,6 @@
 """Run an attack on a batch of examples: compiled once for a shape, looped over by Python."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -188,8 +189,9 @@ def _look(
 ) -> tuple[Kept, jax.Array]:
     def one(x: jax.Array, y: jax.Array, state: State, kept: Kept) -> Kept:
         seen = outcome(x, state, given.ball)
-        # Rounding of a projection, not more.
-        limit = given.epsilon * (1 + 16 * jnp.finfo(x.dtype).eps)
+        # Of rounding, not more: that of ε, and that of the entries of a point.
+        rounding = jnp.finfo(x.dtype).eps * (1 if given.order != 2 else math.sqrt(x.size))
+        limit = given.epsilon + 2 * rounding * (given.epsilon + jnp.max(jnp.abs(x)))
         inside = distance(given.ball, seen.x - x) <= limit
         wrong = misclassified(given.logits_fn(seen.x), y)
         broken = seen.found & inside & wrong

@@ -1,0 +1,124 @@
+"""Attacks of foolbox on what AutoAttack calls robust."""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+from foolbox.attacks.carlini_wagner import L2CarliniWagnerAttack
+from foolbox.attacks.ddn import DDNAttack
+from foolbox.attacks.deepfool import L2DeepFoolAttack, LinfDeepFoolAttack
+from foolbox.attacks.fast_minimum_norm import L2FMNAttack, LInfFMNAttack
+from foolbox.attacks.projected_gradient_descent import (
+    L2ProjectedGradientDescentAttack,
+    LinfProjectedGradientDescentAttack,
+)
+from foolbox.models.pytorch import PyTorchModel
+
+from experiments import runs
+from experiments.config import ORDERS, Norm
+from experiments.data import Dataset
+from experiments.files import read_json, write_json
+from experiments.train import load_for
+from experiments.twin import run_twin
+from hessjax import LpBall
+from hessjax.attacks import auto_attack
+
+_ATTACKS: Mapping[str, Mapping[str, partial[Any]]] = {
+    "l2": {
+        "DDN": partial(DDNAttack, steps=300),
+        "DeepFool": partial(L2DeepFoolAttack, steps=100),
+        "C&W": partial(L2CarliniWagnerAttack, binary_search_steps=5, steps=300, stepsize=0.02),
+        "FMN": partial(L2FMNAttack, steps=300),
+        "PGD": partial(L2ProjectedGradientDescentAttack, steps=100, rel_stepsize=0.025),
+    },
+    "linf": {
+        "DeepFool": partial(LinfDeepFoolAttack, steps=100),
+        "FMN": partial(LInfFMNAttack, steps=300),
+        "PGD": partial(LinfProjectedGradientDescentAttack, steps=100, rel_stepsize=0.025),
+    },
+}
+
+
+def main(
+    run: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    norm: Norm = "l2",
+    epsilon: tuple[float, ...] = (1.5,),
+    num_examples: int = 200,
+    out: Path = Path("runs/crosscheck.json"),
+    data_dir: Path | None = None,
+) -> None:
+    """Count the examples that AutoAttack calls robust and an attack of foolbox breaks.
+
+    foolbox attacks a PyTorch network of the same weights. Needs the extra hessjax[reference]. What
+    is in the file already is not done again.
+
+    Args:
+        run: folders that experiments.train wrote.
+        norm: of the balls.
+        epsilon: radius of the balls, pixels in [0, 1]: one for all runs, or one for each.
+        num_examples: the first of the test set.
+        out: the JSON file that results are added to.
+        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+    """
+    try:
+        radii = epsilon * len(run) if len(epsilon) == 1 else epsilon
+        for path, radius in zip(run, radii, strict=True):
+            loaded = runs.load(path)
+            results = read_json(out)["cells"] if out.is_file() else []
+            cell = {
+                "data": loaded.config.data,
+                "model": loaded.config.model,
+                "method": loaded.config.name,
+                "seed": loaded.config.seed,
+                "norm": norm,
+                "epsilon": radius,
+                "num_examples": num_examples,
+            }
+            if not any(cell.items() <= done.items() for done in results):
+                dataset = load_for(loaded.config, data_dir)
+                cell |= crosscheck(loaded, dataset, norm, radius, num_examples)
+                write_json(out, {"cells": [*results, cell | runs.provenance()]})
+                print(cell)
+    except (ValueError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def crosscheck(
+    run: runs.Run, dataset: Dataset, norm: Norm, epsilon: float, num_examples: int
+) -> dict[str, Any]:
+    """Attack a network by AutoAttack and its PyTorch twin by foolbox.
+
+    Returns:
+        ``robust``, the accuracy under AutoAttack; for each attack of foolbox under ``foolbox`` the
+        accuracy under it, and how many of AutoAttack's robust examples it breaks, ``broken``.
+    """
+    images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
+    ours = np.asarray(
+        auto_attack(
+            jax.tree_util.Partial(run.apply, run.params), jnp.asarray(images), jnp.asarray(labels),
+            LpBall(epsilon, ORDERS[norm]), jax.random.key(run.config.seed),
+        ).robust
+    )  # fmt: skip
+    model = PyTorchModel(run_twin(run), bounds=(0, 1), device="cpu")
+    tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
+    found = {}
+    for name, attack in _ATTACKS[norm].items():
+        torch.manual_seed(0)
+        broken = attack()(model, *tensors, epsilons=epsilon)[2].numpy()
+        found[name] = {"robust": float(np.mean(~broken)), "broken": int(np.sum(ours & broken))}
+    return {"robust": float(ours.mean()), "foolbox": found}
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.crosscheck")

@@ -1,0 +1,168 @@
+"""Evaluation by AutoAttack from the command line, on a small network, with short attacks."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tyro
+
+from experiments import auto, evaluate, masking, runs, train
+from experiments.files import read_json
+from hessjax.attacks import apgd_attack, fab_attack, square_attack
+
+SHORT = (
+    apgd_attack(num_steps=5, name="apgd-ce"),
+    fab_attack(num_steps=3, num_targets=2),
+    square_attack(num_steps=20),
+)
+OPTIONS = ["--attack", "auto", "--norm", "l2", "--num-examples", "40"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    options = [
+        "--model",
+        "mlp",
+        "--activation",
+        "relu",
+        "--epochs",
+        "2",
+        "--method",
+        "none",
+        "--out",
+    ]
+    tyro.cli(train.main, args=[*options, str(path)])
+    return path
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(auto.VERSIONS, "standard", SHORT)
+    monkeypatch.setattr(masking, "_ONE", SHORT[:1])
+    monkeypatch.setattr(masking, "_BOTH", SHORT[:1])
+    monkeypatch.setattr(masking, "_MORE", SHORT[:1])
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def call(path, *radii, options=()):
+    tyro.cli(evaluate.main, args=[str(path), *OPTIONS, *options, "--epsilon", *map(str, radii)])
+    return read_json(path / "auto_attack.json")
+
+
+def test_a_curve_with_every_setting(run, capsys):
+    content = call(run, 0.5, 0.1)
+    results = content["results"]["l2"]
+    assert list(results) == ["0.1", "0.5"]
+    assert content["clean"] >= results["0.1"]["robust"] > results["0.5"]["robust"]
+    for result in results.values():
+        assert sum(result["broken_by"].values()) == round(40 * (1 - result["robust"]))
+        assert result["verdict"] == masking.verdict(result["masking"])
+        assert {"command", "commit", "versions", "device", "seconds"} <= set(result)
+    first = content["attack"]["attacks"][0]
+    loss = "softmax_cross_entropy_with_integer_labels"
+    assert first == {
+        "name": "apgd-ce", "loss": loss, "num_targets": 0, "num_restarts": 1, "num_steps": 5,
+        "num_runs": 1,
+    }  # fmt: skip
+    with np.load(run / "auto_attack.npz") as arrays:
+        small, large = arrays["l2/0.1/broken_by"], arrays["l2/0.5/broken_by"]
+        assert np.all(small[small != -1] == large[small != -1])
+        distances = arrays["l2/0.5/distance"]
+        assert np.all(distances[large >= 0] <= 0.5 * (1 + 1e-6))
+        assert np.all(distances[small >= 0] <= 0.1 * (1 + 1e-6))
+        assert np.all((distances == 0) == (large < 0))
+    text = capsys.readouterr().out
+    assert f"under AutoAttack, l2 0.5: {100 * results['0.5']['robust']:.2f} %" in text
+    assert results["0.5"]["verdict"] in text
+    assert not list(run.glob("*.part*"))
+
+
+def test_it_goes_on_where_it_was_interrupted(run, monkeypatch, capsys):
+    expected = call(shutil.copytree(run, run.parent / "other"), 0.3)
+    original, batches = auto.auto_attack, []
+
+    def interrupted(*args, on_batch, **options):
+        def note(progress):
+            on_batch(progress)
+            batches.append(progress)
+            if len(batches) == 2:
+                raise KeyboardInterrupt
+
+        return original(*args, on_batch=note, **options)
+
+    monkeypatch.setattr(auto, "auto_attack", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        call(run, 0.3)
+    assert stopped.value.code == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert (run / "auto_attack.part.npz").is_file()
+
+    resumed = []
+
+    def watched(*args, resume, **options):
+        resumed.append(resume)
+        return original(*args, resume=resume, **options)
+
+    monkeypatch.setattr(auto, "auto_attack", watched)
+    after = call(run, 0.3)
+    np.testing.assert_array_equal(resumed[0].tried, batches[-1].tried)
+    for name in ("robust", "broken_by", "masking"):
+        assert after["results"]["l2"]["0.3"][name] == expected["results"]["l2"]["0.3"][name]
+    assert not (run / "auto_attack.part.npz").exists()
+
+
+def test_what_is_done_is_kept(run, monkeypatch):
+    before = call(run, 0.1)
+    monkeypatch.setattr(auto, "auto_attack", None)
+    assert call(run, 0.1) == before
+
+
+def test_other_settings_begin_anew(run):
+    call(run, 0.1)
+    other = call(run, 0.2, options=["--num-examples", "30"])
+    assert list(other["results"]["l2"]) == ["0.2"]
+    assert other["attack"]["num_examples"] == 30
+
+
+def test_progress_of_other_settings_is_not_taken(run):
+    identity = json.dumps({"place": "l2/9"})
+    np.savez(run / "auto_attack.part.npz", identity=identity)
+    assert auto._read_part(run / "auto_attack.part.npz", "another") == (None, 0.0)
+    assert call(run, 0.1)["results"]["l2"]["0.1"]["robust"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epsilon", "1"], "epsilon needs a norm: give --norm l2 or --norm linf, too"),
+        (
+            ["--norm", "l2", "--epsilon", "0"],
+            "a radius of l2 must be a finite positive number, got 0",
+        ),
+        (["--attack", "auto", "--num-examples", "0"], "num_examples must be at least 1, got 0"),
+        (["--attack", "auto", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(run, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(evaluate.main, args=[str(run), *arguments])
+    assert str(stopped.value.code).startswith("error: ")
+    assert message in str(stopped.value.code)
+
+
+def test_damaged_files_are_told(run):
+    call(run, 0.1)
+    (run / "auto_attack.npz").write_bytes(b"no archive")
+    with pytest.raises(SystemExit) as stopped:
+        call(run, 0.2)
+    assert "delete it to attack anew" in str(stopped.value.code)
+
+
+def test_both_norms_of_the_data_set_by_default(run):
+    tyro.cli(evaluate.main, args=[str(run), "--attack", "auto", "--num-examples", "10"])
+    content = read_json(run / "auto_attack.json")
+    assert list(content["results"]) == ["l2", "linf"]
+    assert list(content["results"]["linf"]) == ["0.05", "0.1", "0.15"]
+    assert runs.read_config(run).data == "digits"
