@@ -1,7 +1,7 @@
 """Attacks of foolbox on what AutoAttack calls robust."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from experiments import runs
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
 from experiments.files import read_json, write_json
+from experiments.parity import NAMES
 from experiments.train import load_for
 from experiments.twin import run_twin
 from hessjax import LpBall
@@ -86,7 +87,7 @@ def main(
                 dataset = load_for(loaded.config, data_dir)
                 cell |= crosscheck(loaded, dataset, norm, radius, num_examples)
                 write_json(out, {"cells": [*results, cell | runs.provenance()]})
-                print(cell)
+                print(table([cell]).splitlines()[-1])
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -118,6 +119,29 @@ def crosscheck(
         broken = attack()(model, *tensors, epsilons=epsilon)[2].numpy()
         found[name] = {"robust": float(np.mean(~broken)), "broken": int(np.sum(ours & broken))}
     return {"robust": float(ours.mean()), "foolbox": found}
+
+
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the results as a Markdown table: accuracy under each attack / robust ones broken."""
+    names = list(_ATTACKS["l2"])
+    lines = [
+        f"| data | model | method | ball | AutoAttack | {' | '.join(names)} |",
+        f"| --- | --- | --- | --- | --: |{' --: |' * len(names)}",
+    ]
+    for cell in cells:
+        found = cell["foolbox"]
+        values = [
+            cell["data"], cell["model"], cell["method"],
+            f"{NAMES[cell['norm']]} {cell['epsilon']:g}", f"{100 * cell['robust']:.1f}",
+            *(
+                f"{100 * found[name]['robust']:.1f} / {found[name]['broken']}"
+                if name in found
+                else "-"
+                for name in names
+            ),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(values)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

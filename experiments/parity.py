@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import STANDARD, auto_attack
 
+NAMES = {"l2": "ℓ₂", "linf": "ℓ∞"}
 _REFERENCE_NORMS: dict[str, Literal["L2", "Linf"]] = {"l2": "L2", "linf": "Linf"}
 
 
@@ -72,7 +73,7 @@ def main(
                 dataset = load_for(loaded.config, data_dir)
                 cell |= compare(loaded, dataset, norm, radius, num_examples) | runs.provenance()
                 write_json(out, {"cells": [*results, cell]})
-                print(line(cell))
+                print(table([cell]).splitlines()[-1])
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -117,16 +118,27 @@ def compare(
     }  # fmt: skip
 
 
-def line(cell: dict[str, Any]) -> str:
-    """Return one row of the table."""
-    robust, seconds = cell["robust"], cell["seconds"]
-    values = [
-        cell["data"], cell["model"], cell["method"], f"{cell['norm']} {cell['epsilon']:g}",
-        *(f"{100 * robust[name]:.1f}" for name in ("hessjax", "reference")),
-        *(f"{seconds[name]['processor']:.1f}" for name in ("hessjax", "reference")),
-        f"{seconds['reference']['processor'] / seconds['hessjax']['processor']:.2f}",
-    ]  # fmt: skip
-    return f"| {' | '.join(values)} |"
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the results as a Markdown table.
+
+    Accuracies in percent; how many examples only hessjax and only the reference call robust; and
+    seconds of the processor.
+    """
+    heads = ["data", "model", "method", "ball", "hessjax", "reference", "only one"]
+    heads += ["hessjax, s", "reference, s", "ratio"]
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- | --- |" + " --: |" * 6]
+    for cell in cells:
+        robust, only = cell["robust"], cell["only_robust"]
+        ours, theirs = (cell["seconds"][name]["processor"] for name in ("hessjax", "reference"))
+        values = [
+            cell["data"], cell["model"], cell["method"],
+            f"{NAMES[cell['norm']]} {cell['epsilon']:g}",
+            f"{100 * robust['hessjax']:.1f}", f"{100 * robust['reference']:.1f}",
+            f"{only['hessjax']} / {only['reference']}",
+            f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(values)} |")
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def wavy(params, x):
     return jnp.stack([score, -score, -10 - 0 * score])
 
 
-def figures(function, epsilon, params=PARAMS, order=2, count=40):
+def figures(function, epsilon, params=PARAMS, order: float = 2, count=40):
     x = jnp.asarray(originals.examples(originals.weights(), count)[0], jnp.float32)
     if function is rounded:
         x = jnp.round(6 * x) / 6

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import crosscheck, parity
+from experiments.files import read_json
 from experiments.table import read, table
 
 ROOT = Path(__file__).parents[1]
@@ -33,3 +35,21 @@ def test_published_tables_are_those_of_the_results(folder):
 def test_the_readme_shows_the_table_of_mnist():
     published = (ROOT / "README.md").read_text(encoding="utf-8")
     assert table(read(ROOT / "experiments" / "results" / "mnist")) in published
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("parity", parity.table), ("crosscheck", crosscheck.table)]
+)
+def test_published_comparisons_with_other_packages_are_those_of_the_results(name, shown):
+    cells = read_json(ROOT / "experiments" / "results" / "autoattack" / f"{name}.json")["cells"]
+    assert shown(cells) in (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    for cell in cells:
+        assert "with changes" not in cell["commit"]
+        assert {"command", "versions", "device"} <= set(cell)
+
+
+def test_published_verdicts_are_those_of_the_results():
+    cells = read_json(ROOT / "experiments" / "results" / "autoattack" / "verdicts.json")["cells"]
+    published = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    for cell in cells:
+        assert f"{100 * cell['robust']:.1f} | {cell['verdict']} |" in published
