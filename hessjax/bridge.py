@@ -5,13 +5,13 @@ This module alone needs PyTorch, so ``import hessjax`` does not import it.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hessjax._compilation import compiled
 from hessjax._numerics import check_count
 
 try:
@@ -80,7 +80,7 @@ class _Module(torch.nn.Module):
         _check(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _Differentiable.apply(x, self.logits_fn, self.batch_size)
-        compute = _compiled(_logits)
+        compute = compiled(_logits)
         return _joined([compute(self.logits_fn, part) for part in _parts(x, self.batch_size)], x)
 
 
@@ -94,7 +94,7 @@ class _Context(FunctionCtx):
 class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, x: torch.Tensor, logits_fn: Logits, batch_size: int) -> torch.Tensor:
-        compute = _compiled(_logits_and_pullback)
+        compute = compiled(_logits_and_pullback)
         results = [compute(logits_fn, part) for part in _parts(x, batch_size)]
         logits, ctx.pullbacks = zip(*results, strict=True)
         ctx.batch_size = batch_size
@@ -109,7 +109,7 @@ class _Differentiable(torch.autograd.Function):
                 "ask for them without create_graph, or differentiate in JAX"
             )
         (cotangent,) = grad_outputs
-        compute = _compiled(_pulled_back)
+        compute = compiled(_pulled_back)
         parts = zip(ctx.pullbacks, _parts(cotangent, ctx.batch_size), strict=True)
         gradients = [compute(pullback, part) for pullback, part in parts]
         return _joined(gradients, cotangent), None, None
@@ -142,15 +142,6 @@ def _joined(parts: Sequence[jax.Array], like: torch.Tensor) -> torch.Tensor:
     """Join what became of the parts of a batch; a copy, since a tensor may be written to."""
     array = np.concatenate([np.asarray(part) for part in parts])[: len(like)]
     return torch.from_numpy(array).to(like.device)
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function; cached, because only now is it known for which kind of device."""
-    # At its highest level LLVM fails to vectorize activations of few channels: the forward pass of
-    # a small convolutional network takes up to 1.6 times as long.
-    options = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=options)
 
 
 def _logits(logits_fn: Logits, x: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import jax
 
-from hessjax.attacks import batches
+from hessjax import _compilation
 from tests import cases
 
 jax.config.update("jax_enable_x64", True)
@@ -10,4 +10,4 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # As tests/cases.py says of its own.
-batches.CPU_OPTIONS.update(cases.QUICK)
+_compilation.CPU_OPTIONS.update(cases.QUICK)

@@ -73,7 +73,9 @@ def test_iterates_are_those_of_the_reference(order, loss, name, rank):
                 # Where the label ranks third the loss is 1, its gradient nothing but rounding.
                 compared = ~np.any([state.found for state in states[:i]], axis=0)
             np.testing.assert_allclose(
-                np.asarray(states[i].x)[compared], expected[compared], atol=TOLERANCE
+                np.asarray(states[i].x)[compared],
+                expected.reshape(len(x), -1)[compared],
+                atol=TOLERANCE,
             )
     if loss is not dlr_loss:
         np.testing.assert_allclose(states[-1].best_loss, best_loss, rtol=TOLERANCE)
@@ -147,9 +149,9 @@ def test_a_start_is_where_it_begins():
     x = jnp.full((2, 2), 0.5)
     start = x + jnp.array([[0.0, 0.02], [0.0, 0.0]])
     state = apgd_attack().init(linear, x, 0, LpBall(0.1, 2), KEY, start=start)
-    np.testing.assert_array_equal(state.x, start)
+    np.testing.assert_array_equal(state.x, start.ravel())
     far = apgd_attack().init(linear, x, 0, LpBall(0.1, np.inf), KEY, start=start + 1)
-    np.testing.assert_allclose(far.x, x + 0.1)
+    np.testing.assert_allclose(far.x, x.ravel() + 0.1)
 
 
 def test_random_starts_lie_on_the_surface():

@@ -17,9 +17,10 @@ MODULES = {
 
 # Who may import whom inside the package; what is not listed may not be imported.
 NUMERICS, OPERATORS, EIGEN = "hessjax._numerics", "hessjax.operators", "hessjax.eigen"
-BRIDGE = "hessjax.bridge"
+BRIDGE, COMPILATION = "hessjax.bridge", "hessjax._compilation"
 ARROWS: dict[str, set[str]] = {
     NUMERICS: set(),
+    COMPILATION: set(),
     "hessjax.losses": set(),
     "hessjax.bounds": {NUMERICS},
     OPERATORS: {NUMERICS},
@@ -29,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     # An objective knows a penalty by its call signature alone.
     "hessjax.objective": {NUMERICS, OPERATORS, EIGEN},
     "hessjax.training": {NUMERICS},
-    BRIDGE: {NUMERICS},
+    BRIDGE: {NUMERICS, COMPILATION},
 }
 OUTSIDE = {"jax", "numpy", "optax"}
 
@@ -55,7 +56,7 @@ def allowed(module: str) -> set[str]:
         return ARROWS.get(module, set(MODULES) - {BRIDGE} | {"hessjax.attacks"})
     assert module.startswith("hessjax.attacks."), f"{module} has no place in the layout"
     attacks = {name for name in MODULES if name.startswith("hessjax.attacks.")}
-    return {NUMERICS, "hessjax.losses", "hessjax.attacks", *attacks}
+    return {NUMERICS, COMPILATION, "hessjax.losses", "hessjax.attacks", *attacks}
 
 
 @pytest.mark.parametrize("module", MODULES)

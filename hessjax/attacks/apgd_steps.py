@@ -29,8 +29,10 @@ _RHO = 0.75
 class APGDState(NamedTuple):
     """One example under Auto-PGD, between two steps.
 
+    Points and gradients are flat: over the short last axes of images the compiler's loops are slow.
+
     Attributes:
-        x: the iterate, of the shape of the example.
+        x: the iterate.
         previous: the iterate before it, for the momentum.
         gradient: of the loss at the iterate.
         best: the iterate of largest loss.
@@ -106,15 +108,16 @@ def apgd_init(
     Cost: one gradient, and one evaluation for a target.
     """
     x, y = check_center(ball, x), jnp.asarray(y)
+    center = x.ravel()
     if start is None:
-        point = sphere_point(ball, x, key)
+        point = sphere_point(ball, center, key)
     else:
-        point = project(ball, x, as_point(jnp.asarray(start, x.dtype), "start"))
+        point = project(ball, center, as_point(jnp.asarray(start, x.dtype), "start").ravel())
     target = jnp.int32(0)
     if num_targets:
         target = likely_class(logits_fn(x), 1 + jnp.asarray(run) // num_restarts)
-    evaluate = _evaluation(logits_fn, y, target, loss if num_targets else _untargeted(loss))
-    value, wrong, gradient = evaluate(point)
+    loss = loss if num_targets else _untargeted(loss)
+    value, wrong, gradient = _evaluation(_flat(logits_fn, x), y, target, loss)(point)
     return APGDState(
         x=point,
         previous=point,
@@ -153,10 +156,11 @@ def apgd_step(
     Cost: one gradient.
     """
     share = jnp.where(state.step == 0, 1, 0.75).astype(x.dtype)
+    center, logits_fn = x.ravel(), _flat(logits_fn, x)
     ahead = state.x + state.step_size * ascent_direction(ball, state.gradient)
-    ahead = project(ball, x, ahead)
+    ahead = project(ball, center, ahead)
     moved = share * (ahead - state.x) + (1 - share) * (state.x - state.previous)
-    point = project(ball, x, state.x + moved)
+    point = project(ball, center, state.x + moved)
     loss = loss if num_targets else _untargeted(loss)
     value, wrong, gradient = _evaluation(logits_fn, jnp.asarray(y), state.target, loss)(point)
 
@@ -195,9 +199,9 @@ def apgd_step(
 
 def apgd_outcome(x: jax.Array, state: APGDState, ball: LpBall) -> Outcome:
     """Return the first misclassified iterate or, if there is none, that of largest loss."""
-    del x, ball
+    del ball
     return Outcome(
-        jnp.where(state.found, state.adversarial, state.best),
+        jnp.where(state.found, state.adversarial, state.best).reshape(x.shape),
         jnp.where(state.found, jnp.inf, state.best_loss),
         state.found,
     )
@@ -210,6 +214,10 @@ def _windows(num_steps: int) -> np.ndarray:
     for after in checkpoints(num_steps):
         windows[after - 1], last = after - last, after
     return windows
+
+
+def _flat(logits_fn: Logits, x: jax.Array) -> Logits:
+    return lambda point: logits_fn(point.reshape(x.shape))
 
 
 def _untargeted(loss: Loss) -> Loss:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hessjax._compilation import compiled
 from hessjax._numerics import safe_norm
 from hessjax.attacks.attack import Attack, Logits, Outcome, State
 from hessjax.attacks.balls import LpBall, distance
@@ -20,10 +21,6 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 # A convolution inside a compiled loop is slow on the CPU, so one call is one step. After so many of
 # them what was found is kept, and a batch in which everything is broken ends.
 _STEPS_BETWEEN_LOOKS = 10
-
-# At its highest level LLVM unrolls loops over few channels and then fails to vectorize them: gelu
-# on 16 channels takes 7 times as long, a small convolutional network a third longer.
-CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 2}
 
 
 @partial(
@@ -84,14 +81,16 @@ def problem(logits_fn: Logits, ball: LpBall, dtype: jnp.dtype) -> Problem:
 def split(left: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Cut numbers of examples into batches of two lengths, ``size`` and a quarter of it.
 
-    Two, because each is compiled; the short ones take the rest, with less to fill up.
+    Two, because each is compiled; the short ones take what would fill less than three quarters of a
+    long one.
 
     Yields:
         The numbers, filled up with the last one, and how many are no filling.
     """
     first = 0
     while first < len(left):
-        length = size if len(left) - first >= size else max(size // 4, 1)
+        quarter = max(size // 4, 1)
+        length = size if len(left) - first > size - quarter else quarter
         part = left[first : first + length]
         yield np.pad(part, (0, length - len(part)), "edge"), len(part)
         first += length
@@ -99,12 +98,12 @@ def split(left: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
 
 def logits(given: Problem, x: jax.Array, index: np.ndarray) -> jax.Array:
     """Return the logits of the examples of an index."""
-    return _compiled(_logits)(given, x, index)
+    return compiled(_logits)(given, x, index)
 
 
 def slopes(given: Problem, examples: Examples, index: np.ndarray, loss: Loss) -> jax.Array:
     """Return the ℓ2 norms of the loss's gradients in the examples of an index."""
-    return _compiled(_slopes, 0)(loss, given, examples, index)
+    return compiled(_slopes, 0)(loss, given, examples, index)
 
 
 @jax.jit
@@ -122,28 +121,17 @@ def run_batch(
     is that of the attack's place among the attacks and of the run.
     """
     numbers = jnp.int32(place), jnp.int32(run)
-    batch, state = _compiled(_start, 0)(attack.init, given, examples, index, numbers)
+    batch, state = compiled(_start, 0)(attack.init, given, examples, index, numbers)
     kept = Kept(jnp.copy(batch.x), jnp.zeros(len(index), bool))
     for done in range(attack.num_steps):
-        state = _compiled(_step, 0, "state")(attack.step, given, batch, state=state)
+        state = compiled(_step, 0, "state")(attack.step, given, batch, state=state)
         if (done + 1) % _STEPS_BETWEEN_LOOKS == 0 or done + 1 == attack.num_steps:
-            kept, all_broken = _compiled(_look, 0, "kept")(
+            kept, all_broken = compiled(_look, 0, "kept")(
                 attack.outcome, given, batch, state, kept=kept
             )
             if all_broken:
                 break
     return kept
-
-
-@cache
-def _compiled(
-    function: Callable[..., Any], static: int | None = None, donated: str | None = None
-) -> Callable[..., Any]:
-    """Compile a function; cached, because only now is it known for which kind of device."""
-    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
-    return jax.jit(
-        function, static_argnums=static, donate_argnames=donated, compiler_options=options
-    )
 
 
 def _logits(given: Problem, x: jax.Array, index: jax.Array) -> jax.Array:
