@@ -58,7 +58,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constrain
 UNFINISHED := $(wildcard $(VENV)/unfinished)
 
 $(VENV)/%.stamp: $(VENV)/created $(REQUIREMENTS)
-	@echo "Installing hessjax[$*] into $(VENV), once; this takes about a minute"
+	@echo "Installing hessjax[$*] into $(VENV), once; this takes some minutes"
 	@touch $(VENV)/unfinished
 	$(INSTALL) --no-build-isolation --editable ".[$*]"
 	@mv $(VENV)/unfinished $@

@@ -13,6 +13,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
 
+# Of hessjax.bridge, which needs it; the pages do not.
+autodoc_mock_imports = ["torch"]
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"
 napoleon_use_ivar = True

@@ -25,13 +25,13 @@ from experiments import runs
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
 from experiments.files import read_json, write_json
-from experiments.parity import NAMES
+from experiments.parity import NAMES, one_each
 from experiments.train import load_for
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import auto_attack
 
-_ATTACKS: Mapping[str, Mapping[str, partial[Any]]] = {
+_ATTACKS: dict[str, dict[str, partial[Any]]] = {
     "l2": {
         "DDN": partial(DDNAttack, steps=300),
         "DeepFool": partial(L2DeepFoolAttack, steps=100),
@@ -70,8 +70,7 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
-        radii = epsilon * len(run) if len(epsilon) == 1 else epsilon
-        for path, radius in zip(run, radii, strict=True):
+        for path, radius in zip(run, one_each(epsilon, run), strict=True):
             loaded = runs.load(path)
             results = read_json(out)["cells"] if out.is_file() else []
             cell = {

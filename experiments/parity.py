@@ -56,8 +56,7 @@ def main(
     """
     torch.set_num_threads(1)
     try:
-        radii = epsilon * len(run) if len(epsilon) == 1 else epsilon
-        for path, radius in zip(run, radii, strict=True):
+        for path, radius in zip(run, one_each(epsilon, run), strict=True):
             loaded = runs.load(path)
             results = read_json(out)["cells"] if out.is_file() else []
             cell = {
@@ -79,6 +78,20 @@ def main(
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def one_each(epsilon: Sequence[float], run: Sequence[Path]) -> Sequence[float]:
+    """Return a radius for each run.
+
+    Raises:
+        ValueError: if there is neither one for all nor one for each.
+    """
+    if len(epsilon) not in {1, len(run)}:
+        raise ValueError(
+            f"epsilon must be one radius, or one for each of the {len(run)} runs, "
+            f"got {len(epsilon)}"
+        )
+    return [epsilon[0]] * len(run) if len(epsilon) == 1 else epsilon
 
 
 def compare(

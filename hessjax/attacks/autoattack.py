@@ -111,7 +111,7 @@ def auto_attack(
         attacks: what to run, in this order: `STANDARD`, `PLUS` or your own tuple of
             ``apgd_attack(...)``, ``fab_attack(...)``, ``square_attack(...)`` or of any `Attack`.
             Build it once: what is compiled belongs to the object.
-        batch_size: examples at a time; 128 on a CPU, 1024 elsewhere if not given.
+        batch_size: examples at a time; 64 on a CPU, 1024 elsewhere if not given.
         resume: what an interrupted call with the same arguments gave to ``on_batch`` last; or the
             result of other attacks on the same examples, or in a smaller ball: what is broken
             there is not attacked again and keeps its entry in ``broken_by``.
@@ -199,7 +199,7 @@ def auto_attack(
 
 
 def _default_size() -> int:
-    return 128 if jax.default_backend() == "cpu" else 1024
+    return 64 if jax.default_backend() == "cpu" else 1024
 
 
 def _fitting(attack: Attack, num_classes: int) -> Attack:

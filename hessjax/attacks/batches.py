@@ -18,8 +18,9 @@ from hessjax.losses import misclassified
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-# A convolution inside a compiled loop is slow on the CPU, so one call is one step. After so many of
-# them what was found is kept, and a batch in which everything is broken ends.
+# After so many steps what was found is kept, and a batch in which everything is broken ends. Until
+# then one call is one step, because the gradient of a convolution is slow in a compiled loop on the
+# CPU; without gradients all of the steps are one call.
 _STEPS_BETWEEN_LOOKS = 10
 
 
@@ -123,14 +124,20 @@ def run_batch(
     numbers = jnp.int32(place), jnp.int32(run)
     batch, state = compiled(_start, 0)(attack.init, given, examples, index, numbers)
     kept = Kept(jnp.copy(batch.x), jnp.zeros(len(index), bool))
-    for done in range(attack.num_steps):
-        state = compiled(_step, 0, "state")(attack.step, given, batch, state=state)
-        if (done + 1) % _STEPS_BETWEEN_LOOKS == 0 or done + 1 == attack.num_steps:
-            kept, all_broken = compiled(_look, 0, "kept")(
-                attack.outcome, given, batch, state, kept=kept
+    for done in range(0, attack.num_steps, _STEPS_BETWEEN_LOOKS):
+        count = min(_STEPS_BETWEEN_LOOKS, attack.num_steps - done)
+        if attack.differentiates:
+            for _ in range(count):
+                state = compiled(_step, 0, "state")(attack.step, given, batch, state=state)
+        else:
+            state = compiled(_steps, 0, "state")(
+                attack.step, given, batch, jnp.int32(count), state=state
             )
-            if all_broken:
-                break
+        kept, all_broken = compiled(_look, 0, "kept")(
+            attack.outcome, given, batch, state, kept=kept
+        )
+        if all_broken:
+            break
     return kept
 
 
@@ -170,6 +177,14 @@ def _step(step: Callable[..., State], given: Problem, batch: Examples, *, state:
         return step(given.logits_fn, x, y, given.ball, state)
 
     return jax.vmap(one)(batch.x, batch.y, state)
+
+
+def _steps(
+    step: Callable[..., State], given: Problem, batch: Examples, count: jax.Array, *, state: State
+) -> State:
+    return jax.lax.fori_loop(
+        0, count, lambda _, state: _step(step, given, batch, state=state), state
+    )
 
 
 def _look(
