@@ -18,10 +18,9 @@ from hessjax.losses import misclassified
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-# After so many steps what was found is kept, and a batch in which everything is broken ends. Until
-# then one call is one step, because the gradient of a convolution is slow in a compiled loop on the
-# CPU; without gradients all of the steps are one call.
-_STEPS_BETWEEN_LOOKS = 10
+# After so many steps what was found is kept, and a batch in which everything is broken ends. With
+# gradients a call is one step, because that of a convolution is slow in a compiled loop on the CPU.
+_STEPS_BETWEEN_LOOKS, _STEPS_WITHOUT_GRADIENTS = 10, 50
 
 
 @partial(
@@ -124,8 +123,9 @@ def run_batch(
     numbers = jnp.int32(place), jnp.int32(run)
     batch, state = compiled(_start, 0)(attack.init, given, examples, index, numbers)
     kept = Kept(jnp.copy(batch.x), jnp.zeros(len(index), bool))
-    for done in range(0, attack.num_steps, _STEPS_BETWEEN_LOOKS):
-        count = min(_STEPS_BETWEEN_LOOKS, attack.num_steps - done)
+    stretch = _STEPS_BETWEEN_LOOKS if attack.differentiates else _STEPS_WITHOUT_GRADIENTS
+    for done in range(0, attack.num_steps, stretch):
+        count = min(stretch, attack.num_steps - done)
         if attack.differentiates:
             for _ in range(count):
                 state = compiled(_step, 0, "state")(attack.step, given, batch, state=state)
@@ -138,7 +138,7 @@ def run_batch(
         )
         if all_broken:
             break
-    return kept
+    return compiled(_verified)(given, batch, kept)
 
 
 def _logits(given: Problem, x: jax.Array, index: jax.Array) -> jax.Array:
@@ -190,16 +190,22 @@ def _steps(
 def _look(
     outcome: Callable[..., Outcome], given: Problem, batch: Examples, state: State, *, kept: Kept
 ) -> tuple[Kept, jax.Array]:
-    def one(x: jax.Array, y: jax.Array, state: State, kept: Kept) -> Kept:
+    def one(x: jax.Array, state: State, kept: Kept) -> Kept:
         seen = outcome(x, state, given.ball)
         # Of rounding, not more: that of ε, and that of the entries of a point.
         rounding = jnp.finfo(x.dtype).eps * (1 if given.order != 2 else math.sqrt(x.size))
         limit = given.epsilon + 2 * rounding * (given.epsilon + jnp.max(jnp.abs(x)))
-        inside = distance(given.ball, seen.x - x) <= limit
-        wrong = misclassified(given.logits_fn(seen.x), y)
-        broken = seen.found & inside & wrong
+        broken = seen.found & (distance(given.ball, seen.x - x) <= limit)
         point = jnp.where(broken & ~kept.broken, seen.x, kept.x)
         return Kept(point, kept.broken | broken)
 
-    kept = jax.vmap(one)(batch.x, batch.y, state, kept)
+    kept = jax.vmap(one)(batch.x, state, kept)
     return kept, jnp.all(kept.broken)
+
+
+def _verified(given: Problem, batch: Examples, kept: Kept) -> Kept:
+    def one(x: jax.Array, y: jax.Array, kept: Kept) -> Kept:
+        broken = kept.broken & misclassified(given.logits_fn(kept.x), y)
+        return Kept(jnp.where(broken, kept.x, x), broken)
+
+    return jax.vmap(one)(batch.x, batch.y, kept)
