@@ -102,7 +102,9 @@ def linear(x):
 
 
 @pytest.mark.parametrize("order", RADII)
-@pytest.mark.parametrize("options", [{}, {"loss": dlr_loss}, {"num_targets": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": dlr_loss}, {"num_targets": 4}], ids=["ce", "dlr", "targeted"]
+)
 def test_a_linear_model_is_broken_from_its_distance_on(order, options):
     x = jnp.array([[0.6, 0.4], [0.5, 0.3]])
     dual = jnp.abs(jnp.array([3, 1, 2, 0.5]))
