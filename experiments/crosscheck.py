@@ -24,9 +24,7 @@ from foolbox.models.pytorch import PyTorchModel
 from experiments import runs
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
-from experiments.files import read_json, write_json
-from experiments.parity import NAMES, one_each
-from experiments.train import load_for
+from experiments.parity import NAMES, measure_each
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import auto_attack
@@ -70,23 +68,9 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
-        for path, radius in zip(run, one_each(epsilon, run), strict=True):
-            loaded = runs.load(path)
-            results = read_json(out)["cells"] if out.is_file() else []
-            cell = {
-                "data": loaded.config.data,
-                "model": loaded.config.model,
-                "method": loaded.config.name,
-                "seed": loaded.config.seed,
-                "norm": norm,
-                "epsilon": radius,
-                "num_examples": num_examples,
-            }
-            if not any(cell.items() <= done.items() for done in results):
-                dataset = load_for(loaded.config, data_dir)
-                cell |= crosscheck(loaded, dataset, norm, radius, num_examples)
-                write_json(out, {"cells": [*results, cell | runs.provenance()]})
-                print(table([cell]).splitlines()[-1])
+        measure_each(
+            run, norm, epsilon, num_examples, out=out, data_dir=data_dir, by=crosscheck, shown=table
+        )
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -56,23 +56,9 @@ def main(
     """
     torch.set_num_threads(1)
     try:
-        for path, radius in zip(run, one_each(epsilon, run), strict=True):
-            loaded = runs.load(path)
-            results = read_json(out)["cells"] if out.is_file() else []
-            cell = {
-                "data": loaded.config.data,
-                "model": loaded.config.model,
-                "method": loaded.config.name,
-                "seed": loaded.config.seed,
-                "norm": norm,
-                "epsilon": radius,
-                "num_examples": num_examples,
-            }
-            if not any(cell.items() <= done.items() for done in results):
-                dataset = load_for(loaded.config, data_dir)
-                cell |= compare(loaded, dataset, norm, radius, num_examples) | runs.provenance()
-                write_json(out, {"cells": [*results, cell]})
-                print(table([cell]).splitlines()[-1])
+        measure_each(
+            run, norm, epsilon, num_examples, out=out, data_dir=data_dir, by=compare, shown=table
+        )
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -80,18 +66,55 @@ def main(
         sys.exit(130)
 
 
-def one_each(epsilon: Sequence[float], run: Sequence[Path]) -> Sequence[float]:
-    """Return a radius for each run.
+def measure_each(
+    run: Sequence[Path],
+    norm: Norm,
+    epsilon: Sequence[float],
+    num_examples: int,
+    *,
+    out: Path,
+    data_dir: Path | None,
+    by: Callable[[runs.Run, Dataset, Norm, float, int], dict[str, Any]],
+    shown: Callable[[Sequence[Mapping[str, Any]]], str],
+) -> None:
+    """Measure the runs that are not in a file yet, add each to it, and print its row.
+
+    Args:
+        run: folders that experiments.train wrote.
+        norm: of the balls.
+        epsilon: radius of the balls: one for all runs, or one for each.
+        num_examples: the first of the test set.
+        out: the JSON file.
+        data_dir: folder of prepared data sets.
+        by: ``(run, dataset, norm, radius, num_examples)`` to what is measured.
+        shown: measurements to a Markdown table.
 
     Raises:
-        ValueError: if there is neither one for all nor one for each.
+        ValueError: if there is neither one radius for all nor one for each.
     """
     if len(epsilon) not in {1, len(run)}:
         raise ValueError(
             f"epsilon must be one radius, or one for each of the {len(run)} runs, "
             f"got {len(epsilon)}"
         )
-    return [epsilon[0]] * len(run) if len(epsilon) == 1 else epsilon
+    radii = list(epsilon) * (len(run) if len(epsilon) == 1 else 1)
+    for path, radius in zip(run, radii, strict=True):
+        loaded = runs.load(path)
+        results = read_json(out)["cells"] if out.is_file() else []
+        cell: dict[str, Any] = {
+            "data": loaded.config.data,
+            "model": loaded.config.model,
+            "method": loaded.config.name,
+            "seed": loaded.config.seed,
+            "norm": norm,
+            "epsilon": radius,
+            "num_examples": num_examples,
+        }
+        if not any(cell.items() <= done.items() for done in results):
+            dataset = load_for(loaded.config, data_dir)
+            cell |= by(loaded, dataset, norm, radius, num_examples) | runs.provenance()
+            write_json(out, {"cells": [*results, cell]})
+            print(shown([cell]).splitlines()[-1])
 
 
 def compare(

@@ -7,6 +7,7 @@ import tyro
 
 from experiments import crosscheck, parity, train
 from experiments.files import read_json
+from experiments.train import load_for
 from hessjax.attacks import STANDARD, square_attack
 
 SHORT = (*STANDARD[:1], square_attack(num_steps=30))
@@ -80,7 +81,7 @@ def test_an_example_only_foolbox_breaks_is_counted(run, monkeypatch):
     none = (square_attack(num_steps=1),)
     monkeypatch.setattr(crosscheck, "auto_attack", lambda *a: original(*a, attacks=none))
     loaded = crosscheck.runs.load(run)
-    found = crosscheck.crosscheck(loaded, crosscheck.load_for(loaded.config), "linf", 0.05, 60)
+    found = crosscheck.crosscheck(loaded, load_for(loaded.config), "linf", 0.05, 60)
     assert found["foolbox"]["PGD"]["broken"] > 2
 
 
