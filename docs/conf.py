@@ -12,6 +12,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
+# The README and these pages link to files of the repository, which are no pages.
+suppress_warnings = ["myst.xref_missing"]
 
 # Of hessjax.bridge, which needs it; the pages do not.
 autodoc_mock_imports = ["torch"]
