@@ -141,6 +141,16 @@ def test_keys_are_those_of_places(examples):
     np.testing.assert_allclose(part.x, whole.x[:9], atol=1e-9)
 
 
+def test_chance_is_that_of_the_key_and_the_place(examples):
+    """One example at two places is broken at two points, and by another key at others."""
+    x, y = np.repeat(examples[0][5:6], 2, axis=0), np.repeat(examples[1][5:6], 2)
+    points = [
+        attacked(LOGITS, x, y, LpBall(1.0, 2), key=jax.random.key(seed), attacks=SHORT[:1]).x
+        for seed in (0, 1)
+    ]
+    assert len(np.unique(np.concatenate(points)[:, 0, 0, 0])) == 4
+
+
 def test_nothing_is_compiled_anew(examples):
     """Not as batches shrink, nor for another radius, nor for other weights."""
     traced = []
