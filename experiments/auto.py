@@ -87,7 +87,7 @@ def evaluate(
             begun = time.perf_counter()
             result, before = _attacked(
                 run.path, logits_fn, x, y, ball=ball, key=key, attack=attack,
-                 place=place, smaller=smaller, label=label, batch_size=batch_size,
+                place=place, smaller=smaller, label=label, batch_size=batch_size,
             )  # fmt: skip
             figures = masking.examine(
                 logits_fn, x, y, ball, key, result=result, names=_names(attack)

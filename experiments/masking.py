@@ -13,6 +13,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 from hessjax import LpBall, dlr_loss, fgsm, hessian_operator_norm, margin
 from hessjax.attacks import Attack, AttackResult, apgd_attack, auto_attack, batches
 from hessjax.attacks.attack import Logits
+from hessjax.attacks.autoattack import MISCLASSIFIED
 from hessjax.eigen import lanczos
 from hessjax.losses import misclassified
 
@@ -96,7 +97,7 @@ def examine(
     Cost: about a quarter of AutoAttack.
     """
     broken_by = np.asarray(result.broken_by)
-    right = broken_by != -2
+    right = broken_by != MISCLASSIFIED
     given = batches.problem(logits_fn, ball, x.dtype)
     looks = _each(given, x, y, _look)
     spared = _each(given, x, y, _fgsm)["right"]
