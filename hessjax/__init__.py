@@ -15,6 +15,7 @@ from hessjax.eigen import (
     power_iteration,
     random_start,
 )
+from hessjax.lazy import Lazy
 from hessjax.losses import dlr_loss, margin, targeted_dlr_loss
 from hessjax.objective import check_batch, regularized, second_order
 from hessjax.operators import (
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Composite",
     "Eigenpair",
+    "Lazy",
     "LpBall",
     "TrainState",
     "apgd",

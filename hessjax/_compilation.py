@@ -1,4 +1,4 @@
-"""Compile what loops in Python call."""
+"""Compile what a loop in Python calls."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,12 +11,19 @@ import jax
 CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 2}
 
 
+def compiler_options() -> dict[str, Any] | None:
+    """Return what to tell the compiler for the default kind of device."""
+    return CPU_OPTIONS if jax.default_backend() == "cpu" else None
+
+
 @cache
 def compiled(
     function: Callable[..., Any], static: int | None = None, donated: str | None = None
 ) -> Callable[..., Any]:
     """Compile a function; cached, because only now is it known for which kind of device."""
-    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
     return jax.jit(
-        function, static_argnums=static, donate_argnames=donated, compiler_options=options
+        function,
+        static_argnums=static,
+        donate_argnames=donated,
+        compiler_options=compiler_options(),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
 PyTree = Any
@@ -49,6 +50,15 @@ def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
     norm = safe_norm(tree)
     divisor = jnp.where(norm == 0, 1, norm)
     return jax.tree.map(lambda leaf: (widen(leaf) / divisor).astype(leaf.dtype), tree), norm
+
+
+DIRECTION = "direction"
+"""The name under which `jax.checkpoint` knows what `hold` returned."""
+
+
+def hold(tree: PyTree) -> PyTree:
+    """Return a tree that derivatives take for constant: the direction that a solver located."""
+    return checkpoint_name(jax.lax.stop_gradient(tree), DIRECTION)
 
 
 def as_point(x: PyTree, name: str = "x") -> PyTree:

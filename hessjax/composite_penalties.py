@@ -14,6 +14,7 @@ from hessjax._numerics import (
     PyTree,
     as_point,
     check_scalar,
+    hold,
     normalize,
     safe_norm,
     tree_vdot,
@@ -85,7 +86,7 @@ def gauss_newton_operator_norm(
     reduced = reduced / jnp.maximum(jnp.max(jnp.abs(reduced)), jnp.finfo(reduced.dtype).tiny)
     top = jnp.linalg.eigh(_product(reduced, reduced.T))[1][:, -1]
     v = unravel(normalize(_product(top, reduced))[0].astype(ravel_pytree(x)[0].dtype))
-    v = jax.lax.stop_gradient(v)
+    v = hold(v)
     z, push = jax.jvp(f.model, (x,), (v,))
     return squared_if(second_directional_derivative(f.loss, z, push, push)[3], squared)
 
@@ -119,7 +120,7 @@ def jacobian_squared_frobenius_norm(
     outputs, pull = jax.vjp(f.model, x)
 
     def sample(probe: jax.Array) -> jax.Array:
-        u = jax.lax.stop_gradient(normalize(pull(probe)[0])[0])
+        u = hold(normalize(pull(probe)[0])[0])
         return tree_vdot(probe, jax.jvp(f.model, (x,), (u,))[1]) ** 2
 
     samples = jax.vmap(sample)(rademacher_probes(outputs, key, num_samples))
@@ -166,6 +167,6 @@ def jacobian_operator_norm(
     gram: Matvec = lambda v: pull(push(v))[0]  # noqa: E731 - a def would hide the one-line formula
     pair = solver(gram, start(gradient, key))
     # The image is one product nearer to the eigenvector, at no cost.
-    v = jax.lax.stop_gradient(normalize(pair.image)[0])
+    v = hold(normalize(pair.image)[0])
     outputs, image = jax.jvp(f.model, (x,), (v,))
     return squared_if(safe_norm(image).astype(outputs.dtype), squared)

@@ -78,8 +78,17 @@ def gradient_start(gradient: PyTree, key: jax.Array | None = None) -> PyTree:
         key: for the random direction; a fixed one if None.
     """
     unit, norm = normalize(gradient)
-    fallback = random_start(gradient, jax.random.key(0) if key is None else key)
+    fallback = _random_signs(gradient, jax.random.key(0) if key is None else key)
     return jax.tree.map(lambda u, r: jnp.where(norm == 0, r, u), unit, fallback)
+
+
+def _random_signs(tree: PyTree, key: jax.Array) -> PyTree:
+    """Return a unit direction of random signs: it takes one random bit an entry."""
+    flat, unravel = ravel_pytree(tree)
+    words = jax.random.bits(key, (-(-flat.size // 32),), jnp.uint32)
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    signs = 1 - 2 * bits.ravel()[: flat.size].astype(flat.dtype)
+    return unravel(signs / jnp.sqrt(flat.size).astype(flat.dtype))
 
 
 def _flatten(matvec: Matvec, v0: PyTree) -> tuple[Matvec, jax.Array, Callable[..., Eigenpair]]:

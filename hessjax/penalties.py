@@ -17,6 +17,7 @@ from hessjax._numerics import (
     check_count,
     check_number,
     check_scalar,
+    hold,
     normalize,
 )
 from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start, power_iteration
@@ -95,7 +96,7 @@ def input_gradient_norm(
         direction = jnp.zeros_like(flat).at[top].set(jnp.sign(flat[top]))
     else:
         raise ValueError(f"order must be 1, 2 or infinity, the p of the attack's ball, got {order}")
-    u = jax.lax.stop_gradient(unravel(direction))
+    u = hold(unravel(direction))
     return squared_if(directional_derivative(f, x, u)[1], squared)
 
 
@@ -104,7 +105,7 @@ def hessian_operator_norm(
     x: PyTree,
     key: Key = None,
     *,
-    solver: Solver = ONE_PRODUCT,
+    solver: Solver | None = ONE_PRODUCT,
     start: Start = gradient_start,
     squared: bool = False,
 ) -> jax.Array:
@@ -116,7 +117,8 @@ def hessian_operator_norm(
         f: one example to its loss.
         x: the example; any shape, any tree.
         key: for a random start; `gradient_start` needs none.
-        solver: locates v; an eigen-solver with its configuration bound.
+        solver: locates v; an eigen-solver with its configuration bound. None takes no product: v is
+            the start, and the norm ``|vᵀHv|``.
         start: ``(gradient, key) -> v0``, `gradient_start` or `random_start`.
         squared: return the square.
 
@@ -136,9 +138,12 @@ def hessian_operator_norm(
     4.0
     """
     x = as_point(x)
+    if solver is None:
+        v, _ = normalize(hold(start(checked_gradient(f, x), key)))
+        return squared_if(jnp.abs(second_directional_derivative(f, x, v, v)[3]), squared)
     gradient, matvec = gradient_and_hessian_operator(f, x)
     pair = solver(matvec, start(gradient, key))
-    u, v = jax.lax.stop_gradient((normalize(pair.image)[0], pair.vector))
+    u, v = hold((normalize(pair.image)[0], pair.vector))
     return squared_if(second_directional_derivative(f, x, u, v)[3], squared)
 
 
@@ -185,7 +190,7 @@ def finite_step_operator_norm(
         return jax.tree.map(lambda a, b: (a - b) / jnp.asarray(step, a.dtype), moved, gradient)
 
     pair = power_iteration(difference, gradient_start(gradient, key), num_iters=num_iters)
-    u, v = jax.lax.stop_gradient((normalize(pair.image)[0], pair.vector))
+    u, v = hold((normalize(pair.image)[0], pair.vector))
     change = _slope_change(f, x, u, v, step)
     return squared_if(change / jnp.asarray(step, change.dtype), squared)
 
@@ -228,7 +233,7 @@ def curvature_along_gradient(
     gradient = checked_gradient(f, x)
     z, _ = normalize(jax.tree.map(jnp.sign, gradient))
     change = jax.tree.map(jnp.subtract, jax.grad(f)(_moved(x, z, step)), gradient)
-    u, z = jax.lax.stop_gradient((normalize(change)[0], z))
+    u, z = hold((normalize(change)[0], z))
     return _slope_change(f, x, u, z, step)
 
 
@@ -257,7 +262,7 @@ def hessian_squared_frobenius_norm(
     matvec = hessian_operator(f, x)
 
     def sample(probe: PyTree) -> jax.Array:
-        u = jax.lax.stop_gradient(normalize(matvec(probe))[0])
+        u = hold(normalize(matvec(probe))[0])
         return second_directional_derivative(f, x, u, probe)[3] ** 2
 
     return jnp.mean(jax.vmap(sample)(rademacher_probes(x, key, num_samples)))

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.stages import Wrapped
+from jax.core import Tracer
 
-PyTree = Any
+from hessjax._compilation import compiler_options
+from hessjax.lazy import Lazy, Objective, PyTree
 
 
 class TrainState(NamedTuple):
@@ -45,7 +46,10 @@ def _owned(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype), tree)
 
 
-def train_step(objective: Callable[..., Any], optimizer: optax.GradientTransformation) -> Wrapped:
+Step = Callable[[TrainState, tuple], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def train_step(objective: Objective, optimizer: optax.GradientTransformation) -> Step:
     """Build the jitted step ``(state, batch) -> (state, metrics)``.
 
     Args:
@@ -55,13 +59,15 @@ def train_step(objective: Callable[..., Any], optimizer: optax.GradientTransform
     Returns:
         The step. The state's buffers are donated: use the returned state, not the old one. The
         metrics are the objective's, before the update, and its ``objective`` value. Batches of one
-        shape are traced once.
+        shape are traced once; for a `Lazy` objective two steps are compiled, of which each call
+        takes the one that the state's step wants, and reports no metrics that this one lacks.
 
     Cost: one gradient of the objective in the parameters.
     """
 
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
+    def advance(
+        objective: Objective, state: TrainState, batch: tuple
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         gradient_of = jax.value_and_grad(objective, has_aux=True)
         (value, metrics), gradient = gradient_of(state.params, batch, key, state.step)
@@ -72,4 +78,37 @@ def train_step(objective: Callable[..., Any], optimizer: optax.GradientTransform
             "objective": value,
         }
 
+    def compiled(objective: Objective) -> Step:
+        options = compiler_options()
+        return jax.jit(partial(advance, objective), donate_argnums=0, compiler_options=options)
+
+    steps = (
+        _Alternating(objective, compiled) if isinstance(objective, Lazy) else compiled(objective)
+    )
+
+    def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
+        # A caller that compiles a larger program brings options of its own.
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state.step, batch))):
+            return advance(objective, state, batch)
+        return steps(state, batch)
+
     return step
+
+
+class _Alternating:
+    """The two steps of a lazy objective; which one is due, it knows without asking the device."""
+
+    def __init__(self, objective: Lazy, compiled: Callable[[Objective], Step]) -> None:
+        self._every = objective.every
+        self._penalized, self._plain = compiled(objective.penalized), compiled(objective.plain)
+        # The last state's step, there and here. Only its identity counts: it may be given away.
+        self._last: tuple[jax.Array | None, int] = (None, 0)
+
+    def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
+        device, number = self._last
+        if device is not state.step:
+            number = int(state.step)
+        step = self._plain if number % self._every else self._penalized
+        state, metrics = step(state, batch)
+        self._last = (state.step, number + 1)
+        return state, metrics

@@ -18,9 +18,11 @@ MODULES = {
 # Who may import whom inside the package; what is not listed may not be imported.
 NUMERICS, OPERATORS, EIGEN = "hessjax._numerics", "hessjax.operators", "hessjax.eigen"
 BRIDGE, COMPILATION = "hessjax.bridge", "hessjax._compilation"
+BATCHING, LAZY = "hessjax._batching", "hessjax.lazy"
 ARROWS: dict[str, set[str]] = {
     NUMERICS: set(),
     COMPILATION: set(),
+    LAZY: set(),
     "hessjax.losses": set(),
     "hessjax.bounds": {NUMERICS},
     OPERATORS: {NUMERICS},
@@ -28,8 +30,9 @@ ARROWS: dict[str, set[str]] = {
     "hessjax.penalties": {NUMERICS, OPERATORS, EIGEN},
     "hessjax.composite_penalties": {NUMERICS, OPERATORS, EIGEN, "hessjax.penalties"},
     # An objective knows a penalty by its call signature alone.
-    "hessjax.objective": {NUMERICS, OPERATORS, EIGEN},
-    "hessjax.training": {NUMERICS},
+    BATCHING: {NUMERICS, OPERATORS, LAZY},
+    "hessjax.objective": {NUMERICS, OPERATORS, EIGEN, BATCHING, LAZY},
+    "hessjax.training": {COMPILATION, LAZY},
     BRIDGE: {NUMERICS, COMPILATION},
 }
 OUTSIDE = {"jax", "numpy", "optax"}

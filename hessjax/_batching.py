@@ -1,0 +1,225 @@
+"""How single examples become a batch: the only place that batches, masks, splits and sums."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from hessjax._numerics import (
+    DIRECTION,
+    PyTree,
+    check_count,
+    check_number,
+    check_scalar,
+    widen,
+)
+from hessjax.lazy import Lazy, Metrics, Objective
+from hessjax.operators import Composite
+
+Apply = Callable[[PyTree, PyTree], jax.Array]
+Loss = Callable[[jax.Array, Any], jax.Array]
+Weight = float | jax.Array | Callable[[Any], Any]
+Terms = Callable[[Composite, PyTree, jax.Array], Metrics]
+
+# Kept for the way back, where a chunk is evaluated anew: locating them would cost most.
+_keep_directions = jax.checkpoint_policies.save_only_these_names(DIRECTION)
+
+
+def check_weight(name: str, weight: Weight) -> None:
+    """Raise unless a weight is a schedule or a number of at least 0."""
+    if not callable(weight):
+        check_number(name, weight, positive=False)
+
+
+def is_zero(weight: Weight) -> bool:
+    """Tell whether a term can be left out of the program; a schedule or a traced number can't."""
+    return not callable(weight) and not isinstance(weight, Tracer) and float(weight) == 0
+
+
+def _check_batch_shapes(x: PyTree, *others: PyTree) -> int:
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((x, others))}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(
+            "x, y and mask of a batch must share one leading axis, "
+            f"got leading sizes {', '.join(sorted(str(*size) or 'none' for size in sizes))}"
+        )
+    ((size,),) = sizes
+    if size == 0:
+        raise ValueError("the batch is empty: it needs at least one example")
+    return size
+
+
+def unpack(batch: tuple) -> tuple[PyTree, PyTree, jax.Array | None, int]:
+    """Return inputs, labels, mask (None if there is none) and the number of examples."""
+    if len(batch) not in {2, 3}:
+        raise ValueError(f"a batch is (x, y) or (x, y, mask), got {len(batch)} entries")
+    x, y, mask = (*batch, None)[:3]
+    size = _check_batch_shapes(x, y, mask)
+    return x, y, None if mask is None else _as_mask(mask, size), size
+
+
+def _as_mask(mask: jax.Array, size: int) -> jax.Array:
+    mask = jnp.asarray(mask, bool)
+    if mask.shape != (size,):
+        raise ValueError(f"mask must have shape ({size},), one entry each, got {mask.shape}")
+    return mask
+
+
+def _without_padding(batch: PyTree, mask: jax.Array) -> PyTree:
+    """Put an example that counts in the place of each that does not, or zeros if none counts.
+
+    Padding may be NaN. A loss of it that is selected away still has a NaN derivative.
+    """
+    stand_in, any_counts = jnp.argmax(mask), jnp.any(mask)
+
+    def replace(leaf: jax.Array) -> jax.Array:
+        counts = mask.reshape(mask.shape + (1,) * (jnp.ndim(leaf) - 1))
+        row = jax.lax.dynamic_index_in_dim(leaf, stand_in)
+        return jnp.where(counts, leaf, jnp.where(any_counts, row, 0))
+
+    return jax.tree.map(replace, batch)
+
+
+def _check_outputs(f: Composite, x: PyTree) -> None:
+    """Raise unless the loss takes the model's outputs to a scalar; say what the outputs are."""
+    outputs = jax.eval_shape(f.model, x)
+    try:
+        check_scalar(f.loss, outputs)
+    except (TypeError, ValueError) as error:
+        shapes = jax.tree.map(lambda leaf: leaf.shape, outputs)
+        error.add_note(f"apply(params, x) returned outputs of shape {shapes} for one example")
+        raise
+
+
+def batched(
+    apply: Apply,
+    loss: Loss,
+    terms: Terms,
+    weights: Mapping[str, Weight],
+    *,
+    every: int,
+    parts: int,
+    chunk_size: int | None,
+) -> Objective:
+    """Average terms of single examples over a batch and add them up with their weights.
+
+    Args:
+        apply: ``apply(params, x) -> logits`` of one example.
+        loss: ``loss(logits, y) -> scalar`` of one example.
+        terms: ``(f, x, key) -> {"loss": ..., name: ...}``, unweighted, of one example.
+        weights: those of the terms beside the loss.
+        every: on each step that is no multiple of it, the loss alone.
+        parts: the other terms on one of so many random parts of the batch.
+        chunk_size: examples at a time, None for all at once.
+    """
+    every, parts = check_count("every", every), check_count("parts", parts)
+    if chunk_size is not None:
+        chunk_size = check_count("chunk_size", chunk_size)
+    evaluate = partial(_evaluate, apply, loss, chunk_size)
+    if not weights:
+        return _mean_objective(evaluate, terms, weights, 1)
+    heavier = {name: _multiplied(weight, every) for name, weight in weights.items()}
+    penalized = _mean_objective(evaluate, terms, heavier, parts)
+    if every == 1:
+        return penalized
+    return Lazy(penalized, _mean_objective(evaluate, _loss_alone, {}, 1), every)
+
+
+def _multiplied(weight: Weight, factor: int) -> Weight:
+    if callable(weight):
+        return weight if factor == 1 else lambda step: factor * weight(step)
+    return factor * weight
+
+
+def _loss_alone(f: Composite, x: PyTree, key: jax.Array) -> Metrics:
+    del key
+    return {"loss": f(x)}
+
+
+def _evaluate(
+    apply: Apply,
+    loss: Loss,
+    chunk_size: int | None,
+    terms: Terms,
+    params: PyTree,
+    *examples: PyTree,
+) -> Metrics:
+    """Return the terms of each example: of its x, its y and its key."""
+
+    def example(xyk: tuple[PyTree, PyTree, jax.Array]) -> Metrics:
+        x, y, key = xyk
+        f = Composite(partial(apply, params), lambda logits: loss(logits, y))
+        _check_outputs(f, x)
+        return terms(f, x, key)
+
+    if chunk_size is None:
+        return jax.vmap(example)(examples)
+    # Inside the loop of the map nothing undoes the second evaluation.
+    example = jax.checkpoint(example, policy=_keep_directions, prevent_cse=False)
+    return jax.lax.map(example, examples, batch_size=min(chunk_size, len(examples[2])))
+
+
+def _mean_objective(
+    evaluate: Callable[..., Metrics], terms: Terms, weights: Mapping[str, Weight], parts: int
+) -> Objective:
+    def objective(
+        params: PyTree, batch: tuple, key: jax.Array, step: int | jax.Array = 0
+    ) -> tuple[jax.Array, Metrics]:
+        x, y, mask, size = unpack(batch)
+        if mask is not None:
+            x, y = _without_padding((x, y), mask)
+        examples = x, y, jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
+        if parts == 1:
+            values = evaluate(terms, params, *examples)
+            means = {name: _mean(value, mask) for name, value in values.items()}
+        else:
+            # A key that is no example's.
+            order, counted = _part(jax.random.fold_in(key, size), size, parts, step)
+            examples, mask = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], (examples, mask))
+            count = len(counted)
+            chosen, others = (
+                jax.tree.map(lambda leaf, cut=cut: leaf[cut], examples)
+                for cut in (slice(count), slice(count, None))
+            )
+            values = evaluate(terms, params, *chosen)
+            losses = values.pop("loss")
+            if count < size:
+                rest = evaluate(_loss_alone, params, *others)["loss"]
+                losses = jnp.concatenate([losses, rest])
+            means = {"loss": _mean(losses, mask)}
+            for name, value in values.items():
+                padded = jnp.zeros(size, value.dtype).at[:count].set(jnp.where(counted, value, 0))
+                means[name] = parts * _mean(padded, mask)
+        total = means["loss"]
+        for name, weight in weights.items():
+            number = weight(step) if callable(weight) else weight
+            total = total + jnp.asarray(number, total.dtype) * means[name]
+        return total, means
+
+    return objective
+
+
+def _part(
+    key: jax.Array, size: int, parts: int, step: int | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return an order of the batch with this step's part in front, and which of it counts.
+
+    With one key, steps 0 to ``parts - 1`` have every example count once. Parts are equally long;
+    where that overshoots, the last ones begin the batch anew, and what comes twice doesn't count.
+    """
+    length = -(-size // parts)
+    first = step % parts * length
+    order = jnp.roll(jax.random.permutation(key, size), -first)
+    return order, first + jnp.arange(length) < size
+
+
+def _mean(value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    if mask is None:
+        return jnp.mean(value)
+    # Summed in float32 at least, as `jnp.mean` does.
+    total = jnp.sum(jnp.where(mask, widen(value), 0))
+    return (total / jnp.maximum(jnp.sum(mask), 1)).astype(value.dtype)

@@ -1,0 +1,165 @@
+"""Parts and chunks of a batch: the same on average, or the same at once, for less."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hessjax
+from hessjax import Lazy, regularized, second_order
+from tests import cases
+
+CASE = cases.mlp("gelu")
+SIZE = 7
+X, Y = cases.batch_of(CASE, SIZE)
+KEY = jax.random.key(80)
+APPLY, LOSS = CASE.apply, CASE.loss
+MASK = jnp.arange(SIZE) != 2
+NOTHING = (X.at[2].set(jnp.nan), Y, MASK)
+
+SHARED = partial(second_order, APPLY, LOSS, 0.7, 0.3)
+SEPARATE = partial(
+    regularized,
+    APPLY,
+    LOSS,
+    {
+        "slope": (0.7, hessjax.input_gradient_norm),
+        "probe": (0.2, hessjax.hessian_squared_frobenius_norm),
+        "jacobian": (0.1, hessjax.jacobian_operator_norm),
+    },
+)
+
+
+def value_and_gradient(objective: Any, batch: Any, step: int = 0, key: Any = KEY) -> Any:
+    """Return (value, metrics) and the gradient in the parameters."""
+    gradient_of = cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
+    return gradient_of(CASE.params, batch, key, step)
+
+
+WHOLE = (X, Y)
+BATCHES = {"whole": WHOLE, "masked": NOTHING}
+
+
+@pytest.mark.parametrize(("parts", "kind"), [(2, "whole"), (3, "masked"), (9, "masked")])
+@pytest.mark.parametrize("build", [SHARED, SEPARATE], ids=["shared", "separate"])
+def test_the_mean_over_all_parts_is_the_whole(build: Any, parts: int, kind: str) -> None:
+    objective, batch = build(parts=parts), BATCHES[kind]
+    evaluate = cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
+    each = [evaluate(CASE.params, batch, KEY, step) for step in range(4, 4 + parts)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / parts, *each)
+    cases.assert_tree_close(mean, value_and_gradient(build(), batch), rtol=1e-9, atol=1e-13)
+
+
+def test_a_part_is_so_many_examples() -> None:
+    def place(f: Any, x: Any, key: Any = None) -> jax.Array:
+        del f, key
+        return x[0]
+
+    # The first entries tell the examples apart.
+    x = X.at[:, 0].set(2.0 ** jnp.arange(SIZE))
+    objective = regularized(APPLY, LOSS, {"place": (1.0, place)}, parts=2)
+
+    def chosen(step: int, key: Any) -> set[int]:
+        total = objective(CASE.params, (x, Y), key, step)[1]["place"] * SIZE / 2
+        np.testing.assert_allclose(total, round(float(total)), rtol=1e-9)
+        return {i for i in range(SIZE) if round(float(total)) >> i & 1}
+
+    first, second = (chosen(step, KEY) for step in (0, 1))
+    assert (len(first), len(second)) == (4, 3)
+    assert first | second == set(range(SIZE))
+    # The key decides which, at random.
+    others = [frozenset(chosen(0, jax.random.key(seed))) for seed in range(8)]
+    assert len(set(others)) > 3
+
+
+def test_the_loss_is_that_of_all_examples() -> None:
+    whole = SHARED()(CASE.params, (X, Y), KEY)[1]["loss"]
+    part = SHARED(parts=4)(CASE.params, (X, Y), KEY, 1)[1]["loss"]
+    np.testing.assert_allclose(part, whole, rtol=1e-12)
+
+
+def operations(objective: Any, batch: Any) -> float:
+    gradient_of = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    compiled: Any = gradient_of.lower(CASE.params, batch, KEY, 0).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+def test_the_rest_of_the_batch_pays_for_the_loss_alone() -> None:
+    batch = cases.batch_of(CASE, 64)
+    plain = operations(second_order(APPLY, LOSS, 0, 0), batch)
+    full, quarter = (operations(SHARED(parts=parts), batch) for parts in (1, 4))
+    assert quarter < plain + 0.4 * (full - plain)
+
+
+@pytest.mark.parametrize(("chunk_size", "kind"), [(1, "whole"), (3, "masked"), (100, "whole")])
+@pytest.mark.parametrize("build", [SHARED, SEPARATE], ids=["shared", "separate"])
+def test_chunks_change_nothing(build: Any, chunk_size: int, kind: str) -> None:
+    batch = BATCHES[kind]
+    got = value_and_gradient(build(chunk_size=chunk_size), batch)
+    cases.assert_tree_close(got, value_and_gradient(build(), batch), rtol=1e-9, atol=1e-13)
+
+
+def test_options_combine() -> None:
+    objective = SHARED(every=2, parts=3, chunk_size=2)
+    assert isinstance(objective, Lazy)
+    cycle = [value_and_gradient(objective.at(step), WHOLE, step) for step in range(6)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 6, *[(value, g) for (value, _), g in cycle])
+    (value, _), gradient = value_and_gradient(SHARED(), WHOLE)
+    # Steps 0, 2 and 4 meet parts 0, 2 and 1.
+    cases.assert_tree_close(mean, (value, gradient), rtol=1e-9, atol=1e-13)
+
+
+def wide(activation: str, params: Any, x: jax.Array) -> jax.Array:
+    """Apply layers whose intermediate values outweigh the weights."""
+    h = jnp.outer(x, params["spread"])
+    for _ in range(4):
+        h = cases.ACTIVATIONS[activation](h @ params["mix"])
+    return jnp.sum(h, 0) @ params["read"]
+
+
+WIDE = cases.random_tree({"spread": (32,), "mix": (32, 32), "read": (32, 10)}, 5, jnp.float32)
+IMAGES = (jnp.ones((128, 64), jnp.float32), jnp.zeros(128, jnp.int32))
+
+
+def temporary_bytes(objective: Any) -> int:
+    optimizer = optax.sgd(0.1)
+    state = hessjax.TrainState.create(WIDE, optimizer, jax.random.key(0))
+    step: Any = jax.jit(hessjax.train_step(objective, optimizer))
+    return step.lower(state, IMAGES).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_chunks_keep_a_penalty_below_twice_the_memory_of_a_plain_step() -> None:
+    apply = partial(wide, "gelu")
+    plain = temporary_bytes(second_order(apply, cases.cross_entropy, 0, 0))
+    build = partial(second_order, apply, cases.cross_entropy, 0.7, 0.3)
+    assert temporary_bytes(build()) > 2.5 * plain
+    assert temporary_bytes(build(chunk_size=32)) < 2 * plain
+    assert temporary_bytes(build(chunk_size=8)) < plain
+
+
+def test_a_chunk_locates_its_directions_once() -> None:
+    built: list[None] = []
+
+    def solver(matvec: Any, v0: Any) -> hessjax.Eigenpair:
+        pair = hessjax.power_iteration(matvec, v0, num_iters=1)
+        # Counted at run time: tracing says nothing of what is evaluated anew.
+        counted = jax.pure_callback(
+            lambda image: built.append(None) or np.asarray(image),
+            jax.ShapeDtypeStruct(pair.image.shape, pair.image.dtype),
+            pair.image,
+            vmap_method="sequential",
+        )
+        return pair._replace(image=counted)
+
+    value_and_gradient(SHARED(solver=solver, chunk_size=2), (X, Y))
+    assert len(built) == SIZE
+
+
+def test_a_model_may_bring_its_own_checkpoints() -> None:
+    saved = second_order(jax.checkpoint(APPLY), LOSS, 0.7, 0.3)
+    got = value_and_gradient(saved, (X, Y))
+    cases.assert_tree_close(got, value_and_gradient(SHARED(), WHOLE), rtol=1e-9, atol=1e-13)

@@ -1,0 +1,202 @@
+"""Penalties on every n-th step: right on average, and the skipped work is not done."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hessjax
+from hessjax import Lazy, regularized, second_order
+from tests import cases
+
+CASE = cases.mlp("gelu")
+BATCH = cases.batch_of(CASE, 6)
+KEY = jax.random.key(70)
+APPLY, LOSS = CASE.apply, CASE.loss
+PENALTIES = {
+    "slope": (0.7, hessjax.input_gradient_norm),
+    "probe": (lambda step: 0.1 + 0 * step, hessjax.hessian_squared_frobenius_norm),
+}
+
+
+def objective(kind: str, every: int) -> Any:
+    if kind == "shared":
+        return second_order(APPLY, LOSS, 0.7, 0.3, every=every)
+    return regularized(APPLY, LOSS, PENALTIES, every=every)
+
+
+def value_and_gradient(function: Any, step: int) -> Any:
+    bound = jax.value_and_grad(lambda params: function(params, BATCH, KEY, step), has_aux=True)
+    return cases.quick_jit(bound)(CASE.params)
+
+
+@pytest.mark.parametrize("every", [2, 5])
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_the_mean_over_a_cycle_is_that_of_every_step(kind: str, every: int) -> None:
+    (value, _), gradient = value_and_gradient(objective(kind, 1), 0)
+    lazy = objective(kind, every)
+    cycle = [value_and_gradient(lazy, step) for step in range(3, 3 + every)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / every, *[(v, g) for (v, _), g in cycle])
+    cases.assert_tree_close(mean, (value, gradient), rtol=1e-9, atol=1e-14)
+    # Weights grow, metrics don't.
+    (_, metrics), (_, wanted) = (
+        lazy(CASE.params, BATCH, KEY, 0),
+        objective(kind, 1)(CASE.params, BATCH, KEY, 0),
+    )
+    cases.assert_tree_close(metrics, wanted, rtol=1e-9)
+
+
+def test_steps_between_are_the_loss_alone() -> None:
+    lazy = objective("shared", 3)
+    assert isinstance(lazy, Lazy)
+    for step in (1, 2, 4):
+        value, metrics = lazy(CASE.params, BATCH, KEY, step)
+        assert set(metrics) == {"loss"}
+        assert value == metrics["loss"]
+    for step in (0, 3, jnp.asarray(6)):
+        assert "hessian_norm" in lazy(CASE.params, BATCH, KEY, step)[1]
+
+
+def test_every_step_is_no_lazy_objective() -> None:
+    assert not isinstance(objective("shared", 1), Lazy)
+    # Nor is one without a penalty.
+    assert not isinstance(second_order(APPLY, LOSS, 0, 0, every=4), Lazy)
+
+
+@pytest.mark.parametrize("step", [0, 1, 4, 6])
+def test_a_step_known_only_at_run_time_branches(step: int) -> None:
+    lazy = objective("shared", 3)
+    value, metrics = cases.quick_jit(lazy)(CASE.params, BATCH, KEY, step)
+    wanted, known = lazy(CASE.params, BATCH, KEY, step)
+    np.testing.assert_allclose(value, wanted, rtol=1e-12)
+    assert set(metrics) == {"loss", "gradient_norm", "hessian_norm", "residual"}
+    cases.assert_tree_close({name: metrics[name] for name in known}, known, rtol=1e-9)
+    assert all(np.isnan(m) for name, m in metrics.items() if name not in known)
+
+
+def step_operations(part: Any) -> float:
+    optimizer = optax.sgd(0.1)
+    state = hessjax.TrainState.create(CASE.params, optimizer, KEY)
+    compiled: Any = jax.jit(hessjax.train_step(part, optimizer)).lower(state, BATCH).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+def test_a_skipped_step_costs_a_plain_one() -> None:
+    lazy = objective("shared", 4)
+    plain, full = (step_operations(second_order(APPLY, LOSS, w, w)) for w in (0, 0.7))
+    assert step_operations(lazy.at(1)) == plain
+    assert step_operations(lazy.at(4)) == pytest.approx(full, rel=0.02)
+    assert full > 2 * plain
+
+
+def counting(seen: list[str]) -> Lazy:
+    """Return a lazy objective that notes which part is traced, and as which one it ran."""
+
+    def part(name: str, number: float) -> Any:
+        def evaluate(params: Any, batch: Any, key: Any, step: Any = 0) -> Any:
+            del batch, key
+            seen.append(name)
+            return jnp.sum(params["b2"] ** 2), {"part": jnp.asarray(number), "step": step}
+
+        return evaluate
+
+    return Lazy(part("penalized", 1.0), part("plain", 0.0), 3)
+
+
+def start() -> hessjax.TrainState:
+    return hessjax.TrainState.create(CASE.params, optax.sgd(0.1), KEY)
+
+
+def test_training_compiles_two_steps_and_takes_the_right_one() -> None:
+    seen: list[str] = []
+    step = hessjax.train_step(counting(seen), optax.sgd(0.1))
+    state, parts = start(), []
+    for _ in range(7):
+        state, metrics = step(state, BATCH)
+        parts.append((int(metrics["step"]), float(metrics["part"])))
+    assert parts == [(i, float(i % 3 == 0)) for i in range(7)]
+    assert sorted(seen) == ["penalized", "plain"]
+
+
+def test_training_goes_on_from_any_state() -> None:
+    step = hessjax.train_step(counting([]), optax.sgd(0.1))
+
+    def parts(state: hessjax.TrainState, count: int) -> tuple[hessjax.TrainState, list[float]]:
+        found = []
+        for _ in range(count):
+            state, metrics = step(state, BATCH)
+            found.append(float(metrics["part"]))
+        return state, found
+
+    # Two runs in turns, and one from the middle, by one compiled step.
+    one, first = parts(start(), 2)
+    _, other = parts(start(), 4)
+    assert (first, other) == ([1, 0], [1, 0, 0, 1])
+    assert parts(one, 3)[1] == [0, 1, 0]
+    late = start()._replace(step=jnp.asarray(5, jnp.int32))
+    assert parts(late, 3)[1] == [0, 1, 0]
+
+
+def test_steady_training_does_not_wait_for_the_device() -> None:
+    step = hessjax.train_step(counting([]), optax.sgd(0.1))
+    state, _ = step(start(), BATCH)
+    with jax.transfer_guard_device_to_host("disallow"):
+        for _ in range(4):
+            state, _ = step(state, BATCH)
+    assert int(state.step) == 5
+
+
+def test_a_compiled_loop_of_steps_branches() -> None:
+    step = hessjax.train_step(counting([]), optax.sgd(0.1))
+    loop = cases.quick_jit(lambda s: jax.lax.scan(lambda s, _: step(s, BATCH), s, length=7))
+    _, metrics = loop(start())
+    np.testing.assert_array_equal(metrics["part"], [1, 0, 0, 1, 0, 0, 1])
+
+
+def test_lazy_training_is_that_by_hand() -> None:
+    optimizer = optax.adam(1e-2)
+    step = hessjax.train_step(second_order(APPLY, LOSS, 0.7, 0.3, every=2), optimizer)
+    state = hessjax.TrainState.create(CASE.params, optimizer, KEY)
+    heavy = hessjax.train_step(second_order(APPLY, LOSS, 1.4, 0.6), optimizer)
+    plain = hessjax.train_step(second_order(APPLY, LOSS, 0, 0), optimizer)
+    by_hand = hessjax.TrainState.create(CASE.params, optimizer, KEY)
+    for each in (heavy, plain, heavy):
+        state, _ = step(state, BATCH)
+        by_hand, _ = each(by_hand, BATCH)
+    cases.assert_tree_close(state.params, by_hand.params, rtol=1e-9, atol=1e-13)
+
+
+def test_a_schedule_sees_every_step() -> None:
+    weight = optax.linear_schedule(0.0, 1.0, 10)
+    penalties = {"slope": (weight, hessjax.input_gradient_norm)}
+    lazy = regularized(APPLY, LOSS, penalties, every=5)
+    value, metrics = lazy(CASE.params, BATCH, KEY, 5)
+    np.testing.assert_allclose(value, metrics["loss"] + 5 * 0.5 * metrics["slope"], rtol=1e-6)
+
+
+def test_both_parts_can_be_given_more_metrics() -> None:
+    def more(part: Any) -> Any:
+        def with_one(*arguments: Any) -> Any:
+            value, metrics = part(*arguments)
+            return value, {**metrics, "one": jnp.ones(())}
+
+        return with_one
+
+    lazy = objective("shared", 2).map(more)
+    assert isinstance(lazy, Lazy)
+    assert [set(lazy(CASE.params, BATCH, KEY, step)[1]) for step in (1, 2)] == [
+        {"loss", "one"},
+        {"loss", "one", "gradient_norm", "hessian_norm", "residual"},
+    ]
+
+
+@pytest.mark.parametrize("option", ["every", "parts", "chunk_size"])
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-2, ValueError), (1.5, TypeError)])
+def test_bad_options(option: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=option):
+        second_order(APPLY, LOSS, 1.0, 0.5, **{option: value})
+    with pytest.raises(error, match=option):
+        regularized(APPLY, LOSS, PENALTIES, **{option: value})
