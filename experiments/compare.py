@@ -37,8 +37,9 @@ def main(
 
     Stop it with Ctrl-C and give the same command again: what is done is not done twice. Methods or
     seeds of a later command into the same folder join those that are there. A method may carry its
-    strength, and its step: hessian, hessian:2, finite-step:1:1.5. To tune strengths, compare them
-    on examples held out of the training set. For example:
+    strength, and its step: hessian, hessian:2, finite-step:1:1.5. With ,every=N or ,parts=N behind
+    it, it pays for its penalty on every N-th step, or on one of N parts of each batch. To tune
+    strengths, compare them on examples held out of the training set. For example:
 
         python -m experiments.compare --methods none gradient hessian --out runs/demo
         python -m experiments.compare --data mnist --methods hessian:1 hessian:2 hessian:3
@@ -138,6 +139,7 @@ def _entry(
         "seed": config.seed,
         "strength": config.strength,
         "step": config.step,
+        "savings": config.savings,
         "path": str(_path(config)),
         "clean": evaluation["clean"],
         "robust": evaluation["robust"],

@@ -10,6 +10,7 @@ from experiments import methods, models
 
 Norm = Literal["l2", "linf"]
 ORDERS: dict[str, float] = {"l2": 2, "linf": math.inf}
+_SAVINGS = ("every", "parts")
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,16 @@ class Config(Setup):
             (in an ℓ∞ ball: the middle one of its ℓ∞ radii). experiments/README.md lists methods
             and defaults.
         step: length h of the finite step of finite-step and curvature, in input units; likewise.
+        every: evaluate the penalty on every so many steps only, so many times as heavy.
+        parts: evaluate it on one of so many random parts of each batch only, likewise.
         seed: of the weights, the order of the examples and every random start.
     """
 
     method: str = "hessian"
     strength: float | None = None
     step: float | None = None
+    every: int = 1
+    parts: int = 1
     seed: int = 0
 
     def resolved(self) -> Self:
@@ -163,7 +168,7 @@ class Config(Setup):
 
     def check(self) -> None:
         """Raise unless every number is in its range."""
-        for name in ("epochs", "batch_size", "step", "learning_rate", "beta"):
+        for name in ("epochs", "batch_size", "step", "learning_rate", "beta", *_SAVINGS):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite positive number, got {value}")
@@ -180,31 +185,46 @@ class Config(Setup):
                 f"warmup_epochs must be at most the {epochs} epochs of the training, got {warmup}"
             )
         models.check_names(self.model, self.activation)
+        if self.norm not in ORDERS:
+            raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")
+        self._check_method()
+
+    def _check_method(self) -> None:
         method = methods.find(self.method)
         if method.positive and self.strength == 0:
             raise ValueError(f"strength, the {method.strength}, must be positive, got 0")
-        if self.norm not in ORDERS:
-            raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")
+        if self.savings and not method.penalizes:
+            raise ValueError(f"the method {self.method!r} has no penalty, got {self.savings[0]}")
 
     @property
     def name(self) -> str:
-        """The method and its numbers, as in ``finite-step:1:1.5``."""
+        """The method and its numbers, as in ``finite-step:1:1.5`` or ``hessian:2,every=4``."""
         numbers = [f"{n:g}" for n in (self.strength, self.step) if n is not None]
-        return ":".join([self.method, *numbers])
+        return ",".join([":".join([self.method, *numbers]), *self.savings])
+
+    @property
+    def savings(self) -> list[str]:
+        """What is not paid for on every step and example, as in ``every=4``."""
+        return [f"{name}={n}" for name in _SAVINGS if (n := getattr(self, name)) != 1]
 
 
 def parse_method(text: str) -> dict[str, Any]:
-    """Read a method and its numbers: ``hessian``, ``hessian:2`` or ``finite-step:1:1.5``.
+    """Read a method and its numbers: ``hessian``, ``finite-step:1:1.5``, ``hessian:2,every=4``.
 
     Raises:
-        ValueError: if the method is unknown, or what follows it are not one or two numbers.
+        ValueError: if the method is unknown, or what follows it is something else.
     """
-    name, *numbers = text.split(":")
+    first, *options = text.split(",")
+    name, *numbers = first.split(":")
     methods.find(name)
     try:
         values = [float(number) for number in numbers]
+        savings = {key: int(value) for key, value in (word.split("=") for word in options)}
     except ValueError:
-        values = [math.nan] * 3
-    if len(values) > 2:
-        raise ValueError(f"{text!r} must be a method, method:strength or method:strength:step")
-    return {"method": name, **dict(zip(("strength", "step"), values, strict=False))}
+        values, savings = [math.nan] * 3, {}
+    if len(values) > 2 or not savings.keys() <= set(_SAVINGS):
+        raise ValueError(
+            f"{text!r} must be a method, method:strength or method:strength:step, "
+            "and may go on with ,every=N or ,parts=N"
+        )
+    return {"method": name, **dict(zip(("strength", "step"), values, strict=False)), **savings}

@@ -11,6 +11,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from experiments.models import Params
 from hessjax import (
+    Lazy,
     curvature_along_gradient,
     finite_step_operator_norm,
     gauss_newton_operator_norm,
@@ -19,7 +20,8 @@ from hessjax import (
     second_order,
 )
 from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
-from hessjax.objective import Apply, Metrics, Objective, Penalty
+from hessjax.lazy import Metrics, Objective
+from hessjax.objective import Apply, Penalty
 
 _ATTACK_STEPS = 10
 Logits = Callable[[jax.Array], jax.Array]
@@ -34,12 +36,20 @@ class Setting(NamedTuple):
         step: h, the length of a finite step in input units, where the method takes one.
         order: p of the ball of adversarial training.
         ramp: schedule of the training step from 0 to 1 that every weight is multiplied by.
+        every, parts: as in `hessjax.regularized`; for methods with a penalty.
     """
 
     strength: float
     step: float
     order: float
     ramp: optax.Schedule
+    every: int = 1
+    parts: int = 1
+
+    @property
+    def savings(self) -> dict[str, Any]:
+        """Keyword arguments of the objective."""
+        return {"every": self.every, "parts": self.parts}
 
 
 class Method(NamedTuple):
@@ -51,6 +61,7 @@ class Method(NamedTuple):
         takes_step: whether it takes a finite step.
         takes_ball: whether its strength is the radius of a ball.
         positive: whether its strength must not be 0.
+        penalizes: whether it adds a penalty, which can be left to some of the steps or examples.
     """
 
     build: Callable[[Apply, Setting], Objective]
@@ -58,6 +69,7 @@ class Method(NamedTuple):
     takes_step: bool = False
     takes_ball: bool = False
     positive: bool = False
+    penalizes: bool = True
 
 
 def _none(apply: Apply, _: Setting) -> Objective:
@@ -65,17 +77,19 @@ def _none(apply: Apply, _: Setting) -> Objective:
 
 
 def _gradient(apply: Apply, setting: Setting) -> Objective:
-    return second_order(apply, cross_entropy, _ramped(setting, setting.strength), 0)
+    weight = _ramped(setting, setting.strength)
+    return second_order(apply, cross_entropy, weight, 0, **setting.savings)
 
 
 def _hessian(apply: Apply, setting: Setting) -> Objective:
     epsilon = setting.strength
     weights = (_ramped(setting, epsilon), _ramped(setting, epsilon**2 / 2))
-    return second_order(apply, cross_entropy, *weights)
+    return second_order(apply, cross_entropy, *weights, **setting.savings)
 
 
 def _hessian_only(apply: Apply, setting: Setting) -> Objective:
-    return second_order(apply, cross_entropy, 0, _ramped(setting, setting.strength))
+    weight = _ramped(setting, setting.strength)
+    return second_order(apply, cross_entropy, 0, weight, **setting.savings)
 
 
 def _finite_step(apply: Apply, setting: Setting) -> Objective:
@@ -150,11 +164,11 @@ def _ramped(setting: Setting, weight: float) -> Callable[[Any], Any]:
 
 def _penalized(apply: Apply, setting: Setting, name: str, penalty: Penalty) -> Objective:
     weight = _ramped(setting, setting.strength)
-    return regularized(apply, cross_entropy, {name: (weight, penalty)})
+    return regularized(apply, cross_entropy, {name: (weight, penalty)}, **setting.savings)
 
 
 METHODS = {
-    "none": Method(_none, None),
+    "none": Method(_none, None, penalizes=False),
     "gradient": Method(_gradient, "weight of ‖∇f‖₂"),
     "hessian": Method(_hessian, "ε of the surrogate f + ε‖∇f‖₂ + ½ε²‖∇²f‖"),
     "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),
@@ -167,12 +181,17 @@ METHODS = {
         f"ε of PGD-{_ATTACK_STEPS} training",
         takes_ball=True,
         positive=True,
+        penalizes=False,
     ),
     # The last two mask gradients rather than withstand: an evaluation has to find them out.
     "fgsm": Method(
-        partial(_attacked, attack=_by_fgsm), "ε of FGSM training", takes_ball=True, positive=True
+        partial(_attacked, attack=_by_fgsm),
+        "ε of FGSM training",
+        takes_ball=True,
+        positive=True,
+        penalizes=False,
     ),
-    "hot": Method(_hot, "temperature of the cross-entropy", positive=True),
+    "hot": Method(_hot, "temperature of the cross-entropy", positive=True, penalizes=False),
 }
 
 
@@ -189,6 +208,8 @@ def find(name: str) -> Method:
 
 def with_accuracy(apply: Apply, objective: Objective) -> Objective:
     """Add the metric ``accuracy``, on the clean batch; its forward pass is shared on compiling."""
+    if isinstance(objective, Lazy):
+        return objective.map(partial(with_accuracy, apply))
 
     def measured(
         params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0

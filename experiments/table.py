@@ -88,7 +88,9 @@ def group(comparison: dict[str, Any]) -> list[Method]:
     """Gather the seeds of each method and setting, in order of appearance."""
     gathered: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in comparison["runs"]:
-        gathered.setdefault((run["method"], run["strength"], run["step"]), []).append(run)
+        # Comparisons from before there were savings have none.
+        setting = (run["method"], run["strength"], run["step"], *run.get("savings", ()))
+        gathered.setdefault(setting, []).append(run)
     methods = []
     for setting, runs in gathered.items():
         name, *values = setting
@@ -123,7 +125,7 @@ def table(comparison: dict[str, Any]) -> str:
         rows.append(
             [
                 runs[0]["method"],
-                _setting(runs[0]["strength"], runs[0]["step"]),
+                _setting(runs[0]["strength"], runs[0]["step"], *runs[0].get("savings", ())),
                 _percent([run["clean"] for run in runs]),
                 *(
                     _percent([run["robust"][norm][radius] for run in runs])
@@ -152,10 +154,10 @@ def _radii(comparison: dict[str, Any]) -> list[tuple[str, float]]:
     return [(norm, radius) for norm, radii in comparison["norms"].items() for radius in radii]
 
 
-def _setting(strength: float | None, step: float | None) -> str:
+def _setting(strength: float | None, step: float | None, *savings: str) -> str:
     parts = [f"{strength:g}"] if strength is not None else []
     parts += [f"step {step:g}"] if step is not None else []
-    return ", ".join(parts) or _NOTHING
+    return ", ".join([*parts, *savings]) or _NOTHING
 
 
 def _percent(accuracies: Sequence[float]) -> str:

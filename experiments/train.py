@@ -168,6 +168,8 @@ def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:
         step=config.step or 0.0,
         order=ORDERS[config.norm],
         ramp=optax.linear_schedule(0, 1, warmup) if warmup else optax.constant_schedule(1),
+        every=config.every,
+        parts=config.parts,
     )
     return methods.with_accuracy(apply, methods.find(config.method).build(apply, setting))
 
@@ -181,7 +183,9 @@ def _means(metrics: Sequence[Mapping[str, np.ndarray]], *, first: int) -> dict[s
                 f"training diverged at step {number}: {', '.join(wrong)}; the folder keeps finite "
                 "weights. A smaller learning rate or strength may help"
             )
-    return {name: mean(float(step[name]) for step in metrics) for name in metrics[0]}
+    # Not every step of a lazy objective measures everything.
+    names = dict.fromkeys(name for step in metrics for name in step)
+    return {name: mean(float(s[name]) for s in metrics if name in s) for name in names}
 
 
 def _bar(config: Config, total: int) -> tqdm:

@@ -45,6 +45,11 @@ def test_what_is_given_is_kept():
         ("none", {"method": "none"}),
         ("hessian:2", {"method": "hessian", "strength": 2.0}),
         ("finite-step:1:1.5", {"method": "finite-step", "strength": 1.0, "step": 1.5}),
+        ("hessian:2,every=4", {"method": "hessian", "strength": 2.0, "every": 4}),
+        (
+            "gradient:1,every=2,parts=3",
+            {"method": "gradient", "strength": 1.0, "every": 2, "parts": 3},
+        ),
     ],
 )
 def test_a_method_is_read_with_its_numbers(text, expected):
@@ -58,6 +63,9 @@ def test_a_method_is_read_with_its_numbers(text, expected):
         ("hesian", "unknown method 'hesian': there are none, gradient, hessian"),
         ("hessian:two", "'hessian:two' must be a method, method:strength or"),
         ("hessian:", "'hessian:' must be a method, method:strength or"),
+        ("hessian:1,every", "'hessian:1,every' must be a method, .* ,every=N or ,parts=N"),
+        ("hessian,every=1.5", "'hessian,every=1.5' must be a method, method:strength or"),
+        ("hessian,often=2", "'hessian,often=2' must be a method, method:strength or"),
         ("finite-step:1:2:3", "'finite-step:1:2:3' must be a method, method:strength or"),
     ],
 )
@@ -78,6 +86,10 @@ def test_a_wrong_method_is_told(text, message):
         ({"method": "adversarial", "strength": 0.0}, "strength, the ε of PGD.* positive, got 0"),
         ({"method": "fgsm", "strength": 0.0}, "strength, the ε of FGSM.* positive, got 0"),
         ({"method": "hot", "strength": 0.0}, "strength, the temp.* must be positive, got 0"),
+        ({"every": 0}, "every must be a finite positive number, got 0"),
+        ({"parts": -1}, "parts must be a finite positive number, got -1"),
+        ({"method": "none", "every": 2}, "the method 'none' has no penalty, got every=2"),
+        ({"method": "adversarial", "parts": 2}, "'adversarial' has no penalty, got parts=2"),
         ({"epochs": 0}, "epochs must be a finite positive number, got 0"),
         ({"batch_size": -3}, "batch_size must be a finite positive number, got -3"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must be a finite number, at least 0, got -1"),
