@@ -48,8 +48,9 @@ def main(
     Args:
         setup: what the trainings share.
         out: folder of the comparison; it gets comparison.json, report.md, figures and the runs.
-        methods: none, gradient, hessian, hessian-only, finite-step, curvature, jacobian,
-            gauss-newton, adversarial, fgsm or hot, each with or without its numbers.
+        methods: none, gradient, hessian, hessian-cheap, hessian-lanczos, hessian-only, finite-step,
+            curvature, jacobian, gauss-newton, adversarial, fgsm or hot, each with or without its
+            numbers.
         seeds: every method is trained once with each.
         l2: radii of the ℓ₂ balls, pixels in [0, 1]; the data set's if not given.
         linf: radii of the ℓ∞ balls, likewise.

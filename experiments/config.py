@@ -39,6 +39,8 @@ _UNTUNED = {
     "none": 0,
     "gradient": 1,
     "hessian": 1,
+    "hessian-cheap": 1,
+    "hessian-lanczos": 1,
     "hessian-only": 1,
     "finite-step": 1,
     "curvature": 1,
@@ -61,6 +63,8 @@ RECIPES = {
             **_UNTUNED,
             "gradient": 12,
             "hessian": 6,
+            "hessian-cheap": 6,
+            "hessian-lanczos": 6,
             "hessian-only": 3,
             "finite-step": 10,
             "adversarial": 1.5,
@@ -70,7 +74,13 @@ RECIPES = {
     ),
     "fashion_mnist": Recipe(
         epochs=5,
-        strengths={**_UNTUNED, "gradient": 2, "hessian": 1.1},
+        strengths={
+            **_UNTUNED,
+            "gradient": 2,
+            "hessian": 1.1,
+            "hessian-cheap": 1.1,
+            "hessian-lanczos": 1.1,
+        },
         radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.03, 0.05, 0.1)},
     ),
 }
@@ -118,8 +128,8 @@ class Config(Setup):
     """What decides the result of one training.
 
     Attributes:
-        method: none, gradient, hessian, hessian-only, finite-step, curvature, jacobian,
-            gauss-newton, adversarial, fgsm or hot.
+        method: none, gradient, hessian, hessian-cheap, hessian-lanczos, hessian-only, finite-step,
+            curvature, jacobian, gauss-newton, adversarial, fgsm or hot.
         strength: the method's one number: a penalty's weight, the ε of hessian, adversarial and
             fgsm in input units, or the temperature of hot; the data set's default if not given
             (in an ℓ∞ ball: the middle one of its ℓ∞ radii). experiments/README.md lists methods

@@ -16,10 +16,12 @@ from hessjax import (
     finite_step_operator_norm,
     gauss_newton_operator_norm,
     jacobian_squared_frobenius_norm,
+    lanczos,
     regularized,
     second_order,
 )
 from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
+from hessjax.eigen import ONE_PRODUCT, Solver
 from hessjax.lazy import Metrics, Objective
 from hessjax.objective import Apply, Penalty
 
@@ -81,10 +83,10 @@ def _gradient(apply: Apply, setting: Setting) -> Objective:
     return second_order(apply, cross_entropy, weight, 0, **setting.savings)
 
 
-def _hessian(apply: Apply, setting: Setting) -> Objective:
+def _hessian(apply: Apply, setting: Setting, *, solver: Solver | None = ONE_PRODUCT) -> Objective:
     epsilon = setting.strength
     weights = (_ramped(setting, epsilon), _ramped(setting, epsilon**2 / 2))
-    return second_order(apply, cross_entropy, *weights, **setting.savings)
+    return second_order(apply, cross_entropy, *weights, solver=solver, **setting.savings)
 
 
 def _hessian_only(apply: Apply, setting: Setting) -> Objective:
@@ -171,6 +173,13 @@ METHODS = {
     "none": Method(_none, None, penalizes=False),
     "gradient": Method(_gradient, "weight of ‖∇f‖₂"),
     "hessian": Method(_hessian, "ε of the surrogate f + ε‖∇f‖₂ + ½ε²‖∇²f‖"),
+    "hessian-cheap": Method(
+        partial(_hessian, solver=None), "ε of the surrogate with |ĝᵀ∇²f ĝ|, ĝ = ∇f/‖∇f‖"
+    ),
+    "hessian-lanczos": Method(
+        partial(_hessian, solver=partial(lanczos, num_iters=5)),
+        "ε of the surrogate, ‖∇²f‖ by five Lanczos products",
+    ),
     "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),
     "finite-step": Method(_finite_step, "weight of (‖∇f(x+hv) − ∇f(x)‖₂/h)²", takes_step=True),
     "curvature": Method(_curvature, "weight of CURE's ‖∇f(x+hz) − ∇f(x)‖₂", takes_step=True),
