@@ -11,8 +11,9 @@ import optax
 import pytest
 
 import hessjax
+from experiments.benchmarks import textbook
 from hessjax import lanczos
-from tests import cases, textbook
+from tests import cases
 
 BATCH_SIZE = 32
 

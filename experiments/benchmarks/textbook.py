@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+PyTree = Any
+
 
 def hessian_vector_product(f: Callable[[Any], jax.Array], x: jax.Array, v: jax.Array) -> jax.Array:
     """Multiply the input Hessian with ``v``, forward over reverse."""
@@ -42,7 +44,9 @@ def objective(
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """Return the regularized objective, with the signature of those of hessjax."""
 
-    def total(params: Any, batch: Any, key: jax.Array, step: Any = 0) -> Any:
+    def total(
+        params: PyTree, batch: tuple, key: jax.Array, step: int | jax.Array = 0
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del step
 
         def example(x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:

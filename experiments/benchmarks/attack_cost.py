@@ -1,0 +1,259 @@
+"""What an evaluation under attack costs, and what accuracy it finds."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from experiments import runs
+from experiments.benchmarks import harness
+from experiments.config import ORDERS, Config, Norm, recipe
+from experiments.data import Dataset
+from experiments.robustness import withstood
+from experiments.train import load_for, train
+from hessjax import LpBall
+from hessjax.attacks import STANDARD, Attack, auto_attack
+
+NAME = "attack_cost"
+AUTO_ATTACK, PGD = "auto_attack", "pgd-40"
+_PGD_STEPS = 40
+# As many of them as `withstood` takes in a call, so that this compiles what 40 use.
+_PGD_WARM_STEPS = 5
+# Nothing breaks in it, so all examples come to every attack.
+_TINY = 1e-6
+
+
+class Target(NamedTuple):
+    """What is attacked.
+
+    Attributes:
+        run: the network.
+        x: images ``(N, ...)``.
+        y: labels ``(N,)``.
+        norm: of the ball.
+        epsilon: its radius.
+        batch_size: of AutoAttack and its parts; None for theirs.
+    """
+
+    run: runs.Run
+    x: np.ndarray
+    y: np.ndarray
+    norm: Norm
+    epsilon: float
+    batch_size: int | None = None
+
+
+def main(
+    run: tyro.conf.Positional[Path | None] = None,
+    *,
+    quick: bool = False,
+    norm: Norm = "l2",
+    epsilon: float | None = None,
+    num_examples: int | None = None,
+    batch_size: int | None = None,
+    repeats: int | None = None,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Time PGD, AutoAttack and the parts of AutoAttack on a trained network, in seconds.
+
+    They are scaled to 1,000 images; the accuracy in the ball stands beside them, for an example
+    that is broken costs no further steps. There are three repeats, not ten as in the other
+    benchmarks: AutoAttack takes minutes, beside which the machine's jitter is small. The rows for
+    one network and ball are written together; others of the same commit without changes stay.
+
+        python -m experiments.benchmarks.attack_cost --quick
+        python -m experiments.benchmarks.attack_cost runs/first --norm l2 --epsilon 1.5
+
+    Args:
+        run: the folder that experiments.train wrote; if not given, the default network for the
+            embedded digits is trained, and not kept.
+        quick: 30 images, 3 epochs of training, one repeat: under two minutes, into runs/benchmarks.
+        norm: of the ball.
+        epsilon: its radius, pixels in [0, 1]; the middle one of the data set's if not given.
+        num_examples: the first of the test set; 200 if not given.
+        batch_size: of AutoAttack, examples at a time; its own default if not given.
+        repeats: measurements of each; 3 if not given.
+        out: the JSON file; the device's in experiments/benchmarks/results if not given.
+        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+    """
+    try:
+        loaded, dataset = _network(run, data_dir, epochs=3 if quick else None)
+        radii = recipe(loaded.config.data).radii[norm]
+        target = choose(
+            loaded,
+            dataset,
+            norm=norm,
+            epsilon=radii[len(radii) // 2] if epsilon is None else epsilon,
+            num_examples=(30 if quick else 200) if num_examples is None else num_examples,
+            batch_size=batch_size,
+        )
+        path = add(
+            target,
+            repeats=(1 if quick else 3) if repeats is None else repeats,
+            path=harness.place(NAME, out, quick=quick),
+        )
+    except (ValueError, ArithmeticError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    print(f"written: {path}")
+
+
+def _network(
+    path: Path | None, data_dir: Path | None, *, epochs: int | None
+) -> tuple[runs.Run, Dataset]:
+    """Load a network and its data, or train one on the digits."""
+    if path is not None:
+        loaded = runs.load(path)
+        return loaded, load_for(loaded.config, data_dir)
+    config = Config(epochs=epochs).resolved()
+    dataset = load_for(config)
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, dataset, Path(folder, "run"))
+        return runs.load(Path(folder, "run")), dataset
+
+
+def choose(
+    run: runs.Run,
+    dataset: Dataset,
+    *,
+    norm: Norm,
+    epsilon: float,
+    num_examples: int,
+    batch_size: int | None = None,
+) -> Target:
+    """Return the first test images as a target.
+
+    Raises:
+        ValueError: if there are not so many, or the ball or the batches are none.
+    """
+    LpBall(epsilon, ORDERS[norm])
+    count = len(dataset.test_labels)
+    if not 1 <= num_examples <= count:
+        raise ValueError(f"num_examples must be from 1 to {count}, got {num_examples}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
+    return Target(run, images, labels, norm, epsilon, batch_size)
+
+
+def add(target: Target, *, repeats: int, path: Path) -> Path:
+    """Measure a target that is not in the file yet, and add it.
+
+    Raises:
+        ValueError: if there are no repeats.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    config = target.run.config
+    settings = {
+        "repeats": repeats, "num_examples": len(target.y), "batch_size": target.batch_size
+    }  # fmt: skip
+    cell = {
+        "data": config.data, "model": config.model, "activation": config.activation,
+        "method": config.name, "strength": config.strength, "seed": config.seed,
+        "epochs": config.epochs, "trained_at": target.run.commit,
+        "norm": target.norm, "epsilon": target.epsilon,
+    }  # fmt: skip
+    rows = harness.earlier(path, settings)
+    if not any(cell.items() <= row.items() for row in rows):
+        found = measure_attacks(target, repeats=repeats)
+        rows += [{**cell, **row} for row in found]
+        harness.write(NAME, {"settings": settings, "rows": rows}, path)
+        print(_summary(found))
+    return path
+
+
+def measure_attacks(target: Target, *, repeats: int) -> list[dict[str, Any]]:
+    """Time the attacks by turns, after all that they use is compiled.
+
+    Returns:
+        A row for each attack: ``attack``; ``clean`` and ``robust``, accuracies without and under
+        it; ``seconds_per_1000``, of the clock; ``compile_seconds``, of a short run of the same
+        shapes before, that of AutoAttack being the sum of its parts'.
+    """
+    begun = time.perf_counter()
+    right = by_pgd(target, _TINY, num_steps=_PGD_WARM_STEPS)["clean"]
+    compiling = {PGD: time.perf_counter() - begun}
+    calls = {PGD: lambda: by_pgd(target, target.epsilon)["robust"]}
+    for attack in STANDARD:
+        begun = time.perf_counter()
+        _prepare(target, attack, right)
+        compiling[attack.name] = time.perf_counter() - begun
+        calls[attack.name] = partial(by_attacks, target, (attack,))
+    compiling[AUTO_ATTACK] = sum(compiling[attack.name] for attack in STANDARD)
+    calls[AUTO_ATTACK] = partial(by_attacks, target, STANDARD)
+    robust: dict[str, float] = {}
+
+    def noting(name: str) -> Callable[[], None]:
+        def call() -> None:
+            robust[name] = float(np.mean(calls[name]()))
+
+        return call
+
+    timings = harness.take_turns({name: noting(name) for name in calls}, repeats=repeats)
+    scale = 1000 / len(target.y)
+    rows = []
+    for name, (*seconds, _) in timings.items():
+        median, lower, upper = (scale * value for value in seconds)
+        timing = harness.Timing(median, lower, upper, repeats)
+        rows.append({
+            "attack": name, "clean": float(np.mean(right)), "robust": robust[name],
+            "seconds_per_1000": timing._asdict(), "compile_seconds": compiling[name],
+        })  # fmt: skip
+    return rows
+
+
+def by_pgd(target: Target, epsilon: float, *, num_steps: int = _PGD_STEPS) -> dict[str, np.ndarray]:
+    """Return which examples are right ``clean`` and which withstand PGD with cross-entropy."""
+    (_, clean), (_, robust) = withstood(
+        target.run.apply, target.run.params, target.x, target.y,
+        order=ORDERS[target.norm], radii=[epsilon], key=jax.random.key(target.run.config.seed),
+        num_steps=num_steps, losses=[cross_entropy],
+    )  # fmt: skip
+    return {"clean": clean, "robust": robust}
+
+
+def by_attacks(target: Target, attacks: Sequence[Attack]) -> np.ndarray:
+    """Return which examples withstand attacks one after the other."""
+    ball = LpBall(target.epsilon, ORDERS[target.norm])
+    logits_fn = jax.tree_util.Partial(target.run.apply, target.run.params)
+    result = auto_attack(
+        logits_fn, target.x, target.y, ball, jax.random.key(target.run.config.seed),
+        attacks=attacks, batch_size=target.batch_size,
+    )  # fmt: skip
+    return np.asarray(result.robust)
+
+
+def _prepare(target: Target, attack: Attack, right: np.ndarray) -> None:
+    """Compile an attack for both lengths of its batches, by one step where nothing breaks."""
+    short = attack._replace(num_steps=1, num_runs=1)
+    # One example fills a short batch, all fill long ones where there are enough. With a wrong label
+    # an example is passed over, and yet the shapes are those of the whole.
+    others = right & (np.cumsum(right) > 1)
+    wrong = np.where(target.y > 0, target.y - 1, 1)
+    for y in (target.y, np.where(others, wrong, target.y)):
+        by_attacks(target._replace(y=y, epsilon=_TINY), (short,))
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"clean {100 * rows[0]['clean']:.1f} %; seconds for 1,000 images, accuracy under it"]
+    lines += [
+        f"  {row['attack']:<12}{row['seconds_per_1000']['median']:8.1f}{100 * row['robust']:8.1f} %"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.benchmarks.attack_cost")

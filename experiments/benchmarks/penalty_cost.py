@@ -1,0 +1,192 @@
+"""What a regularized optimizer step costs, and how accurate the estimate that it pays for is."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import runs
+from experiments.benchmarks import harness
+from experiments.benchmarks.estimates import DEFAULT, ESTIMATES, relative_errors, summary
+from experiments.benchmarks.steps import EPSILON, STEP, compile_step, objectives
+from experiments.config import Config
+from experiments.files import read_json
+from experiments.train import DivergedError, load_for, train
+
+NAME = "penalty_cost"
+# A quick look takes these alone.
+_QUICK_STEPS = (
+    *("none", "gradient", "hessian", "hessian, parts=5", "hessian: Lanczos, gradient, 3"),
+    *("gauss_newton_operator_norm", "adversarial", "PyTorch: none", "PyTorch: hessian"),
+)
+_QUICK_ESTIMATES = (DEFAULT, "Lanczos, gradient, 3", "power, random, 3")
+_QUICK_EPOCHS = 10
+
+
+def main(
+    run: tyro.conf.Positional[tuple[Path, ...]] = (),
+    *,
+    quick: bool = False,
+    batch_size: int = 128,
+    num_images: int = 96,
+    repeats: int = 10,
+    reference: bool = True,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Time whole optimizer steps by training method, with the accuracy of each estimate beside.
+
+    For each architecture among the runs, the step of every penalty and training method, and of
+    PyTorch's and textbook forms of the same, in turns. For each run, the relative error of every
+    estimate of the Hessian's norm against dense eigenvalues, on the first test images. Results are
+    written as they come, and the same command goes on where it was interrupted. For example:
+
+        python -m experiments.benchmarks.penalty_cost --quick
+        python -m experiments.benchmarks.penalty_cost runs/mnist/none/seed-0
+
+    Args:
+        run: folders of trained networks; without one, some are trained on the digits.
+        quick: fewer forms and images, in under two minutes, into runs/benchmarks.
+        batch_size: examples of a step.
+        num_images: test images that the estimates are compared on.
+        repeats: measurements of each step, at least 10.
+        reference: time PyTorch's forms, too; needs the extra of that name.
+        out: the JSON file; the device's in experiments/benchmarks/results if not given.
+        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+    """
+    try:
+        path = harness.place(NAME, out, quick=quick)
+        folders = run or _digits(path.parent / "digits", quick=quick)
+        measured = Settings(batch_size, 16 if quick else num_images, repeats, quick, reference)
+        measure(folders, measured, path, data_dir)
+    except (ValueError, ArithmeticError, ImportError, OSError, DivergedError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is done is kept", file=sys.stderr)
+        sys.exit(130)
+    print(f"written: {path}")
+
+
+class Settings(NamedTuple):
+    """As in `main`."""
+
+    batch_size: int
+    num_images: int
+    repeats: int
+    quick: bool
+    reference: bool
+
+
+def _digits(folder: Path, *, quick: bool) -> tuple[Path, ...]:
+    """Train networks on the digits, unless they are there, and return their folders."""
+    activations = ("gelu",) if quick else ("gelu", "relu", "softplus")
+    configs = {
+        f"{method}-{activation}": Config(
+            method=method, activation=activation, epochs=_QUICK_EPOCHS if quick else None
+        ).resolved()
+        for activation in activations
+        for method in ("none", "hessian")
+    }
+    for name, config in configs.items():
+        if not runs.is_trained(folder / name, config):
+            train(config, load_for(config), folder / name)
+    return tuple(folder / name for name in configs)
+
+
+def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: Path | None) -> None:
+    """Measure what is not in the file yet, and add it.
+
+    Raises:
+        ValueError: if a number is out of range or a folder holds no run.
+        ArithmeticError: if a result is not finite.
+    """
+    harness.check_repeats(settings.repeats)
+    for name in ("batch_size", "num_images"):
+        if (value := getattr(settings, name)) < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    loaded = [runs.load(folder) for folder in folders]
+    rows = harness.earlier(path, settings._asdict())
+
+    def add(cell: dict[str, Any], by: Callable[[], list[dict[str, Any]]]) -> None:
+        nonlocal rows
+        if any(cell.items() <= row.items() for row in rows):
+            return
+        rows = [*rows, *({**cell, **row} for row in by())]
+        harness.write(NAME, {"settings": settings._asdict(), "rows": rows}, path)
+        print("measured: " + ", ".join(map(str, cell.values())))
+
+    for run in loaded:
+        config = run.config
+        network = {"model": config.model, "activation": config.activation}
+        shape = read_json(run.path / "config.json")["network"]["input_shape"]
+        cell = {"kind": "step", **network, "input_shape": list(shape)}
+        add(cell, lambda run=run: _step_rows(run, settings))
+    for run in loaded:
+        config = run.config
+        described = {"data": config.data, "method": config.name, "epochs": config.epochs}
+        network = {"model": config.model, "activation": config.activation}
+        cell = {"kind": "error", **described, **network, "seed": config.seed}
+        add(cell, lambda run=run: _error_rows(run, settings, data_dir))
+
+
+def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
+    architecture = read_json(run.path / "config.json")["network"]
+    x, y = _random_batch(architecture, settings.batch_size)
+    batch = jnp.asarray(x), jnp.asarray(y)
+    chosen = {
+        name: objective
+        for name, objective in objectives(run.apply, settings.batch_size).items()
+        if not settings.quick or name in _QUICK_STEPS
+    }
+    steps = {name: compile_step(each, run.params, batch) for name, each in chosen.items()}
+    calls = {name: step.call for name, step in steps.items()}
+    if settings.reference:
+        # Not above: who does without these needs no PyTorch.
+        from experiments.benchmarks import reference  # noqa: PLC0415
+
+        others = reference.steps(
+            architecture, run.params, x, y, epsilon=EPSILON, weight=EPSILON, step=STEP
+        )
+        named = {f"PyTorch: {name}": call for name, call in others.items()}
+        calls |= {n: c for n, c in named.items() if not settings.quick or n in _QUICK_STEPS}
+    timings = harness.measure(calls, repeats=settings.repeats)
+    plain = timings["none"].median
+    rows = []
+    for name, timing in timings.items():
+        count = len(steps[name].programs) if name in steps else 1
+        seconds = {key: value / count for key, value in timing._asdict().items()}
+        seconds["repeats"] = timing.repeats
+        facts = steps[name].facts if name in steps else {}
+        rows.append(
+            {"step": name, "seconds": seconds, "plain_steps": seconds["median"] / plain, **facts}
+        )
+    return rows
+
+
+def _random_batch(
+    architecture: Mapping[str, Any], batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(batch_size, *architecture["input_shape"])).astype(np.float32)
+    return x, rng.integers(architecture["num_classes"], size=batch_size)
+
+
+def _error_rows(run: runs.Run, settings: Settings, data_dir: Path | None) -> list[dict[str, Any]]:
+    dataset = load_for(run.config, data_dir)
+    images = dataset.test_images[: settings.num_images]
+    labels = dataset.test_labels[: settings.num_images]
+    chosen = _QUICK_ESTIMATES if settings.quick else ESTIMATES
+    estimates = {name: ESTIMATES[name] for name in chosen}
+    norms, errors = relative_errors(run.apply, run.params, images, labels, estimates)
+    return [
+        {"estimate": name, "mean_norm": float(norms.mean()), "error": summary(norms, error)}
+        for name, error in errors.items()
+    ]
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.benchmarks.penalty_cost")

@@ -1,0 +1,151 @@
+"""Figures of the benchmarks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+
+from experiments.benchmarks.estimates import PRODUCTS
+from experiments.canvas import STYLE_SHEET, Style, canvas, save, style
+
+# The look of a method of training where there is one, and of a related one where there is none.
+_LOOKS = {
+    "none": "none",
+    "gradient": "gradient",
+    "hessian": "hessian",
+    "hessian: Lanczos, gradient, 5": "hessian-only",
+    "hessian, textbook, 10": "finite-step",
+    "gauss_newton_operator_norm": "gauss-newton",
+    "jacobian_squared_frobenius_norm": "jacobian",
+    "jacobian_operator_norm": "curvature",
+    "adversarial": "adversarial",
+}
+# How the solvers of an estimate are drawn: those of `experiments.benchmarks.estimates`.
+_SOLVERS = {
+    "none": "hessian",
+    "power": "hessian",
+    "ascent": "adversarial",
+    "Lanczos": "finite-step",
+}
+
+
+def draw(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    """Draw what there is to draw and return the files."""
+    drawn = []
+    with mpl.rc_context(STYLE_SHEET):
+        if "scaling" in results:
+            drawn.append(scaling(folder / "scaling.png", results["scaling"]))
+        rows = results.get("penalty_cost", {}).get("rows", [])
+        if any(row["kind"] == "error" for row in rows):
+            drawn.append(accuracy(folder / "estimates.png", rows))
+    return drawn
+
+
+def scaling(path: Path, content: Mapping[str, Any]) -> Path:
+    """Draw time in plain steps against the size of the images and the number of classes."""
+    rows = [row for row in content["rows"] if row["step"] != "none"]
+    names = list(dict.fromkeys(row["step"] for row in rows))
+    page, body = canvas(
+        12,
+        5.0,
+        title="Cost of a step as images grow and classes become more",
+        note=f"Time in plain steps of the same network (CNN, gelu, batch "
+        f"{content['settings']['batch_size']}), whose operations stay: larger images are averaged "
+        "to 28x28, and for more classes the hidden layer is narrower. "
+        f"{content['device_name']}.",
+        legend=[(name, style(_LOOKS[name])) for name in names],
+    )
+    left, right = body.subplots(1, 2, sharey=True)
+    for axes, key, other, label in (
+        (left, "size", "classes", "side of the image, pixels (10 classes)"),
+        (right, "classes", "size", "number of classes (28x28 pixels)"),
+    ):
+        fixed = min(row[other] for row in rows)
+        for name in names:
+            points = sorted(
+                (row[key], row["plain_steps"])
+                for row in rows
+                if row["step"] == name and row[other] == fixed
+            )
+            _line(axes, points, _LOOKS[name])
+        axes.set(xscale="log", yscale="log", xlabel=label)
+        axes.set_xticks(ticks := sorted({row[key] for row in rows}), map(str, ticks))
+        axes.minorticks_off()
+        axes.grid(visible=True)
+    left.set_ylabel("time in plain steps")
+    left.set_yticks(steps := (1, 2, 5, 10, 20, 50, 100), map(str, steps))
+    save(page, path)
+    return path
+
+
+def _line(axes: Axes, points: Sequence[tuple[float, float]], method: str) -> None:
+    look = style(method)
+    axes.plot(
+        *zip(*points, strict=True), color=look.color, marker=look.marker, ls=look.line, lw=2, ms=8
+    )
+
+
+def accuracy(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Draw the mean relative error of each estimate against its number of products."""
+    errors = [row for row in rows if row["kind"] == "error"]
+    networks = list(dict.fromkeys(_network(row) for row in errors))
+    series = list(dict.fromkeys(_series(row["estimate"]) for row in errors))
+    series = [(solver, start) for solver, start in series if solver != "none"]
+    columns = min(3, len(networks))
+    height = -(-len(networks) // columns)
+    page, body = canvas(
+        4.5 * columns + 0.5,
+        3.4 * height + 0.3,
+        title="How far estimates of the Hessian's norm stay below it",
+        note="Mean relative error against dense eigenvalues over test images, by the number of "
+        "Hessian-vector products. Solid: from the gradient; dashed: from a random direction. What "
+        "is below 0.0001 is drawn there.",
+        legend=[
+            (f"{solver}, from {'the gradient' if start == 'gradient' else 'random'}", look)
+            for solver, start in series
+            for look in [_look(solver, start)]
+        ],
+    )
+    grid = body.subplots(height, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, network in zip(grid.flat, networks, strict=False):
+        for solver, start in series:
+            points = sorted(
+                (int(row["estimate"].split(", ")[2]), max(row["error"]["mean"], 1e-4))
+                for row in errors
+                if _network(row) == network and _series(row["estimate"]) == (solver, start)
+            )
+            look = _look(solver, start)
+            axes.plot(
+                *zip(*points, strict=True),
+                color=look.color,
+                marker=look.marker,
+                ls=look.line,
+                lw=2,
+                ms=7,
+            )
+        axes.axhline(0.05, color="black", lw=1, ls=":")
+        axes.set_title(network, fontsize=11)
+        axes.set(yscale="log", ylim=(8e-5, 1.5), xticks=PRODUCTS)
+        axes.grid(visible=True)
+    for axes in list(grid.flat)[len(networks) :]:
+        axes.set_visible(False)
+    body.supxlabel("Hessian-vector products")
+    body.supylabel("mean relative error (dotted: 5 %)")
+    save(page, path)
+    return path
+
+
+def _series(estimate: str) -> tuple[str, str]:
+    solver, start, _ = estimate.split(", ")
+    return solver, start
+
+
+def _look(solver: str, start: str) -> Style:
+    return style(_SOLVERS[solver], 0 if start == "gradient" else 1)
+
+
+def _network(row: Mapping[str, Any]) -> str:
+    data = row["data"].replace("_", "-")
+    return f"{data}, {row['model']} {row['activation']}\n{row['method']}, epochs: {row['epochs']}"

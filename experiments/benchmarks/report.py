@@ -1,0 +1,272 @@
+"""Tables and figures of the benchmarks, from the JSON files of a device alone."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.benchmarks import harness, plots
+from experiments.files import read_json, replacing
+
+Row = Mapping[str, Any]
+_NOTHING = "-"
+HESSIAN = "hessian: "
+
+
+def main(folder: tyro.conf.Positional[Path | None] = None) -> None:
+    """Write report.md and figures beside the results of a device.
+
+    Args:
+        folder: what holds the JSON files; the device's in experiments/benchmarks/results if not
+            given.
+    """
+    try:
+        written = write(folder or harness.RESULTS / harness.device_name())
+    except (ValueError, KeyError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print("Written:", *written, sep="\n  ")
+
+
+def write(folder: Path) -> list[Path]:
+    """Write the report and its figures and return their paths.
+
+    Raises:
+        ValueError: if the folder holds no results.
+    """
+    results = read(folder)
+    figures = plots.draw(folder, results)
+    report = folder / "report.md"
+    with replacing(report) as partial:
+        partial.write_text(text(folder, results), encoding="utf-8")
+    return [report, *figures]
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the benchmarks in a folder by name.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    results = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    if not results:
+        raise ValueError(
+            f"{folder} holds no results: python -m experiments.benchmarks... makes them"
+        )
+    return results
+
+
+def text(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the report of these results."""
+    parts = [f"# What it costs on {folder.name}\n"]
+    sections = {
+        "penalty_cost": _penalty_section,
+        "scaling": _scaling_section,
+        "hvp_cost": _hvp_section,
+        "attack_cost": _attack_section,
+    }
+    for name, section in sections.items():
+        if name in results:
+            parts += [*section(results[name]), _origin(results[name])]
+    return "\n".join(parts)
+
+
+def _origin(content: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    threads = ", ".join(f"{k}={v}" for k, v in content["threads"].items()) or "as it comes"
+    return (
+        f"`{content['command']}`, commit {content['commit']}, {versions}, {content['device']}, "
+        f"threads {threads}.\n"
+    )
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, the first column left, the others right."""
+    lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _architecture(row: Row) -> str:
+    return f"{row['model'].upper()}, {row['activation']}, {'×'.join(map(str, row['input_shape']))}"
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return _NOTHING if value is None else format(value, form)
+
+
+def _penalty_section(content: Mapping[str, Any]) -> list[str]:
+    rows = content["rows"]
+    steps = [row for row in rows if row["kind"] == "step"]
+    batch_size = content["settings"]["batch_size"]
+    parts = [
+        "## Optimizer steps\n",
+        (
+            f"Batch {batch_size}, float32. Time, operations and temporary memory are those of the "
+            "plain step (`none`) times so much; in parentheses the quartiles of the time. "
+            "Operations are XLA's count, which knows no loops and no eigendecompositions. Lazy and "
+            "partial steps are means over a cycle. PyTorch's are those of "
+            "`experiments/benchmarks/reference.py`.\n"
+        ),
+    ]
+    for name in dict.fromkeys(map(_architecture, steps)):
+        parts += [f"### {name}\n", step_table(s for s in steps if _architecture(s) == name), ""]
+    errors = [row for row in rows if row["kind"] == "error"]
+    if errors:
+        parts += [
+            "## Estimates of the Hessian's norm\n",
+            (
+                "Relative error against the largest eigenvalue of dense Hessians, in percent: mean "
+                "/ 95th percentile over the first "
+                f"{content['settings']['num_images']} test images; and the step's time in plain "
+                "steps. An estimate is named by solver, start and number of products.\n"
+            ),
+            estimate_table(steps, errors),
+            "",
+        ]
+    return parts
+
+
+def step_table(rows: Iterable[Row]) -> str:
+    """Return the steps of one architecture as a table."""
+    rows = list(rows)
+    [plain] = [row for row in rows if row["step"] == "none"]
+    unit = plain["seconds"]["median"]
+
+    def ratio(row: Row, key: str) -> str:
+        value = row.get(key)
+        return _number(None if value is None else value / plain[key])
+
+    lines = [
+        [
+            row["step"],
+            f"{1e3 * row['seconds']['median']:.1f}",
+            f"{row['plain_steps']:.2f} ({_quartiles(row, unit)})",
+            ratio(row, "operations"),
+            ratio(row, "temporary_bytes"),
+            _number(row.get("compile_seconds"), ".1f"),
+        ]
+        for row in rows
+    ]
+    heads = ["step", "ms", "time", "operations", "memory", "compile, s"]
+    return markdown(heads, lines)
+
+
+def _quartiles(row: Row, unit: float) -> str:
+    seconds = row["seconds"]
+    return f"{seconds['lower'] / unit:.2f} to {seconds['upper'] / unit:.2f}"
+
+
+def estimate_table(steps: Sequence[Row], errors: Sequence[Row]) -> str:
+    """Return the errors of each estimate on each network, beside the cost of its step."""
+    networks = list(dict.fromkeys(_network(row) for row in errors))
+    architectures = list(dict.fromkeys(map(_architecture, steps)))
+    found = {(row["estimate"], _network(row)): row["error"] for row in errors}
+    cost = {(row["step"], _architecture(row)): row["plain_steps"] for row in steps}
+    lines = []
+    for estimate in dict.fromkeys(row["estimate"] for row in errors):
+        cells = [estimate]
+        for name in architectures:
+            step = f"{HESSIAN}{estimate}"
+            cells.append(_number(cost.get((step, name), _default_cost(cost, estimate, name))))
+        for network in networks:
+            error = found.get((estimate, network))
+            cells.append(
+                _NOTHING
+                if error is None
+                else f"{100 * error['mean']:.1f} / {100 * error['percentile_95']:.1f}"
+            )
+        lines.append(cells)
+    heads = ["estimate", *(f"time, {name}" for name in architectures), *networks]
+    return markdown(heads, lines)
+
+
+def _default_cost(
+    cost: Mapping[tuple[str, str], float], estimate: str, architecture: str
+) -> float | None:
+    # The default estimate's step goes by the name of the method.
+    default = "power, gradient, 1"
+    return cost.get(("hessian", architecture)) if estimate == default else None
+
+
+def _network(row: Row) -> str:
+    epochs = f"{row['epochs']} epoch{'s' if row['epochs'] > 1 else ''}"
+    return f"{row['data']} {row['model']} {row['activation']}, {row['method']}, {epochs}"
+
+
+def _scaling_section(content: Mapping[str, Any]) -> list[str]:
+    rows = content["rows"]
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    places = list(dict.fromkeys((row["size"], row["classes"]) for row in rows))
+    at = {(row["step"], row["size"], row["classes"]): row["plain_steps"] for row in rows}
+    lines = [[step, *(_number(at.get((step, *place))) for place in places)] for step in steps]
+    heads = ["step", *(f"{size}², {classes}" for size, classes in places)]
+    return [
+        "## Larger images, more classes\n",
+        (
+            "Time in plain steps of the same network, CNN, gelu, batch "
+            f"{content['settings']['batch_size']}; side of the images and number of classes at the "
+            "head. Larger images are averaged to 28×28 first, and for more classes the hidden "
+            "layer is narrower, so that the network's operations stay.\n"
+        ),
+        markdown(heads, lines),
+        "\n![scaling](scaling.png)\n",
+    ]
+
+
+def _hvp_section(content: Mapping[str, Any]) -> list[str]:
+    rows = content["rows"]
+    parts = [
+        "## Hessian-vector products\n",
+        (
+            "Time of a product in gradients in the input of the same batch; in parentheses its "
+            "relative error, median over examples, against double precision.\n"
+        ),
+    ]
+    cells = dict.fromkeys((row["model"], row["dtype"]) for row in rows)
+    for model, dtype in cells:
+        own = [row for row in rows if (row["model"], row["dtype"]) == (model, dtype)]
+        sizes = list(dict.fromkeys(row["batch_size"] for row in own))
+        at = {(row["form"], row["batch_size"]): row for row in own}
+        lines = [
+            [form, *(_product_cell(at.get((form, size))) for size in sizes)]
+            for form in dict.fromkeys(row["form"] for row in own)
+        ]
+        heads = ["form", *(f"batch {size}" for size in sizes)]
+        parts += [f"### {model.upper()}, {dtype}\n", markdown(heads, lines), ""]
+    return parts
+
+
+def _product_cell(row: Row | None) -> str:
+    if row is None:
+        return _NOTHING
+    error = "" if row["relative_error"] is None else f" ({row['relative_error']:.0e})"
+    return f"{row['ratio']:.2f}{error}"
+
+
+def _attack_section(content: Mapping[str, Any]) -> list[str]:
+    lines = [
+        [
+            f"{row['data']} {row['model']}, {row['method']}",
+            f"{row['norm']} {row['epsilon']:g}",
+            row["attack"],
+            f"{row['seconds_per_1000']['median']:.1f}",
+            f"{100 * row['robust']:.1f}",
+            f"{row['compile_seconds']:.1f}",
+        ]
+        for row in content["rows"]
+    ]
+    heads = ["network", "ball", "attack", "s for 1,000 images", "accuracy, %", "compile, s"]
+    return [
+        "## Attacks\n",
+        (
+            f"On the first {content['settings']['num_examples']} test images, scaled to 1,000; "
+            f"median of {content['settings']['repeats']}.\n"
+        ),
+        markdown(heads, lines),
+        "",
+    ]
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.benchmarks.report")

@@ -1,0 +1,147 @@
+"""What a step costs as images grow and classes become more, while the network stays as it is."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.benchmarks import harness
+from experiments.benchmarks.steps import compile_step, objectives
+from experiments.models import Params, create, functional
+from hessjax.objective import Apply
+
+NAME = "scaling"
+_SIDE = 28
+# Multiplications of the dense layers of the CNN with 10 classes, which the hidden width keeps.
+_FEATURES, _DENSE = 7 * 7 * 32, (7 * 7 * 32 + 10) * 100
+STEPS = (
+    "none",
+    "gradient",
+    "hessian",
+    "hessian: Lanczos, gradient, 5",
+    "hessian, textbook, 10",
+    "gauss_newton_operator_norm",
+    "jacobian_squared_frobenius_norm",
+    "jacobian_operator_norm",
+    "adversarial",
+)
+
+
+def main(
+    *,
+    quick: bool = False,
+    sizes: tuple[int, ...] = (28, 56, 112, 224),
+    classes: tuple[int, ...] = (10, 30, 100, 300, 1000),
+    batch_size: int = 16,
+    repeats: int = 10,
+    out: Path | None = None,
+) -> None:
+    """Time steps for larger images and for more classes, at a fixed number of operations.
+
+    The network is the CNN, gelu. Larger images are averaged down to 28x28 first; for more classes
+    the hidden layer becomes narrower. So plain steps cost the same but for what the pixels and the
+    logits themselves take. For example:
+
+        python -m experiments.benchmarks.scaling --quick
+        python -m experiments.benchmarks.scaling --sizes 28 224 --classes 10
+
+    Args:
+        quick: the ends only, in under two minutes, into runs/benchmarks.
+        sizes: sides of the images, multiples of 28, with 10 classes.
+        classes: numbers of classes, with images of 28x28.
+        batch_size: examples of a step.
+        repeats: measurements of each, at least 10.
+        out: the JSON file; the device's in experiments/benchmarks/results if not given.
+    """
+    if quick:
+        sizes, classes, batch_size = (28, 112), (10, 100), 8
+    try:
+        path = run(
+            sizes, classes, batch_size, repeats=repeats, path=harness.place(NAME, out, quick=quick)
+        )
+    except (ValueError, ArithmeticError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is done is kept", file=sys.stderr)
+        sys.exit(130)
+    print(f"written: {path}")
+
+
+def run(
+    sizes: Sequence[int], classes: Sequence[int], batch_size: int, *, repeats: int, path: Path
+) -> Path:
+    """Measure what is not in the file yet, and add it to it.
+
+    Raises:
+        ValueError: if a number is out of range.
+        ArithmeticError: if a result is not finite.
+    """
+    harness.check_repeats(repeats)
+    for size in sizes:
+        if size < 1 or size % _SIDE:
+            raise ValueError(f"sizes must be multiples of {_SIDE}, got {size}")
+    if min(classes) < 2 or batch_size < 1:
+        raise ValueError(
+            f"expected at least 2 classes and 1 example, got {min(classes)} and {batch_size}"
+        )
+    settings = {"batch_size": batch_size, "repeats": repeats, "activation": "gelu"}
+    rows = harness.earlier(path, settings)
+    # The first of both is one and the same network.
+    cells = [(size, 10) for size in sizes] + [(_SIDE, number) for number in classes]
+    for size, number in dict.fromkeys(cells):
+        cell = {"size": size, "classes": number}
+        if not any(cell.items() <= row.items() for row in rows):
+            rows = [*rows, *({**cell, **r} for r in _measure(size, number, batch_size, repeats))]
+            harness.write(NAME, {"settings": settings, "rows": rows}, path)
+            print(f"measured: {size}x{size}, {number} classes")
+    return path
+
+
+def _measure(size: int, num_classes: int, batch_size: int, repeats: int) -> list[dict[str, Any]]:
+    apply, params = network(size, num_classes)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(size=(batch_size, size, size, 1)), jnp.float32)
+    batch = x, jnp.asarray(rng.integers(num_classes, size=batch_size))
+    known = objectives(apply, batch_size)
+    steps = {name: compile_step(known[name], params, batch) for name in STEPS}
+    timings = harness.measure({name: s.call for name, s in steps.items()}, repeats=repeats)
+    return [
+        {
+            "step": name,
+            "seconds": timing._asdict(),
+            "plain_steps": timing.median / timings["none"].median,
+            **steps[name].facts,
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def network(size: int, num_classes: int) -> tuple[Apply, Params]:
+    """Return the CNN behind an average of each of its pixels' squares, and random weights."""
+    width = round(_DENSE / (_FEATURES + num_classes))
+    inner, params = functional(
+        create(
+            "cnn",
+            "gelu",
+            input_shape=(_SIDE, _SIDE, 1),
+            num_classes=num_classes,
+            widths=(width,),
+            seed=0,
+        )
+    )
+    return partial(_averaged, inner, size // _SIDE), params
+
+
+def _averaged(inner: Apply, factor: int, params: Params, x: jax.Array) -> jax.Array:
+    blocks = x.reshape(_SIDE, factor, _SIDE, factor)
+    return inner(params, jnp.mean(blocks, axis=(1, 3))[..., None])
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.benchmarks.scaling")

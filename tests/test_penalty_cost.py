@@ -1,0 +1,220 @@
+"""The benchmark of optimizer steps: what it measures is right, and what it writes is whole."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from experiments import models
+from experiments.benchmarks import estimates, penalty_cost, report, scaling, steps
+from experiments.config import Config
+from experiments.data import load
+from experiments.files import read_json
+from experiments.train import train
+from hessjax import Lazy, second_order
+from tests import cases
+
+NARROW = partial(models.create, "mlp", "gelu", input_shape=(4, 4, 1), num_classes=3, widths=(6,))
+APPLY, PARAMS = models.functional(NARROW(seed=0))
+RNG = np.random.default_rng(0)
+X, Y = RNG.uniform(size=(6, 4, 4, 1)).astype(np.float32), np.arange(6) % 3
+
+
+def test_errors_are_against_dense_eigenvalues():
+    chosen = {
+        name: estimates.ESTIMATES[name]
+        for name in (
+            "none, gradient, 0",
+            estimates.DEFAULT,
+            "power, random, 1",
+            "Lanczos, gradient, 9",
+        )
+    }
+    norms, errors = estimates.relative_errors(APPLY, PARAMS, X, Y, chosen)
+    for x, y, norm in zip(X, Y, norms, strict=True):
+        hessian = cases.dense_hessian(lambda t, y=y: cross_entropy(APPLY(PARAMS, t), y), x)
+        np.testing.assert_allclose(norm, cases.operator_norm(hessian.reshape(16, 16)), rtol=1e-4)
+    # More products, less error; and no estimate is above the norm.
+    means = [float(error.mean()) for error in errors.values()]
+    assert means[3] < 1e-4 < means[1] < means[0] < means[2] < 1
+    assert all(np.all(error > -1e-4) for error in errors.values())
+
+
+def test_an_estimate_is_what_the_objective_of_its_name_takes():
+    assert all(
+        int(name.split(", ")[2]) == _products(e.solver) for name, e in estimates.ESTIMATES.items()
+    )
+    assert len({str(estimate) for estimate in estimates.ESTIMATES.values()}) == len(
+        estimates.ESTIMATES
+    )
+
+
+def _products(solver) -> int:
+    """Count the products that a solver asks for."""
+    counted = []
+
+    def matvec(v):
+        counted.append(None)
+        return 2.0 * v
+
+    if solver is not None:
+        with jax.disable_jit():
+            solver(matvec, jnp.eye(16)[0] + 0.1 * jnp.arange(16))
+    return len(counted)
+
+
+def test_the_exact_cross_entropy_is_the_usual_one_with_more_digits():
+    for logits in ([1.0, -2.0, 0.5], [12.0, 0.0, -3.0]):
+        for y in range(3):
+            got = estimates.exact_cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(y))
+            wanted = cross_entropy(jnp.asarray(logits, jnp.float64), y)
+            np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_the_summary_of_errors():
+    summary = estimates.summary(np.array([1.0, 3.0]), np.array([0.2, -0.4]))
+    assert summary["mean"] == pytest.approx(0.3)
+    assert summary["median"] == pytest.approx(0.3)
+    assert summary["percentile_95"] == pytest.approx(0.39)
+    assert summary["of_mean_norm"] == pytest.approx((0.2 - 1.2) / 4)
+
+
+def test_the_steps_are_those_of_their_names():
+    found = steps.objectives(APPLY, 6)
+    batch, key = (X, Y), jax.random.key(0)
+    surrogate = second_order(APPLY, cross_entropy, 1.0, 0.5)
+    value, metrics = surrogate(PARAMS, batch, key)
+    assert found["hessian"](PARAMS, batch, key)[0] == value
+    assert found["none"](PARAMS, batch, key)[0] == metrics["loss"]
+    np.testing.assert_allclose(
+        found["gradient, double backpropagation"](PARAMS, batch, key)[0],
+        metrics["loss"] + metrics["gradient_norm"],
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        found["hessian, in four chunks"](PARAMS, batch, key)[0], value, rtol=1e-5
+    )
+    lazy = found["hessian, every=5"]
+    assert isinstance(lazy, Lazy)
+    assert lazy.every == 5
+
+
+def test_a_lazy_step_is_a_whole_cycle():
+    found = steps.objectives(APPLY, 6)
+    batch = jnp.asarray(X), jnp.asarray(Y)
+    every, plain, full = (
+        steps.compile_step(found[name], PARAMS, batch)
+        for name in ("hessian, every=5", "none", "hessian")
+    )
+    assert len(every.programs) == 5
+    [count, least, most] = [step.facts["operations"] or 0 for step in (every, plain, full)]
+    assert count == pytest.approx((most + 4 * least) / 5, rel=0.05)
+    assert every.facts["compile_seconds"] == sum(p.compile_seconds for p in every.programs[:2])
+    # Steps go on from each other.
+    first, second = plain.call()["loss"], plain.call()["loss"]
+    assert second < first
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    config = Config(model="mlp", method="none", epochs=1).resolved()
+    train(config, load("digits"), folder / "run")
+    settings = penalty_cost.Settings(8, 2, 10, quick=True, reference=True)
+    for _ in range(2):
+        penalty_cost.measure([folder / "run"], settings, folder / "penalty_cost.json", None)
+    return folder
+
+
+def test_every_step_and_estimate_is_written(measured):
+    rows = read_json(measured / "penalty_cost.json")["rows"]
+    by_step = {row["step"]: row for row in rows if row["kind"] == "step"}
+    assert by_step["none"]["plain_steps"] == 1
+    assert {"hessian", "adversarial", "PyTorch: hessian"} <= set(by_step)
+    for row in by_step.values():
+        seconds = row["seconds"]
+        assert 0 < seconds["lower"] <= seconds["median"] <= seconds["upper"]
+        assert seconds["repeats"] == 10
+    assert 2 < by_step["hessian"]["operations"] / by_step["none"]["operations"] < 8
+    found = {row["estimate"]: row["error"]["mean"] for row in rows if row["kind"] == "error"}
+    assert 0 <= found["Lanczos, gradient, 3"] < found[estimates.DEFAULT] < 1
+
+
+def test_the_report_is_made_of_the_results_alone(measured):
+    written = report.write(measured)
+    text = written[0].read_text(encoding="utf-8")
+    assert text == report.text(measured, report.read(measured))
+    assert {path.name for path in written} == {"report.md", "estimates.png"}
+    rows = read_json(measured / "penalty_cost.json")["rows"]
+    [hessian] = [row for row in rows if row.get("step") == "hessian"]
+    assert f"| hessian | {1e3 * hessian['seconds']['median']:.1f} | " in text
+    assert "digits mlp gelu, none, 1 epoch" in text
+
+
+def test_no_results_no_report(tmp_path):
+    with pytest.raises(ValueError, match="holds no results"):
+        report.write(tmp_path)
+
+
+def test_networks_of_other_sizes_cost_the_same():
+    def multiplications(size: int, classes: int) -> int:
+        apply, params = scaling.network(size, classes)
+        x = jnp.zeros((size, size, 1))
+        assert apply(params, x).shape == (classes,)
+        return sum(
+            int(np.prod(params[name].shape))
+            for name in params
+            if name.startswith("dense") and "kernel" in name
+        )
+
+    wanted = multiplications(28, 10)
+    for size, classes in ((56, 10), (28, 100), (28, 1000)):
+        assert multiplications(size, classes) == pytest.approx(wanted, rel=0.01)
+
+
+def test_a_larger_image_is_averaged():
+    apply, params = scaling.network(56, 10)
+    inner, same = scaling.network(28, 10)
+    x = RNG.uniform(size=(28, 28, 1))
+    np.testing.assert_allclose(
+        apply(params, jnp.asarray(x.repeat(2, 0).repeat(2, 1))), inner(same, x), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sizes": (30,)}, "sizes must be multiples of 28, got 30"),
+        ({"classes": (1,)}, "expected at least 2 classes and 1 example, got 1 and 2"),
+        ({"repeats": 3}, "repeats must be at least 10, got 3"),
+    ],
+)
+def test_bad_settings_of_scaling(tmp_path, wrong, message):
+    given = {"sizes": (28,), "classes": (10,), "repeats": 10, **wrong}
+    sizes, classes = given.pop("sizes"), given.pop("classes")
+    with pytest.raises(ValueError, match=message):
+        scaling.run(sizes, classes, 2, path=tmp_path / "x.json", **given)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("penalty_cost", ["nowhere"], "nowhere is no run directory"),
+        ("penalty_cost", ["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        ("report", ["nowhere"], "nowhere holds no results"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(tmp_path, module, arguments, message):
+    command = [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    del tmp_path
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert message in done.stderr
