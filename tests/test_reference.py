@@ -282,6 +282,5 @@ def test_a_form_that_does_not_compile_says_so():
 
 def test_any_number_of_steps_can_be_compiled():
     """PyTorch gives up a function that it has compiled eight times."""
-    for _ in range(10):
-        *_, made = setup()
-        made["none"].compile(backend="eager")
+    kept = [setup()[-1]["none"].compile(backend="eager") for _ in range(10)]
+    assert len({float(step()) for step in kept}) == 1

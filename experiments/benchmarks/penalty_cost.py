@@ -12,7 +12,14 @@ import tyro
 from experiments import runs
 from experiments.benchmarks import harness
 from experiments.benchmarks.estimates import DEFAULT, ESTIMATES, relative_errors, summary
-from experiments.benchmarks.steps import EPSILON, STEP, compile_step, objectives
+from experiments.benchmarks.steps import (
+    ACCUMULATED,
+    EPSILON,
+    STEP,
+    compile_accumulated,
+    compile_step,
+    objectives,
+)
 from experiments.config import Config
 from experiments.files import read_json
 from experiments.train import DivergedError, load_for, train
@@ -60,9 +67,9 @@ def main(
     """
     try:
         path = harness.place(NAME, out, quick=quick)
-        folders = run or _digits(path.parent / "digits", quick=quick)
-        measured = Settings(batch_size, 16 if quick else num_images, repeats, quick, reference)
-        measure(folders, measured, path, data_dir)
+        settings = Settings(batch_size, 16 if quick else num_images, repeats, quick, reference)
+        settings.check()
+        measure(run or _digits(path.parent / "digits", quick=quick), settings, path, data_dir)
     except (ValueError, ArithmeticError, ImportError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -79,6 +86,13 @@ class Settings(NamedTuple):
     repeats: int
     quick: bool
     reference: bool
+
+    def check(self) -> None:
+        """Raise unless the numbers are in range."""
+        harness.check_repeats(self.repeats)
+        for name in ("batch_size", "num_images"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _digits(folder: Path, *, quick: bool) -> tuple[Path, ...]:
@@ -101,13 +115,9 @@ def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: P
     """Measure what is not in the file yet, and add it.
 
     Raises:
-        ValueError: if a number is out of range or a folder holds no run.
+        ValueError: if a folder holds no run.
         ArithmeticError: if a result is not finite.
     """
-    harness.check_repeats(settings.repeats)
-    for name in ("batch_size", "num_images"):
-        if (value := getattr(settings, name)) < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
     loaded = [runs.load(folder) for folder in folders]
     rows = harness.earlier(path, settings._asdict())
 
@@ -143,6 +153,8 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
         if not settings.quick or name in _QUICK_STEPS
     }
     steps = {name: compile_step(each, run.params, batch) for name, each in chosen.items()}
+    if not settings.quick:
+        steps[ACCUMULATED] = compile_accumulated(chosen["hessian"], run.params, batch, 4)
     calls = {name: step.call for name, step in steps.items()}
     if settings.reference:
         # Not above: who does without these needs no PyTorch.
@@ -157,7 +169,7 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
     plain = timings["none"].median
     rows = []
     for name, timing in timings.items():
-        count = len(steps[name].programs) if name in steps else 1
+        count = steps[name].num_steps if name in steps else 1
         seconds = {key: value / count for key, value in timing._asdict().items()}
         seconds["repeats"] = timing.repeats
         facts = steps[name].facts if name in steps else {}
