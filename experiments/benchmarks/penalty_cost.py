@@ -157,14 +157,7 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
         steps[ACCUMULATED] = compile_accumulated(chosen["hessian"], run.params, batch, 4)
     calls = {name: step.call for name, step in steps.items()}
     if settings.reference:
-        # Not above: who does without these needs no PyTorch.
-        from experiments.benchmarks import reference  # noqa: PLC0415
-
-        others = reference.steps(
-            architecture, run.params, x, y, epsilon=EPSILON, weight=EPSILON, step=STEP
-        )
-        named = {f"PyTorch: {name}": call for name, call in others.items()}
-        calls |= {n: c for n, c in named.items() if not settings.quick or n in _QUICK_STEPS}
+        calls |= _reference_calls(run, architecture, x, y, quick=settings.quick)
     timings = harness.measure(calls, repeats=settings.repeats)
     plain = timings["none"].median
     rows = []
@@ -177,6 +170,29 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
             {"step": name, "seconds": seconds, "plain_steps": seconds["median"] / plain, **facts}
         )
     return rows
+
+
+def _reference_calls(
+    run: runs.Run, architecture: Mapping[str, Any], x: np.ndarray, y: np.ndarray, *, quick: bool
+) -> dict[str, Callable[[], Any]]:
+    # Not above: who does without these needs no PyTorch.
+    from experiments.benchmarks import reference  # noqa: PLC0415
+
+    def make() -> dict[str, reference.Step]:
+        found = reference.steps(
+            architecture, run.params, x, y, epsilon=EPSILON, weight=EPSILON, step=STEP
+        )
+        return {f"PyTorch: {name}": call for name, call in found.items()}
+
+    if quick:
+        return {name: call for name, call in make().items() if name in _QUICK_STEPS}
+    again = make()["PyTorch: hessian"]
+    calls: dict[str, Callable[[], Any]] = {**make()}
+    try:
+        calls["PyTorch: hessian, compiled"] = again.compile()
+    except RuntimeError as error:
+        print(f"without PyTorch's compiled form: {error}", file=sys.stderr)
+    return calls
 
 
 def _random_batch(
