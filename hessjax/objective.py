@@ -115,9 +115,10 @@ def second_order(
         gradient_weight: λ_g, a nonnegative number or an optax schedule of the step; 0 leaves the
             term out.
         hessian_weight: λ_h, likewise.
-        solver: as in `hessian_operator_norm`. The default, one product from the gradient, comes
-            within 5 % of the norm on trained networks; None, without a product, is cheaper by a
-            sixth and within 10 %; any other needs a third direction for ‖g‖.
+        solver: as in `hessian_operator_norm`. The default takes one product from the gradient; how
+            near it comes to the norm is in ``experiments/benchmarks``. None, without a product, is
+            cheaper by a sixth and a little less near; `lanczos` with five is nearly exact and takes
+            twice the time, for any other solver needs a third direction for ‖g‖.
         start: likewise.
         every: as in `regularized`.
         parts: likewise.
@@ -166,7 +167,7 @@ def second_order(
             pair = solver(matvec, start(gradient, key))
             u, v, residual = normalize(pair.image)[0], pair.vector, {"residual": pair.residual}
         u, v, residual, unit, norm = hold((u, v, residual, *normalize(gradient)))
-        # The start's direction as the inner one: on a CPU a quarter less time than as the outer.
+        # The start's direction as the inner one takes a little less memory and time.
         value, _, along_v, curvature = second_directional_derivative(f, x, u, v)
         if "gradient_norm" not in weights:
             slope = norm

@@ -216,7 +216,7 @@ def test_results_stand_with_their_conditions(monkeypatch, tmp_path):
     found = read_json(path)
     assert path == tmp_path / "deep" / "cost.json"
     assert found["rows"] == [1]
-    assert found["threads"] == {"OMP_NUM_THREADS": "3"}
+    assert found["environment"] == {"OMP_NUM_THREADS": "3"}
     assert found["device_name"] == harness.device_name()
     assert (found["commit"], found["dirty"]) == ("0123456789ab", False)
     assert {"command", "versions", "device"} <= set(found)
@@ -254,7 +254,7 @@ def test_a_quick_run_leaves_the_kept_results_alone():
         {"versions": {}},
         {"device": "another"},
         {"device_name": "another"},
-        {"threads": {"OMP_NUM_THREADS": "77"}},
+        {"environment": {"OMP_NUM_THREADS": "77"}},
     ],
 )
 def test_only_what_would_be_measured_the_same_way_is_kept(monkeypatch, tmp_path, changed):

@@ -148,6 +148,32 @@ def flops(gradient_weight: float, hessian_weight: float) -> float:
     return cost["flops"]
 
 
+def test_without_a_product_the_norm_is_the_curvature_along_the_gradient() -> None:
+    gradients, hessians = dense_derivatives()
+    units = gradients / jnp.linalg.norm(gradients, axis=1, keepdims=True)
+    along = jnp.einsum("bi,bij,bj->b", units, hessians, units)
+    shared = second_order(APPLY, LOSS, 0.7, 0.3, solver=None)
+    (_, metrics), gradient = value_and_gradient(shared)
+    np.testing.assert_allclose(metrics["hessian_norm"], jnp.mean(jnp.abs(along)), rtol=1e-9)
+    assert set(metrics) == {"loss", "gradient_norm", "hessian_norm"}
+    penalties = {
+        "slope": (0.7, hessjax.input_gradient_norm),
+        "curvature": (0.3, partial(hessjax.hessian_operator_norm, solver=None)),
+    }
+    _, separate = value_and_gradient(regularized(APPLY, LOSS, penalties))
+    cases.assert_tree_close(gradient, separate, rtol=1e-9, atol=1e-13)
+
+
+def test_without_a_product_negative_curvature_counts_as_much() -> None:
+    def penalty(scale: jax.Array) -> jax.Array:
+        x = jnp.array([1.0, 2.0])
+        return hessjax.hessian_operator_norm(lambda t: scale * t @ t, x, solver=None)
+
+    for scale in (3.0, -3.0):
+        value, slope = jax.value_and_grad(penalty)(scale)
+        np.testing.assert_allclose([value, slope], [6.0, np.sign(scale) * 2.0], rtol=1e-12)
+
+
 def test_a_weight_of_zero_leaves_its_term_out() -> None:
     (value, metrics), gradient = value_and_gradient(second_order(APPLY, LOSS, 0.7, 0))
     alone = regularized(APPLY, LOSS, {"gradient_norm": (0.7, hessjax.input_gradient_norm)})

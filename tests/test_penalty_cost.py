@@ -121,16 +121,13 @@ def test_a_lazy_step_is_a_whole_cycle():
 
 def test_slices_of_a_batch_are_one_step():
     found = steps.objectives(APPLY, 6)["hessian"]
-    batch = jnp.asarray(X), jnp.asarray(Y)
-    whole = steps.compile_step(found, PARAMS, batch)
+    whole = steps.compile_step(found, PARAMS, (jnp.asarray(X), jnp.asarray(Y)))
+    # Slices that are all the same batch: their mean gradient is that of one.
+    batch = jnp.tile(X, (3, 1, 1, 1)), jnp.tile(Y, 3)
     sliced = steps.compile_accumulated(found, PARAMS, batch, 3)
     assert (sliced.num_steps, len(sliced.programs)) == (1, 3)
-    whole_count, count = (step.facts["operations"] or 0 for step in (whole, sliced))
-    # The optimizer works on every slice.
-    assert whole_count < count
-    # The last slice, at parameters that only a whole step has changed.
-    last, same = (sliced.call()["loss"] for _ in range(2))
-    assert same < last
+    for _ in range(3):
+        np.testing.assert_allclose(sliced.call()["loss"], whole.call()["loss"], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

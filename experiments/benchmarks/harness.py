@@ -26,9 +26,13 @@ PyTree = Any
 RESULTS = Path(__file__).parent / "results"
 _QUICK = Path("runs/benchmarks")
 _MIN_REPEATS = 10
-_THREADS = ("XLA_FLAGS", "OMP_NUM_THREADS")
+# Threads; and from which size on glibc gives memory back after each call, which costs time.
+_ENVIRONMENT = (
+    *("XLA_FLAGS", "OMP_NUM_THREADS"),
+    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
+)
 # What has to be the same for measurements to stand in one file.
-_CONDITIONS = ("commit", "versions", "device", "device_name", "threads")
+_CONDITIONS = ("commit", "versions", "device", "device_name", "environment")
 
 
 class Program(NamedTuple):
@@ -229,7 +233,7 @@ def place(name: str, out: Path | None, *, quick: bool = False) -> Path:
 def conditions() -> dict[str, Any]:
     """Return under which conditions this process measures.
 
-    What `experiments.runs.provenance` tells, ``device_name``, the settings of ``threads``, and
+    What `experiments.runs.provenance` tells, ``device_name``, the settings of the ``environment``, and
     ``dirty``: whether the code may be another than the commit's. Asked for once: what runs is the
     code from before a commit made meanwhile.
     """
@@ -239,7 +243,7 @@ def conditions() -> dict[str, Any]:
         **provenance,
         "dirty": commit == "unknown" or commit.endswith(" with changes"),
         "device_name": device_name(),
-        "threads": {name: os.environ[name] for name in _THREADS if name in os.environ},
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
 
 

@@ -74,10 +74,10 @@ def text(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _origin(content: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
-    threads = ", ".join(f"{k}={v}" for k, v in content["threads"].items()) or "as it comes"
+    environment = " ".join(f"{k}={v}" for k, v in content["environment"].items())
     return (
-        f"`{content['command']}`, commit {content['commit']}, {versions}, {content['device']}, "
-        f"threads {threads}.\n"
+        f"`{f'{environment} '.lstrip()}{content['command']}`, commit {content['commit']}, "
+        f"{versions}, {content['device']}.\n"
     )
 
 
