@@ -270,3 +270,15 @@ def test_nothing_is_kept_for_code_that_may_have_changed(monkeypatch, tmp_path):
     clean(monkeypatch, "0123456789ab with changes")
     path = harness.write("cost", {"settings": {}, "rows": [1]}, tmp_path / "cost.json")
     assert harness.earlier(path, {}) == []
+
+
+def test_rows_of_several_commands_name_them_all(monkeypatch, tmp_path):
+    clean(monkeypatch)
+    path = tmp_path / "cost.json"
+    for command in ("python one", "python two", "python one"):
+        monkeypatch.setattr(harness.runs, "_command", lambda _, command=command: command)
+        harness.write("cost", {"settings": {}, "rows": [1]}, path)
+    assert read_json(path)["command"] == "python one && python two"
+    # Nothing is left of it under other settings.
+    harness.write("cost", {"settings": {"repeats": 11}, "rows": [1]}, path)
+    assert read_json(path)["command"] == "python one"

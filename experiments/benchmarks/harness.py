@@ -233,7 +233,7 @@ def place(name: str, out: Path | None, *, quick: bool = False) -> Path:
 def conditions() -> dict[str, Any]:
     """Return under which conditions this process measures.
 
-    What `experiments.runs.provenance` tells, ``device_name``, the settings of the ``environment``, and
+    What `experiments.runs.provenance` tells, ``device_name``, what the ``environment`` sets, and
     ``dirty``: whether the code may be another than the commit's. Asked for once: what runs is the
     code from before a commit made meanwhile.
     """
@@ -249,8 +249,12 @@ def conditions() -> dict[str, Any]:
 
 def write(name: str, content: dict[str, Any], out: Path | None, *, quick: bool = False) -> Path:
     """Write results with the conditions they were measured under, and return the file."""
-    path = place(name, out, quick=quick)
-    write_json(path, {**conditions(), **content})
+    path, commands = place(name, out, quick=quick), [conditions()["command"]]
+    if "settings" in content and earlier(path, content["settings"]):
+        # What is kept of an earlier command was measured by it.
+        commands = [*read_json(path)["command"].split(" && "), *commands]
+    joined = {"command": " && ".join(dict.fromkeys(commands))}
+    write_json(path, {**conditions(), **joined, **content})
     return path
 
 
