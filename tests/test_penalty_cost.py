@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import models
-from experiments.benchmarks import estimates, penalty_cost, report, scaling, steps
+from experiments.benchmarks import estimates, penalty_cost, report, scaling, steps, targets
 from experiments.config import Config
 from experiments.data import load
 from experiments.files import read_json
@@ -164,6 +165,24 @@ def test_the_report_is_made_of_the_results_alone(measured):
     [hessian] = [row for row in rows if row.get("step") == "hessian"]
     assert f"| hessian | {1e3 * hessian['seconds']['median']:.1f} | " in text
     assert "digits mlp gelu, none, 1 epoch" in text
+
+
+def test_targets_are_ratios_of_what_was_measured():
+    def row(step: str, seconds: float, operations: float) -> dict[str, Any]:
+        network = {"kind": "step", "model": "cnn", "activation": "gelu"}
+        return {**network, "step": step, "seconds": {"median": seconds}, "operations": operations}
+
+    rows = [row("none", 2.0, 10.0), row("hessian", 9.0, 48.0), {"kind": "error"}]
+    assert targets.measured(rows) == [
+        ["surrogate / plain, operations", "CNN, gelu", "≤ 5.0", "4.80"],
+        ["surrogate / plain", "CNN, gelu", "≤ 7", "4.50"],
+    ]
+
+
+def test_targets_name_steps_that_there_are():
+    known = {*steps.objectives(APPLY, 4), steps.ACCUMULATED}
+    named = {name for target in targets.TARGETS for name in (target.step, target.unit)}
+    assert {name for name in named if not name.startswith("PyTorch: ")} <= known
 
 
 def test_no_results_no_report(tmp_path):

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 
 from experiments import crosscheck, parity
+from experiments.benchmarks import report
 from experiments.files import read_json
 from experiments.table import read, table
 
 ROOT = Path(__file__).parents[1]
+DEVICES = sorted(path for path in report.harness.RESULTS.iterdir() if path.is_dir())
+# The device of the README's table.
+CPU = report.harness.RESULTS / "cpu-amd-epyc-1-core"
 RESULTS = sorted(path.parent for path in ROOT.glob("experiments/results/*/comparison.json"))
 
 
@@ -53,3 +57,52 @@ def test_published_verdicts_are_those_of_the_results():
     published = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     for cell in cells:
         assert f"{100 * cell['robust']:.1f} | {cell['verdict']} |" in published
+
+
+@pytest.mark.parametrize("folder", DEVICES, ids=lambda path: path.name)
+def test_reports_of_benchmarks_are_those_of_the_measurements(folder):
+    results = report.read(folder)
+    assert (folder / "report.md").read_text(encoding="utf-8") == report.text(folder, results)
+    for content in results.values():
+        assert not content["dirty"]
+        assert {"command", "commit", "versions", "device", "environment"} <= set(content)
+        assert content["device_name"] == folder.name
+
+
+# A row of the README's table by the step that it is about.
+CHOICES = {
+    "`input_gradient_norm`": "input_gradient_norm",
+    "`second_order(…, λ, 0)`": "gradient",
+    "`second_order`": "hessian",
+    "`second_order(…, solver=None)`": "hessian: none, gradient, 0",
+    "`second_order(…, parts=5)`": "hessian, parts=5",
+    "`hessian_operator_norm`": "hessian_operator_norm",
+    "`finite_step_operator_norm`": "finite_step_operator_norm",
+    "`curvature_along_gradient` (CURE)": "curvature_along_gradient",
+    "`gauss_newton_operator_norm`": "gauss_newton_operator_norm",
+    "`jacobian_squared_frobenius_norm`": "jacobian_squared_frobenius_norm",
+    "`jacobian_operator_norm`": "jacobian_operator_norm",
+    "`hessian_squared_frobenius_norm`": "hessian_squared_frobenius_norm",
+    "PGD-10 training": "adversarial",
+}
+
+
+@pytest.mark.parametrize("label", CHOICES)
+def test_the_costs_of_the_readme_are_measured(label):
+    rows = read_json(CPU / "penalty_cost.json")["rows"]
+    found = {(r["step"], r["model"], r["activation"]): r for r in rows if r["kind"] == "step"}
+
+    def ratio(key: str, activation: str) -> str:
+        row, plain = (found[name, "cnn", activation] for name in (CHOICES[label], "none"))
+        return f"{_value(row, key) / _value(plain, key):.1f}"
+
+    def ratios(key: str) -> str:
+        return " / ".join(ratio(key, activation) for activation in ("gelu", "relu"))
+
+    published = (ROOT / "README.md").read_text(encoding="utf-8")
+    [line] = [line for line in published.splitlines() if line.startswith(f"| {label} |")]
+    assert line.split(" | ")[2:4] == [ratios("operations"), ratios("seconds")]
+
+
+def _value(row, key: str) -> float:
+    return row[key]["median"] if key == "seconds" else row[key]

@@ -10,17 +10,16 @@ from matplotlib.axes import Axes
 from experiments.benchmarks.estimates import PRODUCTS
 from experiments.canvas import STYLE_SHEET, Style, canvas, save, style
 
-# The look of a method of training where there is one, and of a related one where there is none.
-_LOOKS = {
-    "none": "none",
-    "gradient": "gradient",
-    "hessian": "hessian",
-    "hessian: Lanczos, gradient, 5": "hessian-only",
-    "hessian, textbook, 10": "finite-step",
-    "gauss_newton_operator_norm": "gauss-newton",
-    "jacobian_squared_frobenius_norm": "jacobian",
-    "jacobian_operator_norm": "curvature",
-    "adversarial": "adversarial",
+# A step's name in a legend, and the method whose look it has.
+_STEPS = {
+    "gradient": ("gradient", "gradient"),
+    "hessian": ("hessian", "hessian"),
+    "hessian: Lanczos, gradient, 5": ("hessian, Lanczos 5", "hessian-only"),
+    "hessian, textbook, 10": ("hessian, textbook", "finite-step"),
+    "gauss_newton_operator_norm": ("Gauss-Newton", "gauss-newton"),
+    "jacobian_squared_frobenius_norm": ("Jacobian, Frobenius", "jacobian"),
+    "jacobian_operator_norm": ("Jacobian, operator", "curvature"),
+    "adversarial": ("PGD-10 training", "adversarial"),
 }
 # How the solvers of an estimate are drawn: those of `experiments.benchmarks.estimates`.
 _SOLVERS = {
@@ -55,7 +54,7 @@ def scaling(path: Path, content: Mapping[str, Any]) -> Path:
         f"{content['settings']['batch_size']}), whose operations stay: larger images are averaged "
         "to 28x28, and for more classes the hidden layer is narrower. "
         f"{content['device_name']}.",
-        legend=[(name, style(_LOOKS[name])) for name in names],
+        legend=[(label, style(method)) for label, method in (_STEPS[name] for name in names)],
     )
     left, right = body.subplots(1, 2, sharey=True)
     for axes, key, other, label in (
@@ -69,13 +68,15 @@ def scaling(path: Path, content: Mapping[str, Any]) -> Path:
                 for row in rows
                 if row["step"] == name and row[other] == fixed
             )
-            _line(axes, points, _LOOKS[name])
+            _line(axes, points, _STEPS[name][1])
         axes.set(xscale="log", yscale="log", xlabel=label)
         axes.set_xticks(ticks := sorted({row[key] for row in rows}), map(str, ticks))
         axes.minorticks_off()
         axes.grid(visible=True)
     left.set_ylabel("time in plain steps")
-    left.set_yticks(steps := (1, 2, 5, 10, 20, 50, 100), map(str, steps))
+    highest = max(row["plain_steps"] for row in rows)
+    ticks = [n * 10**power for power in range(5) for n in (1, 2, 5) if n * 10**power <= highest]
+    left.set_yticks(ticks, map(str, ticks))
     save(page, path)
     return path
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from experiments.benchmarks import harness, plots
+from experiments.benchmarks import harness, plots, targets
 from experiments.files import read_json, replacing
 
 Row = Mapping[str, Any]
@@ -109,6 +109,9 @@ def _penalty_section(content: Mapping[str, Any]) -> list[str]:
             "`experiments/benchmarks/reference.py`.\n"
         ),
     ]
+    if ratios := targets.measured(rows):
+        heads = ["ratio, of time where nothing else is said", "network", "wanted", "measured"]
+        parts += [markdown(heads, ratios), ""]
     for name in dict.fromkeys(map(_architecture, steps)):
         parts += [f"### {name}\n", step_table(s for s in steps if _architecture(s) == name), ""]
     errors = [row for row in rows if row["kind"] == "error"]

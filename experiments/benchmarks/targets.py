@@ -1,0 +1,72 @@
+"""The ratios that decide whether a step is cheap, with what they should be."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.benchmarks.steps import ACCUMULATED, CHUNKED
+
+
+class Target(NamedTuple):
+    """A ratio of two steps of one network.
+
+    Attributes:
+        label: what is compared.
+        wanted: the limits, in words.
+        step: the numerator's name, as in `experiments.benchmarks.steps`.
+        unit: the denominator's.
+        network: model and activation.
+        key: what is compared: ``seconds``, ``operations`` or ``temporary_bytes``.
+    """
+
+    label: str
+    wanted: str
+    step: str
+    unit: str
+    network: tuple[str, str]
+    key: str = "seconds"
+
+
+_GELU, _RELU, _MLP = ("cnn", "gelu"), ("cnn", "relu"), ("mlp", "gelu")
+_CHEAP, _PYTORCH = "hessian: none, gradient, 0", "PyTorch: hessian"
+_COMPILED, _POWER = "PyTorch: hessian, compiled", "hessian: power, random, 9"
+_EXACT, _PARTS = "gauss_newton_operator_norm", "hessian, parts=5"
+_MEMORY = "temporary_bytes"
+TARGETS = (
+    Target("surrogate / plain, operations", "≤ 5.0", "hessian", "none", _GELU, "operations"),
+    Target("surrogate / plain, operations", "≤ 3.9", "hessian", "none", _RELU, "operations"),
+    Target("without a product / plain, operations", "≤ 4.2", _CHEAP, "none", _GELU, "operations"),
+    Target("without a product / plain, operations", "≤ 3.1", _CHEAP, "none", _RELU, "operations"),
+    Target("surrogate / plain", "≤ 7", "hessian", "none", _GELU),
+    Target("surrogate / textbook", "≤ 0.33", "hessian", "hessian, textbook, 10", _GELU),
+    Target("surrogate / PyTorch", "≤ 1", "hessian", _PYTORCH, _GELU),
+    Target("surrogate / PyTorch, compiled", "≤ 1", "hessian", _COMPILED, _GELU),
+    Target("surrogate / PyTorch", "≤ 1", "hessian", _PYTORCH, _RELU),
+    Target("surrogate / PyTorch, compiled", "≤ 1", "hessian", _COMPILED, _RELU),
+    Target("surrogate / PyTorch", "≤ 0.5", "hessian", _PYTORCH, _MLP),
+    Target("surrogate / PyTorch, compiled", "≤ 0.5", "hessian", _COMPILED, _MLP),
+    Target("with five parts / plain", "≤ 2.0", _PARTS, "none", _GELU),
+    Target("every fifth step / plain", "≤ 2.0", "hessian, every=5", "none", _GELU),
+    Target("surrogate / PGD-10 training", "≤ 0.65", "hessian", "adversarial", _GELU),
+    Target("with five parts / PGD-10 training", "≤ 0.3", _PARTS, "adversarial", _GELU),
+    Target("exact Gauss-Newton / nine power steps", "< 1", _EXACT, _POWER, _GELU),
+    Target("four chunks / plain, memory", "≤ 2", CHUNKED, "none", _GELU, _MEMORY),
+    Target("four slices / plain, memory", "≤ 2", ACCUMULATED, "none", _GELU, _MEMORY),
+)  # fmt: skip
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return label, network, limit and ratio of each target that is among the rows."""
+    known = {(r["step"], r["model"], r["activation"]): r for r in rows if r["kind"] == "step"}
+    lines = []
+    for target in TARGETS:
+        step, unit = (known.get((name, *target.network)) for name in (target.step, target.unit))
+        if step and unit:
+            ratio = _value(step, target.key) / _value(unit, target.key)
+            model, activation = target.network
+            network = f"{model.upper()}, {activation}"
+            lines.append([target.label, network, target.wanted, f"{ratio:.2f}"])
+    return lines
+
+
+def _value(row: Mapping[str, Any], key: str) -> float:
+    return row["seconds"]["median"] if key == "seconds" else row[key]
