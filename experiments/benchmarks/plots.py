@@ -101,13 +101,9 @@ def accuracy(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         3.4 * height + 0.3,
         title="How far estimates of the Hessian's norm stay below it",
         note="Mean relative error against dense eigenvalues over test images, by the number of "
-        "Hessian-vector products. Solid: from the gradient; dashed: from a random direction. What "
-        "is below 0.0001 is drawn there.",
-        legend=[
-            (f"{solver}, from {'the gradient' if start == 'gradient' else 'random'}", look)
-            for solver, start in series
-            for look in [_look(solver, start)]
-        ],
+        "Hessian-vector products, from the gradient (solid) or a random direction (dashed). "
+        "Dotted: 5 %. What is below 0.0001 is drawn there.",
+        legend=[(f"{solver}, {start}", _look(solver, start)) for solver, start in series],
     )
     grid = body.subplots(height, columns, squeeze=False, sharex=True, sharey=True)
     for axes, network in zip(grid.flat, networks, strict=False):
@@ -132,8 +128,8 @@ def accuracy(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         axes.grid(visible=True)
     for axes in list(grid.flat)[len(networks) :]:
         axes.set_visible(False)
-    body.supxlabel("Hessian-vector products")
-    body.supylabel("mean relative error (dotted: 5 %)")
+    body.supxlabel("Hessian-vector products", size=14)
+    body.supylabel("mean relative error", size=14)
     save(page, path)
     return path
 
