@@ -49,7 +49,7 @@ def test_results_are_complete(run, tmp_path, capsys):
     options = [run, "--norm", "linf", "--epsilon", 0.05, "--num-examples", 40, "--repeats", 2]
     call(*options, "--out", out)
     found = read_json(out)
-    assert {"commit", "versions", "dirty", "threads"} <= set(found)
+    assert {"commit", "versions", "dirty", "environment"} <= set(found)
     assert found["settings"] == {"repeats": 2, "num_examples": 40, "batch_size": None}
     rows = {row["attack"]: row for row in found["rows"]}
     assert list(rows) == ATTACKS
