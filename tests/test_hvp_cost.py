@@ -131,7 +131,7 @@ def test_results_are_complete(tmp_path, capsys):
     call("--quick", "--models", "mlp", "--dtypes", "float32", "bfloat16",
          "--batch-sizes", 17, "--products", 2, "--out", out)  # fmt: skip
     found = read_json(out)
-    assert {"commit", "versions", "dirty", "threads", "settings"} <= set(found)
+    assert {"commit", "versions", "dirty", "environment", "settings"} <= set(found)
     rows = found["rows"]
     assert len(rows) == 2 * 8
     for row in rows:
