@@ -210,8 +210,9 @@ def clean(monkeypatch, commit="0123456789ab"):
 
 def test_results_stand_with_their_conditions(monkeypatch, tmp_path):
     clean(monkeypatch)
+    for name in ("XLA_FLAGS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     path = harness.write("cost", {"rows": [1]}, tmp_path / "deep" / "cost.json")
     found = read_json(path)
     assert path == tmp_path / "deep" / "cost.json"

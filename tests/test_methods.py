@@ -30,10 +30,10 @@ def apply(params, x):
 def problem():
     rng = np.random.default_rng(0)
     params = {
-        "in": jnp.asarray(rng.normal(size=(4, 3))),
+        "in": jnp.asarray(rng.normal(size=(4, 5))),
         "out": jnp.asarray(rng.normal(size=(3, 4))),
     }
-    x = jnp.asarray(rng.uniform(0.3, 0.7, size=(5, 3)))
+    x = jnp.asarray(rng.uniform(0.3, 0.7, size=(5, 5)))
     return params, (x, jnp.array([0, 1, 2, 0, 1]))
 
 
@@ -67,6 +67,27 @@ def test_value_is_the_weighted_sum_of_dense_terms(problem, name, weights):
     value, _ = build(name, 0.7)(*problem, KEY)
     expected = sum(w * term for w, term in zip(weights, dense(*problem), strict=True))
     np.testing.assert_allclose(value, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["hessian-lanczos", "hessian-cheap"])
+def test_other_estimates_of_the_norm(problem, name):
+    params, batch = problem
+
+    def one(x, y):
+        def f(t):
+            return cross_entropy(apply(params, t), y)
+
+        g, hessian = jax.grad(f)(x), jax.hessian(f)(x)
+        along = jnp.abs(g @ hessian @ g) / (g @ g)
+        # Five products on five pixels are exact.
+        exact = jnp.max(jnp.abs(jnp.linalg.eigvalsh(hessian)))
+        return along if name == "hessian-cheap" else exact
+
+    value, metrics = build(name, 0.7)(*problem, KEY)
+    loss, slope, _ = dense(*problem)
+    norm = jnp.mean(jax.vmap(one)(*batch))
+    np.testing.assert_allclose(metrics["hessian_norm"], norm, rtol=1e-8)
+    np.testing.assert_allclose(value, loss + 0.7 * slope + 0.7**2 / 2 * norm, rtol=1e-8)
 
 
 @pytest.mark.parametrize(
