@@ -24,6 +24,8 @@ Apply = Callable[[PyTree, PyTree], jax.Array]
 Loss = Callable[[jax.Array, Any], jax.Array]
 Weight = float | jax.Array | Callable[[Any], Any]
 Terms = Callable[[Composite, PyTree, jax.Array], Metrics]
+# ``(params, (x, y, keys), mask, key, step)`` to the means over a batch.
+_Means = Callable[..., Metrics]
 
 # Kept for the way back, where a chunk is evaluated anew: locating them would cost most.
 _keep_directions = jax.checkpoint_policies.save_only_these_names(DIRECTION)
@@ -121,12 +123,15 @@ def batched(
         chunk_size = check_count("chunk_size", chunk_size)
     evaluate = partial(_evaluate, apply, loss, chunk_size)
     if not weights:
-        return _mean_objective(evaluate, terms, weights, 1)
+        return _mean_objective(_means(evaluate, terms), weights)
+    means = (
+        _means(evaluate, terms) if parts == 1 else _means_by_parts(evaluate, terms, parts, every)
+    )
     heavier = {name: _multiplied(weight, every) for name, weight in weights.items()}
-    penalized = _mean_objective(evaluate, terms, heavier, parts)
+    penalized = _mean_objective(means, heavier)
     if every == 1:
         return penalized
-    return Lazy(penalized, _mean_objective(evaluate, _loss_alone, {}, 1), every)
+    return Lazy(penalized, _mean_objective(_means(evaluate, _loss_alone), {}), every)
 
 
 def _multiplied(weight: Weight, factor: int) -> Weight:
@@ -163,56 +168,76 @@ def _evaluate(
     return jax.lax.map(example, examples, batch_size=min(chunk_size, len(examples[2])))
 
 
-def _mean_objective(
-    evaluate: Callable[..., Metrics], terms: Terms, weights: Mapping[str, Weight], parts: int
-) -> Objective:
+def _mean_objective(means: _Means, weights: Mapping[str, Weight]) -> Objective:
     def objective(
         params: PyTree, batch: tuple, key: jax.Array, step: int | jax.Array = 0
     ) -> tuple[jax.Array, Metrics]:
         x, y, mask, size = unpack(batch)
         if mask is not None:
             x, y = _without_padding((x, y), mask)
-        examples = x, y, jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-        if parts == 1:
-            values = evaluate(terms, params, *examples)
-            means = {name: _mean(value, mask) for name, value in values.items()}
-        else:
-            # A key that is no example's.
-            order, counted = _part(jax.random.fold_in(key, size), size, parts, step)
-            examples, mask = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], (examples, mask))
-            count = len(counted)
-            chosen, others = (
-                jax.tree.map(lambda leaf, cut=cut: leaf[cut], examples)
-                for cut in (slice(count), slice(count, None))
-            )
-            values = evaluate(terms, params, *chosen)
-            losses = values.pop("loss")
-            if count < size:
-                rest = evaluate(_loss_alone, params, *others)["loss"]
-                losses = jnp.concatenate([losses, rest])
-            means = {"loss": _mean(losses, mask)}
-            for name, value in values.items():
-                padded = jnp.zeros(size, value.dtype).at[:count].set(jnp.where(counted, value, 0))
-                means[name] = parts * _mean(padded, mask)
-        total = means["loss"]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
+        metrics = means(params, (x, y, keys), mask, key, step)
+        total = metrics["loss"]
         for name, weight in weights.items():
             number = weight(step) if callable(weight) else weight
-            total = total + jnp.asarray(number, total.dtype) * means[name]
-        return total, means
+            total = total + jnp.asarray(number, total.dtype) * metrics[name]
+        return total, metrics
 
     return objective
 
 
-def _part(
-    key: jax.Array, size: int, parts: int, step: int | jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return an order of the batch with this step's part in front, and which of it counts.
+def _means(evaluate: Callable[..., Metrics], terms: Terms) -> _Means:
+    def means(
+        params: PyTree, examples: tuple, mask: jax.Array | None, *_: jax.Array | int
+    ) -> Metrics:
+        values = evaluate(terms, params, *examples)
+        return {name: _mean(value, mask) for name, value in values.items()}
 
-    With one key, steps 0 to ``parts - 1`` have every example count once. Parts are equally long;
+    return means
+
+
+def _means_by_parts(
+    evaluate: Callable[..., Metrics], terms: Terms, parts: int, every: int
+) -> _Means:
+    """Take the loss from all examples, and the other terms from one part of them."""
+
+    def means(
+        params: PyTree,
+        examples: tuple,
+        mask: jax.Array | None,
+        key: jax.Array,
+        step: int | jax.Array,
+    ) -> Metrics:
+        size = len(examples[2])
+        # By a key that is no example's. The parts take turns on the steps that have penalties.
+        order, counted = _part(jax.random.fold_in(key, size), size, parts, step // every)
+        examples, mask = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], (examples, mask))
+        count = len(counted)
+        values = evaluate(terms, params, *jax.tree.map(lambda leaf: leaf[:count], examples))
+        losses = values.pop("loss")
+        if count < size:
+            others = jax.tree.map(lambda leaf: leaf[count:], examples)
+            rest = evaluate(_loss_alone, params, *others)["loss"]
+            losses = jnp.concatenate([losses, rest])
+        metrics = {"loss": _mean(losses, mask)}
+        for name, value in values.items():
+            padded = jnp.zeros(size, value.dtype).at[:count].set(jnp.where(counted, value, 0))
+            metrics[name] = parts * _mean(padded, mask)
+        return metrics
+
+    return means
+
+
+def _part(
+    key: jax.Array, size: int, parts: int, turn: int | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return an order of the batch with this turn's part in front, and which of it counts.
+
+    With one key, turns 0 to ``parts - 1`` have every example count once. Parts are equally long;
     where that overshoots, the last ones begin the batch anew, and what comes twice doesn't count.
     """
     length = -(-size // parts)
-    first = step % parts * length
+    first = turn % parts * length
     order = jnp.roll(jax.random.permutation(key, size), -first)
     return order, first + jnp.arange(length) < size
 
