@@ -10,7 +10,8 @@ import optax
 from jax.core import Tracer
 
 from hessjax._compilation import compiler_options
-from hessjax.lazy import Lazy, Objective, PyTree
+from hessjax._numerics import PyTree
+from hessjax.lazy import Lazy, Objective
 
 
 class TrainState(NamedTuple):
@@ -88,7 +89,7 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 
     def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
         # A caller that compiles a larger program brings options of its own.
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state.step, batch))):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, batch))):
             return advance(objective, state, batch)
         return steps(state, batch)
 

@@ -22,7 +22,7 @@ BATCHING, LAZY = "hessjax._batching", "hessjax.lazy"
 ARROWS: dict[str, set[str]] = {
     NUMERICS: set(),
     COMPILATION: set(),
-    LAZY: set(),
+    LAZY: {NUMERICS},
     "hessjax.losses": set(),
     "hessjax.bounds": {NUMERICS},
     OPERATORS: {NUMERICS},
@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     # An objective knows a penalty by its call signature alone.
     BATCHING: {NUMERICS, OPERATORS, LAZY},
     "hessjax.objective": {NUMERICS, OPERATORS, EIGEN, BATCHING, LAZY},
-    "hessjax.training": {COMPILATION, LAZY},
+    "hessjax.training": {NUMERICS, COMPILATION, LAZY},
     BRIDGE: {NUMERICS, COMPILATION},
 }
 OUTSIDE = {"jax", "numpy", "optax"}
