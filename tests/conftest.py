@@ -1,7 +1,10 @@
 """Settings of the whole test process."""
 
 import jax
+import pytest
+import tyro
 
+from experiments import train
 from hessjax import _compilation
 from tests import cases
 
@@ -11,3 +14,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 # As tests/cases.py says of its own.
 _compilation.CPU_OPTIONS.update(cases.QUICK)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """Return the folder of a small network, trained on the digits; read it only."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--model", "mlp", "--activation", "relu", "--epochs", "3", "--method", "none"]
+    tyro.cli(train.main, args=[*options, "--out", str(path)])
+    return path

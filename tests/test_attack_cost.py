@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import runs, train
-from experiments.benchmarks import attack_cost, harness
+from experiments import runs
+from experiments.benchmarks import attack_cost, harness, records
 from experiments.config import Config
 from experiments.files import read_json
 from experiments.train import load_for
@@ -17,14 +17,6 @@ from hessjax.attacks import STANDARD, square_attack
 
 SHORT = (*STANDARD[:1], square_attack(num_steps=30))
 ATTACKS = ["pgd-40", "apgd-ce", "square", "auto_attack"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--model", "mlp", "--activation", "relu", "--epochs", "3", "--method", "none"]
-    tyro.cli(train.main, args=[*options, "--out", str(path)])
-    return path
 
 
 @pytest.fixture
@@ -126,8 +118,8 @@ def test_accuracies_are_those_of_the_attacks(target):
 
 @pytest.mark.usefixtures("short")
 def test_what_is_there_is_not_measured_again(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "conditions", harness.conditions.__wrapped__)
-    monkeypatch.setattr(harness.runs, "_commit", lambda: "0123456789ab")
+    monkeypatch.setattr(records, "conditions", records.conditions.__wrapped__)
+    monkeypatch.setattr(records.runs, "_commit", lambda: "0123456789ab")
     measured = []
 
     def fake(target, *, repeats):

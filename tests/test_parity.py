@@ -5,7 +5,7 @@ import pyautoattack
 import pytest
 import tyro
 
-from experiments import crosscheck, parity, train
+from experiments import crosscheck, parity
 from experiments.files import read_json
 from experiments.train import load_for
 from hessjax.attacks import STANDARD, square_attack
@@ -21,14 +21,6 @@ class Short(pyautoattack.AutoAttack):
             model, norm=norm, eps=eps, seed=seed, version="custom", attacks=["apgd-ce", "square"]
         )
         self.apgd.n_restarts, self.square.n_queries = 1, 30
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--model", "mlp", "--activation", "relu", "--epochs", "3", "--method", "none"]
-    tyro.cli(train.main, args=[*options, "--out", str(path)])
-    return path
 
 
 def test_both_implementations_agree(run, tmp_path, monkeypatch, capsys):
