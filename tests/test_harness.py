@@ -1,7 +1,6 @@
 """What compiles, times and writes the benchmarks, on functions whose answers are known."""
 
 import itertools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from experiments.benchmarks import harness
-from experiments.files import read_json, write_json
+from hessjax import _compilation
 
 
 def test_a_matrix_product_costs_two_operations_for_each_pair():
@@ -104,7 +103,7 @@ def test_a_jitted_function_keeps_its_own_settings():
 
 @pytest.mark.parametrize("jit", [lambda f: f, jax.jit])
 def test_the_processor_gets_the_options_of_the_library(jit, monkeypatch):
-    monkeypatch.setitem(harness._compilation.CPU_OPTIONS, "no_such_option", value=True)
+    monkeypatch.setitem(_compilation.CPU_OPTIONS, "no_such_option", value=True)
     with pytest.raises(Exception, match="no_such_option"):
         harness.compile_program(jit(jnp.sin), jnp.zeros(3))
 
@@ -173,113 +172,3 @@ def test_a_result_that_is_not_finite_is_an_error(result):
 )
 def test_other_results_pass(result):
     assert harness.measure({"fine": lambda: result})["fine"].repeats == 10
-
-
-@pytest.mark.parametrize(
-    ("text", "cores", "expected"),
-    [
-        ("model name\t: AMD EPYC\nmodel name\t: AMD EPYC\n", 2, "cpu-amd-epyc-2-cores"),
-        ("model name : Intel(R) Xeon(R) CPU @ 2.20GHz", 1, "cpu-intel-xeon-cpu-2-20ghz-1-core"),
-        ("nothing of use", 4, "cpu-some-arm-4-cores"),
-    ],
-)
-def test_processors_have_names(monkeypatch, text, cores, expected):
-    monkeypatch.setattr(harness.Path, "read_text", lambda *_, **__: text)
-    monkeypatch.setattr(harness.Path, "is_file", lambda _: True)
-    monkeypatch.setattr(harness.platform, "processor", lambda: "Some Arm")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert harness.device_name() == expected
-
-
-class Accelerator:
-    platform, device_kind = "gpu", "NVIDIA H100 80GB HBM3"
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"), [(1, "nvidia-h100-80gb-hbm3"), (4, "4-x-nvidia-h100-80gb-hbm3")]
-)
-def test_accelerators_have_names(monkeypatch, count, expected):
-    monkeypatch.setattr(harness.jax, "devices", lambda: [Accelerator()] * count)
-    assert harness.device_name() == expected
-
-
-def clean(monkeypatch, commit="0123456789ab"):
-    monkeypatch.setattr(harness, "conditions", harness.conditions.__wrapped__)
-    monkeypatch.setattr(harness.runs, "_commit", lambda: commit)
-
-
-def test_results_stand_with_their_conditions(monkeypatch, tmp_path):
-    clean(monkeypatch)
-    for name in ("XLA_FLAGS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    path = harness.write("cost", {"rows": [1]}, tmp_path / "deep" / "cost.json")
-    found = read_json(path)
-    assert path == tmp_path / "deep" / "cost.json"
-    assert found["rows"] == [1]
-    assert found["environment"] == {"OMP_NUM_THREADS": "3"}
-    assert found["device_name"] == harness.device_name()
-    assert (found["commit"], found["dirty"]) == ("0123456789ab", False)
-    assert {"command", "versions", "device"} <= set(found)
-
-
-@pytest.mark.parametrize(
-    ("commit", "dirty"), [("0123456789ab with changes", True), ("unknown", True), ("01", False)]
-)
-def test_changes_make_the_code_dirty(monkeypatch, commit, dirty):
-    clean(monkeypatch, commit)
-    assert harness.conditions()["dirty"] is dirty
-
-
-def test_a_commit_meanwhile_changes_nothing(monkeypatch):
-    before = harness.conditions()
-    monkeypatch.setattr(harness.runs, "_commit", lambda: "another")
-    assert harness.conditions() == before
-
-
-def test_a_quick_run_leaves_the_kept_results_alone():
-    assert harness.place("cost", None) == harness.RESULTS / harness.device_name() / "cost.json"
-    quick = harness.place("cost", None, quick=True)
-    assert not quick.resolve().is_relative_to(harness.RESULTS)
-    assert quick.parts == ("runs", "benchmarks", "cost.json")
-    given = harness.Path("given.json")
-    assert harness.place("cost", given, quick=True) == harness.place("cost", given) == given
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {},
-        {"settings": {"repeats": 11}},
-        {"commit": "another"},
-        {"versions": {}},
-        {"device": "another"},
-        {"device_name": "another"},
-        {"environment": {"OMP_NUM_THREADS": "77"}},
-    ],
-)
-def test_only_what_would_be_measured_the_same_way_is_kept(monkeypatch, tmp_path, changed):
-    clean(monkeypatch)
-    path, settings = tmp_path / "cost.json", {"repeats": 10}
-    assert harness.earlier(path, settings) == []
-    harness.write("cost", {"settings": settings, "rows": [{"a": 1}]}, path)
-    write_json(path, {**read_json(path), **changed})
-    assert harness.earlier(path, settings) == ([] if changed else [{"a": 1}])
-
-
-def test_nothing_is_kept_for_code_that_may_have_changed(monkeypatch, tmp_path):
-    clean(monkeypatch, "0123456789ab with changes")
-    path = harness.write("cost", {"settings": {}, "rows": [1]}, tmp_path / "cost.json")
-    assert harness.earlier(path, {}) == []
-
-
-def test_rows_of_several_commands_name_them_all(monkeypatch, tmp_path):
-    clean(monkeypatch)
-    path = tmp_path / "cost.json"
-    for command in ("python one", "python two", "python one"):
-        monkeypatch.setattr(harness.runs, "_command", lambda _, command=command: command)
-        harness.write("cost", {"settings": {}, "rows": [1]}, path)
-    assert read_json(path)["command"] == "python one && python two"
-    # Nothing is left of it under other settings.
-    harness.write("cost", {"settings": {"repeats": 11}, "rows": [1]}, path)
-    assert read_json(path)["command"] == "python one"

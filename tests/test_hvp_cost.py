@@ -10,7 +10,7 @@ import tyro
 from flax import nnx
 
 import hessjax
-from experiments.benchmarks import harness, hvp_cost, hvp_forms, resnet
+from experiments.benchmarks import hvp_cost, hvp_forms, records, resnet
 from experiments.files import read_json
 from experiments.models import functional
 from tests import cases
@@ -156,8 +156,8 @@ def test_results_are_complete(tmp_path, capsys):
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "conditions", harness.conditions.__wrapped__)
-    monkeypatch.setattr(harness.runs, "_commit", lambda: "0123456789ab")
+    monkeypatch.setattr(records, "conditions", records.conditions.__wrapped__)
+    monkeypatch.setattr(records.runs, "_commit", lambda: "0123456789ab")
     out, measured = tmp_path / "cost.json", []
 
     def fake(name, _, batch_size, *__, **___):
@@ -189,9 +189,9 @@ def test_without_options_the_models_and_batches_are_those_of_the_comparison(monk
         ("float32", "bfloat16"),
         (1, 8, 64, 512),
     )
-    assert seen["path"].is_relative_to(harness.RESULTS)
+    assert seen["path"].is_relative_to(records.RESULTS)
     call("--quick")
-    assert not seen["path"].resolve().is_relative_to(harness.RESULTS)
+    assert not seen["path"].resolve().is_relative_to(records.RESULTS)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from experiments import crosscheck, parity
-from experiments.benchmarks import report
+from experiments.benchmarks import records, report
 from experiments.files import read_json
 from experiments.table import read, table
 
 ROOT = Path(__file__).parents[1]
-DEVICES = sorted(path for path in report.harness.RESULTS.iterdir() if path.is_dir())
+DEVICES = sorted(path for path in records.RESULTS.iterdir() if path.is_dir())
 # The device of the README's table.
-CPU = report.harness.RESULTS / "cpu-amd-epyc-1-core"
+CPU = records.RESULTS / "cpu-amd-epyc-1-core"
 RESULTS = sorted(path.parent for path in ROOT.glob("experiments/results/*/comparison.json"))
 
 

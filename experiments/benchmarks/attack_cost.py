@@ -14,7 +14,7 @@ import tyro
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import runs
-from experiments.benchmarks import harness
+from experiments.benchmarks import harness, records
 from experiments.config import ORDERS, Config, Norm, recipe
 from experiments.data import Dataset
 from experiments.robustness import withstood
@@ -99,7 +99,7 @@ def main(
         path = add(
             target,
             repeats=(1 if quick else 3) if repeats is None else repeats,
-            path=harness.place(NAME, out, quick=quick),
+            path=records.place(NAME, out, quick=quick),
         )
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -165,13 +165,8 @@ def add(target: Target, *, repeats: int, path: Path) -> Path:
         "epochs": config.epochs, "trained_at": target.run.commit,
         "norm": target.norm, "epsilon": target.epsilon,
     }  # fmt: skip
-    rows = harness.earlier(path, settings)
-    if not any(cell.items() <= row.items() for row in rows):
-        found = measure_attacks(target, repeats=repeats)
-        rows += [{**cell, **row} for row in found]
-        harness.write(NAME, {"settings": settings, "rows": rows}, path)
-        print(_summary(found))
-    return path
+    measured = partial(measure_attacks, target, repeats=repeats)
+    return records.collect(NAME, settings, [(cell, measured)], path, shown=_summary)
 
 
 def measure_attacks(target: Target, *, repeats: int) -> list[dict[str, Any]]:
@@ -246,7 +241,7 @@ def _prepare(target: Target, attack: Attack, right: np.ndarray) -> None:
         by_attacks(target._replace(y=y, epsilon=_TINY), (short,))
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+def _summary(_: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"clean {100 * rows[0]['clean']:.1f} %; seconds for 1,000 images, accuracy under it"]
     lines += [
         f"  {row['attack']:<12}{row['seconds_per_1000']['median']:8.1f}{100 * row['robust']:8.1f} %"

@@ -1,38 +1,23 @@
-"""Compile, time and write down: what all benchmarks share.
+"""Compile and time: what all benchmarks share.
 
 Programs are compiled ahead of time, so that no timing has compilation in it. What is compared is
 run in turns, so that a machine that slows down slows all of it.
 """
 
-import os
-import platform
 import re
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runs
-from experiments.files import read_json, write_json
-from hessjax import _compilation
+from hessjax._compilation import compiler_options
 
 PyTree = Any
 
-RESULTS = Path(__file__).parent / "results"
-_QUICK = Path("runs/benchmarks")
 _MIN_REPEATS = 10
-# Threads; and from which size on glibc gives memory back after each call, which costs time.
-_ENVIRONMENT = (
-    *("XLA_FLAGS", "OMP_NUM_THREADS"),
-    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
-)
-# What has to be the same for measurements to stand in one file.
-_CONDITIONS = ("commit", "versions", "device", "device_name", "environment")
 
 
 class Program(NamedTuple):
@@ -83,7 +68,6 @@ def compile_program(
         *arguments: arrays, trees of arrays, or their `jax.ShapeDtypeStruct`.
         donate: positions of the arguments whose memory a call may reuse; they can be passed once.
     """
-    options = _compilation.CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
     # A new function each time: what JAX remembers of an earlier one would not be compiled.
     def fresh(*given: PyTree) -> PyTree:
@@ -93,7 +77,7 @@ def compile_program(
     if donate or not hasattr(function, "lower"):
         jitted = jax.jit(fresh, donate_argnums=donate)
     begun = time.perf_counter()
-    compiled = jitted.lower(*arguments).compile(compiler_options=options)
+    compiled = jitted.lower(*arguments).compile(compiler_options=compiler_options())
     seconds = time.perf_counter() - begun
     return Program(compiled, seconds, _operations(compiled), *_bytes(compiled))
 
@@ -191,84 +175,3 @@ def check_finite(name: str, result: PyTree) -> None:
             jnp.all(jnp.isfinite(array))
         ):
             raise ArithmeticError(f"{name} gave a result that is not finite: nothing is measured")
-
-
-def device_name() -> str:
-    """Return the device in the form of a folder's name, such as ``cpu-amd-epyc-2-cores``."""
-    first, *others = jax.devices()
-    if first.platform == "cpu":
-        cores = _usable_cores()
-        return f"cpu-{_slug(_processor())}-{cores}-core{'s' if cores > 1 else ''}"
-    kind = _slug(first.device_kind)
-    return f"{len(others) + 1}-x-{kind}" if others else kind
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    text = information.read_text(encoding="utf-8") if information.is_file() else ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1] if named else platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    # Not every system can tell to which ones a process is bound.
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _slug(name: str) -> str:
-    name = re.sub(r"\((r|tm)\)", " ", name.lower())
-    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
-
-
-def place(name: str, out: Path | None, *, quick: bool = False) -> Path:
-    """Return the file of a benchmark: the given one, or that of the device's results.
-
-    A quick run's stands elsewhere, so that it does not replace results that are kept.
-    """
-    return out or (_QUICK if quick else RESULTS / device_name()) / f"{name}.json"
-
-
-@cache
-def conditions() -> dict[str, Any]:
-    """Return under which conditions this process measures.
-
-    What `experiments.runs.provenance` tells, ``device_name``, what the ``environment`` sets, and
-    ``dirty``: whether the code may be another than the commit's. Asked for once: what runs is the
-    code from before a commit made meanwhile.
-    """
-    provenance = runs.provenance()
-    commit = provenance["commit"]
-    return {
-        **provenance,
-        "dirty": commit == "unknown" or commit.endswith(" with changes"),
-        "device_name": device_name(),
-        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-    }
-
-
-def write(name: str, content: dict[str, Any], out: Path | None, *, quick: bool = False) -> Path:
-    """Write results with the conditions they were measured under, and return the file."""
-    path, commands = place(name, out, quick=quick), [conditions()["command"]]
-    if "settings" in content and earlier(path, content["settings"]):
-        # What is kept of an earlier command was measured by it.
-        commands = [*read_json(path)["command"].split(" && "), *commands]
-    joined = {"command": " && ".join(dict.fromkeys(commands))}
-    write_json(path, {**conditions(), **joined, **content})
-    return path
-
-
-def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the ``rows`` of a file if the same ``settings`` and conditions would give them again.
-
-    None from or for code that is not committed: it may have changed.
-
-    Raises:
-        ValueError: if the file holds no JSON dictionary.
-    """
-    if not path.is_file():
-        return []
-    found, here = read_json(path), conditions()
-    same = all(found.get(name) == here[name] for name in _CONDITIONS)
-    same = same and found.get("settings") == settings and not here["dirty"]
-    return found.get("rows", []) if same else []

@@ -14,7 +14,7 @@ import tyro
 from flax import nnx
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from experiments.benchmarks import harness
+from experiments.benchmarks import harness, records
 from experiments.benchmarks.hvp_forms import (
     STEP,
     UNIT,
@@ -84,7 +84,7 @@ def main(
             batch_sizes or _batch_sizes(quick=quick),
             products=products or ((1, 4) if quick else (1, 4, 16)),
             repeats=repeats,
-            path=harness.place(NAME, out, quick=quick),
+            path=records.place(NAME, out, quick=quick),
         )
     except (ValueError, ArithmeticError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -126,16 +126,15 @@ def run(
         "num_compared": _NUM_COMPARED,
         "finite_difference_step": STEP,
     }
-    rows, chosen = harness.earlier(path, settings), forms(settings["products"])
-    for name, dtype, batch_size in itertools.product(names, dtypes, batch_sizes):
-        cell = {"model": name, "dtype": dtype, "batch_size": batch_size}
-        if any(cell.items() <= row.items() for row in rows):
-            continue
-        found = measure_cell(name, dtype, batch_size, chosen, repeats=repeats)
-        rows = [*rows, *({**cell, **row} for row in found)]
-        harness.write(NAME, {"settings": settings, "rows": rows}, path)
-        print(_summary(name, dtype, batch_size, found))
-    return path
+    chosen = forms(settings["products"])
+    cells = [
+        (
+            {"model": name, "dtype": dtype, "batch_size": batch_size},
+            partial(measure_cell, name, dtype, batch_size, chosen, repeats=repeats),
+        )
+        for name, dtype, batch_size in itertools.product(names, dtypes, batch_sizes)
+    ]
+    return records.collect(NAME, settings, cells, path, shown=_summary)
 
 
 def measure_cell(
@@ -254,9 +253,10 @@ def _error(result: jax.Array, expected: np.ndarray) -> float:
     return float(np.median(norms[0] / norms[1]))
 
 
-def _summary(name: str, dtype: str, batch_size: int, rows: Sequence[Mapping[str, Any]]) -> str:
+def _summary(cell: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what a person wants to see while the next cell is measured."""
-    lines = [f"{name}, {dtype}, batch {batch_size}: time in input gradients, relative error"]
+    head = "{model}, {dtype}, batch {batch_size}".format_map(cell)
+    lines = [f"{head}: time in input gradients, relative error"]
     for row in rows:
         error = "" if row["relative_error"] is None else f"{row['relative_error']:10.1e}"
         lines.append(f"  {row['form']:<22}{row['ratio']:7.2f}{error}")

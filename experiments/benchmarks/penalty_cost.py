@@ -1,7 +1,8 @@
 """What a regularized optimizer step costs, and how accurate the estimate that it pays for is."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import tyro
 
 from experiments import runs
-from experiments.benchmarks import harness
+from experiments.benchmarks import harness, records
 from experiments.benchmarks.estimates import DEFAULT, ESTIMATES, relative_errors, summary
 from experiments.benchmarks.steps import (
     ACCUMULATED,
@@ -18,7 +19,9 @@ from experiments.benchmarks.steps import (
     STEP,
     compile_accumulated,
     compile_step,
+    measure_steps,
     objectives,
+    random_batch,
 )
 from experiments.config import Config
 from experiments.files import read_json
@@ -66,7 +69,7 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
-        path = harness.place(NAME, out, quick=quick)
+        path = records.place(NAME, out, quick=quick)
         settings = Settings(batch_size, 16 if quick else num_images, repeats, quick, reference)
         settings.check()
         measure(run or _digits(path.parent / "digits", quick=quick), settings, path, data_dir)
@@ -119,33 +122,27 @@ def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: P
         ArithmeticError: if a result is not finite.
     """
     loaded = [runs.load(folder) for folder in folders]
-    rows = harness.earlier(path, settings._asdict())
-
-    def add(cell: dict[str, Any], by: Callable[[], list[dict[str, Any]]]) -> None:
-        nonlocal rows
-        if any(cell.items() <= row.items() for row in rows):
-            return
-        rows = [*rows, *({**cell, **row} for row in by())]
-        harness.write(NAME, {"settings": settings._asdict(), "rows": rows}, path)
-        print("measured: " + ", ".join(map(str, cell.values())))
-
+    cells: list[records.Cell] = []
     for run in loaded:
-        config = run.config
-        network = {"model": config.model, "activation": config.activation}
-        shape = read_json(run.path / "config.json")["network"]["input_shape"]
-        cell = {"kind": "step", **network, "input_shape": list(shape)}
-        add(cell, lambda run=run: _step_rows(run, settings))
+        network = {"model": run.config.model, "activation": run.config.activation}
+        cell = {"kind": "step", **network, "input_shape": _architecture(run)["input_shape"]}
+        cells.append((cell, partial(_step_rows, run, settings)))
     for run in loaded:
         config = run.config
         described = {"data": config.data, "method": config.name, "epochs": config.epochs}
         network = {"model": config.model, "activation": config.activation}
         cell = {"kind": "error", **described, **network, "seed": config.seed}
-        add(cell, lambda run=run: _error_rows(run, settings, data_dir))
+        cells.append((cell, partial(_error_rows, run, settings, data_dir)))
+    records.collect(NAME, settings._asdict(), cells, path)
+
+
+def _architecture(run: runs.Run) -> dict[str, Any]:
+    return read_json(run.path / "config.json")["network"]
 
 
 def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
-    architecture = read_json(run.path / "config.json")["network"]
-    x, y = _random_batch(architecture, settings.batch_size)
+    shape, num_classes = (_architecture(run)[key] for key in ("input_shape", "num_classes"))
+    x, y = random_batch(shape, num_classes, settings.batch_size)
     batch = jnp.asarray(x), jnp.asarray(y)
     chosen = {
         name: objective
@@ -155,32 +152,19 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
     steps = {name: compile_step(each, run.params, batch) for name, each in chosen.items()}
     if not settings.quick:
         steps[ACCUMULATED] = compile_accumulated(chosen["hessian"], run.params, batch, 4)
-    calls = {name: step.call for name, step in steps.items()}
-    if settings.reference:
-        calls |= _reference_calls(run, architecture, x, y, quick=settings.quick)
-    timings = harness.measure(calls, repeats=settings.repeats)
-    plain = timings["none"].median
-    rows = []
-    for name, timing in timings.items():
-        count = steps[name].num_steps if name in steps else 1
-        seconds = {key: value / count for key, value in timing._asdict().items()}
-        seconds["repeats"] = timing.repeats
-        facts = steps[name].facts if name in steps else {}
-        rows.append(
-            {"step": name, "seconds": seconds, "plain_steps": seconds["median"] / plain, **facts}
-        )
-    return rows
+    others = _reference_calls(run, x, y, quick=settings.quick) if settings.reference else {}
+    return measure_steps(steps, others, repeats=settings.repeats)
 
 
 def _reference_calls(
-    run: runs.Run, architecture: Mapping[str, Any], x: np.ndarray, y: np.ndarray, *, quick: bool
+    run: runs.Run, x: np.ndarray, y: np.ndarray, *, quick: bool
 ) -> dict[str, Callable[[], Any]]:
     # Not above: who does without these needs no PyTorch.
     from experiments.benchmarks import reference  # noqa: PLC0415
 
     def make() -> dict[str, reference.Step]:
         found = reference.steps(
-            architecture, run.params, x, y, epsilon=EPSILON, weight=EPSILON, step=STEP
+            _architecture(run), run.params, x, y, epsilon=EPSILON, weight=EPSILON, step=STEP
         )
         return {f"PyTorch: {name}": call for name, call in found.items()}
 
@@ -193,14 +177,6 @@ def _reference_calls(
     except RuntimeError as error:
         print(f"without PyTorch's compiled form: {error}", file=sys.stderr)
     return calls
-
-
-def _random_batch(
-    architecture: Mapping[str, Any], batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    x = rng.uniform(size=(batch_size, *architecture["input_shape"])).astype(np.float32)
-    return x, rng.integers(architecture["num_classes"], size=batch_size)
 
 
 def _error_rows(run: runs.Run, settings: Settings, data_dir: Path | None) -> list[dict[str, Any]]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import tyro
 
-from experiments.benchmarks import harness, plots, targets
+from experiments.benchmarks import plots, records, targets
+from experiments.benchmarks.estimates import DEFAULT
 from experiments.files import read_json, replacing
 
 Row = Mapping[str, Any]
 _NOTHING = "-"
-HESSIAN = "hessian: "
 
 
 def main(folder: tyro.conf.Positional[Path | None] = None) -> None:
@@ -23,7 +23,7 @@ def main(folder: tyro.conf.Positional[Path | None] = None) -> None:
             given.
     """
     try:
-        written = write(folder or harness.RESULTS / harness.device_name())
+        written = write(folder or records.RESULTS / records.device_name())
     except (ValueError, KeyError, OSError) as error:
         sys.exit(f"error: {error}")
     print("Written:", *written, sep="\n  ")
@@ -52,7 +52,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     results = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
     if not results:
         raise ValueError(
-            f"{folder} holds no results: python -m experiments.benchmarks... makes them"
+            f"{folder} holds no results, which the modules of experiments.benchmarks write"
         )
     return results
 
@@ -125,7 +125,7 @@ def _penalty_section(content: Mapping[str, Any]) -> list[str]:
                 "steps. An estimate is named by solver, start and number of products.\n"
             ),
             estimate_table(steps, errors),
-            "",
+            "\n![estimates](estimates.png)\n",
         ]
     return parts
 
@@ -170,8 +170,9 @@ def estimate_table(steps: Sequence[Row], errors: Sequence[Row]) -> str:
     for estimate in dict.fromkeys(row["estimate"] for row in errors):
         cells = [estimate]
         for name in architectures:
-            step = f"{HESSIAN}{estimate}"
-            cells.append(_number(cost.get((step, name), _default_cost(cost, estimate, name))))
+            # The default estimate's step goes by the name of the method.
+            step = "hessian" if estimate == DEFAULT else f"hessian: {estimate}"
+            cells.append(_number(cost.get((step, name))))
         for network in networks:
             error = found.get((estimate, network))
             cells.append(
@@ -182,14 +183,6 @@ def estimate_table(steps: Sequence[Row], errors: Sequence[Row]) -> str:
         lines.append(cells)
     heads = ["estimate", *(f"time, {name}" for name in architectures), *networks]
     return markdown(heads, lines)
-
-
-def _default_cost(
-    cost: Mapping[tuple[str, str], float], estimate: str, architecture: str
-) -> float | None:
-    # The default estimate's step goes by the name of the method.
-    default = "power, gradient, 1"
-    return cost.get(("hessian", architecture)) if estimate == default else None
 
 
 def _network(row: Row) -> str:

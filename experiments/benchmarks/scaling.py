@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
-from experiments.benchmarks import harness
-from experiments.benchmarks.steps import compile_step, objectives
+from experiments.benchmarks import harness, records
+from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
 from experiments.models import Params, create, functional
 from hessjax.objective import Apply
 
@@ -52,7 +51,7 @@ def main(
         python -m experiments.benchmarks.scaling --sizes 28 224 --classes 10
 
     Args:
-        quick: the ends only, in under two minutes, into runs/benchmarks.
+        quick: two of each, in under two minutes, into runs/benchmarks.
         sizes: sides of the images, multiples of 28, with 10 classes.
         classes: numbers of classes, with images of 28x28.
         batch_size: examples of a step.
@@ -63,7 +62,7 @@ def main(
         sizes, classes, batch_size = (28, 112), (10, 100), 8
     try:
         path = run(
-            sizes, classes, batch_size, repeats=repeats, path=harness.place(NAME, out, quick=quick)
+            sizes, classes, batch_size, repeats=repeats, path=records.place(NAME, out, quick=quick)
         )
     except (ValueError, ArithmeticError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -91,39 +90,26 @@ def run(
             f"expected at least 2 classes and 1 example, got {min(classes)} and {batch_size}"
         )
     settings = {"batch_size": batch_size, "repeats": repeats, "activation": "gelu"}
-    rows = harness.earlier(path, settings)
     # The first of both is one and the same network.
-    cells = [(size, 10) for size in sizes] + [(_SIDE, number) for number in classes]
-    for size, number in dict.fromkeys(cells):
-        cell = {"size": size, "classes": number}
-        if not any(cell.items() <= row.items() for row in rows):
-            rows = [*rows, *({**cell, **r} for r in _measure(size, number, batch_size, repeats))]
-            harness.write(NAME, {"settings": settings, "rows": rows}, path)
-            print(f"measured: {size}x{size}, {number} classes")
-    return path
+    networks = [(size, 10) for size in sizes] + [(_SIDE, number) for number in classes]
+    cells = [
+        ({"size": size, "classes": number}, partial(_measure, size, number, batch_size, repeats))
+        for size, number in dict.fromkeys(networks)
+    ]
+    return records.collect(NAME, settings, cells, path)
 
 
 def _measure(size: int, num_classes: int, batch_size: int, repeats: int) -> list[dict[str, Any]]:
     apply, params = network(size, num_classes)
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.uniform(size=(batch_size, size, size, 1)), jnp.float32)
-    batch = x, jnp.asarray(rng.integers(num_classes, size=batch_size))
+    x, y = random_batch((size, size, 1), num_classes, batch_size)
+    batch = jnp.asarray(x), jnp.asarray(y)
     known = objectives(apply, batch_size)
     steps = {name: compile_step(known[name], params, batch) for name in STEPS}
-    timings = harness.measure({name: s.call for name, s in steps.items()}, repeats=repeats)
-    return [
-        {
-            "step": name,
-            "seconds": timing._asdict(),
-            "plain_steps": timing.median / timings["none"].median,
-            **steps[name].facts,
-        }
-        for name, timing in timings.items()
-    ]
+    return measure_steps(steps, {}, repeats=repeats)
 
 
 def network(size: int, num_classes: int) -> tuple[Apply, Params]:
-    """Return the CNN behind an average of each of its pixels' squares, and random weights."""
+    """Return the CNN, behind averages over squares of pixels, and random weights."""
     width = round(_DENSE / (_FEATURES + num_classes))
     inner, params = functional(
         create(

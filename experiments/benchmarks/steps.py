@@ -1,17 +1,18 @@
 """Whole optimizer steps, by training method: what `penalty_cost` times."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 import hessjax
 from experiments.benchmarks import textbook
 from experiments.benchmarks.estimates import DEFAULT, ESTIMATES
-from experiments.benchmarks.harness import Program, compile_program
+from experiments.benchmarks.harness import Program, compile_program, measure
 from experiments.methods import METHODS, Setting
 from experiments.models import Params
 from hessjax import Lazy, TrainState, regularized, second_order, train_step
@@ -154,3 +155,39 @@ def _compiled(
         return metrics
 
     return Step(call, programs, num_steps)
+
+
+def random_batch(
+    input_shape: Sequence[int], num_classes: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw images and labels."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(batch_size, *input_shape)).astype(np.float32)
+    return x, rng.integers(num_classes, size=batch_size)
+
+
+def measure_steps(
+    steps: Mapping[str, Step], others: Mapping[str, Callable[[], Any]], *, repeats: int
+) -> list[dict[str, Any]]:
+    """Time steps, one of which is ``none``, and other calls that take one step each, in turns.
+
+    Returns:
+        A row for each: ``step``, its name; ``seconds`` of one step; ``plain_steps``, the same in
+        those of ``none``; and the `Step.facts` there are.
+    """
+    calls = {name: step.call for name, step in steps.items()} | dict(others)
+    timings = measure(calls, repeats=repeats)
+    counts = {name: steps[name].num_steps if name in steps else 1 for name in calls}
+    plain = timings["none"].median
+    return [
+        {
+            "step": name,
+            "seconds": {
+                **{key: getattr(t, key) / counts[name] for key in ("median", "lower", "upper")},
+                "repeats": t.repeats,
+            },
+            "plain_steps": t.median / counts[name] / plain,
+            **(steps[name].facts if name in steps else {}),
+        }
+        for name, t in timings.items()
+    ]

@@ -1,0 +1,118 @@
+"""Records of measurements: where they lie, and when they are measured again."""
+
+import os
+
+import pytest
+
+from experiments.benchmarks import records
+from experiments.files import read_json, write_json
+
+
+@pytest.mark.parametrize(
+    ("text", "cores", "expected"),
+    [
+        ("model name\t: AMD EPYC\nmodel name\t: AMD EPYC\n", 2, "cpu-amd-epyc-2-cores"),
+        ("model name : Intel(R) Xeon(R) CPU @ 2.20GHz", 1, "cpu-intel-xeon-cpu-2-20ghz-1-core"),
+        ("nothing of use", 4, "cpu-some-arm-4-cores"),
+    ],
+)
+def test_processors_have_names(monkeypatch, text, cores, expected):
+    monkeypatch.setattr(records.Path, "read_text", lambda *_, **__: text)
+    monkeypatch.setattr(records.Path, "is_file", lambda _: True)
+    monkeypatch.setattr(records.platform, "processor", lambda: "Some Arm")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert records.device_name() == expected
+
+
+class Accelerator:
+    platform, device_kind = "gpu", "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, "nvidia-h100-80gb-hbm3"), (4, "4-x-nvidia-h100-80gb-hbm3")]
+)
+def test_accelerators_have_names(monkeypatch, count, expected):
+    monkeypatch.setattr(records.jax, "devices", lambda: [Accelerator()] * count)
+    assert records.device_name() == expected
+
+
+def clean(monkeypatch, commit="0123456789ab"):
+    monkeypatch.setattr(records, "conditions", records.conditions.__wrapped__)
+    monkeypatch.setattr(records.runs, "_commit", lambda: commit)
+
+
+def test_results_stand_with_their_conditions(monkeypatch, tmp_path):
+    clean(monkeypatch)
+    for name in ("XLA_FLAGS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    path = records.write("cost", {"rows": [1]}, tmp_path / "deep" / "cost.json")
+    found = read_json(path)
+    assert path == tmp_path / "deep" / "cost.json"
+    assert found["rows"] == [1]
+    assert found["environment"] == {"OMP_NUM_THREADS": "3"}
+    assert found["device_name"] == records.device_name()
+    assert (found["commit"], found["dirty"]) == ("0123456789ab", False)
+    assert {"command", "versions", "device"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("commit", "dirty"), [("0123456789ab with changes", True), ("unknown", True), ("01", False)]
+)
+def test_changes_make_the_code_dirty(monkeypatch, commit, dirty):
+    clean(monkeypatch, commit)
+    assert records.conditions()["dirty"] is dirty
+
+
+def test_a_commit_meanwhile_changes_nothing(monkeypatch):
+    before = records.conditions()
+    monkeypatch.setattr(records.runs, "_commit", lambda: "another")
+    assert records.conditions() == before
+
+
+def test_a_quick_run_leaves_the_kept_results_alone():
+    assert records.place("cost", None) == records.RESULTS / records.device_name() / "cost.json"
+    quick = records.place("cost", None, quick=True)
+    assert not quick.resolve().is_relative_to(records.RESULTS)
+    assert quick.parts == ("runs", "benchmarks", "cost.json")
+    given = records.Path("given.json")
+    assert records.place("cost", given, quick=True) == records.place("cost", given) == given
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"settings": {"repeats": 11}},
+        {"commit": "another"},
+        {"versions": {}},
+        {"device": "another"},
+        {"device_name": "another"},
+        {"environment": {"OMP_NUM_THREADS": "77"}},
+    ],
+)
+def test_only_what_would_be_measured_the_same_way_is_kept(monkeypatch, tmp_path, changed):
+    clean(monkeypatch)
+    path, settings = tmp_path / "cost.json", {"repeats": 10}
+    assert records.earlier(path, settings) == []
+    records.write("cost", {"settings": settings, "rows": [{"a": 1}]}, path)
+    write_json(path, {**read_json(path), **changed})
+    assert records.earlier(path, settings) == ([] if changed else [{"a": 1}])
+
+
+def test_nothing_is_kept_for_code_that_may_have_changed(monkeypatch, tmp_path):
+    clean(monkeypatch, "0123456789ab with changes")
+    path = records.write("cost", {"settings": {}, "rows": [1]}, tmp_path / "cost.json")
+    assert records.earlier(path, {}) == []
+
+
+def test_rows_of_several_commands_name_them_all(monkeypatch, tmp_path):
+    clean(monkeypatch)
+    path = tmp_path / "cost.json"
+    for command in ("python one", "python two", "python one"):
+        monkeypatch.setattr(records.runs, "_command", lambda _, command=command: command)
+        records.write("cost", {"settings": {}, "rows": [1]}, path)
+    assert read_json(path)["command"] == "python one && python two"
+    # Nothing is left of it under other settings.
+    records.write("cost", {"settings": {"repeats": 11}, "rows": [1]}, path)
+    assert read_json(path)["command"] == "python one"
