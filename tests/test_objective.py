@@ -169,9 +169,13 @@ def test_without_a_product_negative_curvature_counts_as_much() -> None:
         x = jnp.array([1.0, 2.0])
         return hessjax.hessian_operator_norm(lambda t: scale * t @ t, x, solver=None)
 
+    objective = second_order(lambda scale, x: scale * x @ x, lambda z, _: z, 0, 1, solver=None)
+    batch = jnp.array([[1.0, 2.0]]), jnp.zeros(1)
     for scale in (3.0, -3.0):
         value, slope = jax.value_and_grad(penalty)(scale)
         np.testing.assert_allclose([value, slope], [6.0, np.sign(scale) * 2.0], rtol=1e-12)
+        metrics = objective(scale, batch, jax.random.key(0))[1]
+        np.testing.assert_allclose(metrics["hessian_norm"], 6.0, rtol=1e-12)
 
 
 def test_a_weight_of_zero_leaves_its_term_out() -> None:

@@ -89,7 +89,7 @@ def relative_errors(
     hessian = jax.jit(
         lambda x, y: hessian_matrix(loss_at(y), x), compiler_options=compiler_options()
     )
-    norms = np.array([_largest_eigenvalue(hessian(*pair)) for pair in zip(x, y, strict=True)])
+    norms = np.array([largest_eigenvalue(hessian(*pair)) for pair in zip(x, y, strict=True)])
     keys = jax.random.split(jax.random.key(0), len(x))
     errors = {}
     for name, estimate in estimates.items():
@@ -114,7 +114,8 @@ def exact_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
     return jax.nn.softplus(jax.nn.logsumexp(others) - logits[y])
 
 
-def _largest_eigenvalue(matrix: jax.Array) -> float:
+def largest_eigenvalue(matrix: jax.Array) -> float:
+    """Return the operator norm of a dense symmetric matrix, in float64."""
     return float(np.max(np.abs(np.linalg.eigvalsh(np.asarray(matrix, np.float64)))))
 
 
