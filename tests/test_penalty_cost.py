@@ -245,6 +245,7 @@ def test_bad_settings_of_scaling(tmp_path, wrong, message):
     ],
     ids=["run", "batch", "repeats", "sizes", "report"],
 )
-def test_mistakes_are_told_in_a_sentence(mistake, message):
+def test_mistakes_are_told_in_a_sentence_before_any_work(mistake, message, monkeypatch):
+    monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))
     with pytest.raises(SystemExit, match=f"error: {message}"):
         mistake()
