@@ -13,8 +13,10 @@ from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset
 from experiments.evaluate import attack_settings, chosen_radii, evaluate
 from experiments.files import read_json, write_json
+from experiments.interruption import exit_code
+from experiments.session import DivergedError
 from experiments.table import read, table
-from experiments.train import DivergedError, load_for, train
+from experiments.train import load_for, train
 
 _SHARED = tuple(field.name for field in dataclasses.fields(Setup))
 _METHODS = ("none", "gradient", "hessian", "finite-step", "adversarial")
@@ -35,11 +37,13 @@ def main(
 ) -> None:
     """Train several methods with the same seeds and budget, attack them, write table and figures.
 
-    Stop it with Ctrl-C and give the same command again: what is done is not done twice. Methods or
-    seeds of a later command into the same folder join those that are there. A method may carry its
-    strength, and its step: hessian, hessian:2, finite-step:1:1.5. With ,every=N or ,parts=N behind
-    it, it pays for its penalty on every N-th step, or on one of N parts of each batch. To tune
-    strengths, compare them on examples held out of the training set. For example:
+    Stop it with Ctrl-C and give the same command again: what is done is not done twice, and a
+    training goes on from its last checkpoint. A run that fails stops no other and is named at the
+    end. Methods or seeds of a later command into the same folder join those that are there. A
+    method may carry its strength, and its step: hessian, hessian:2, finite-step:1:1.5. With
+    ,every=N or ,parts=N behind it, it pays for its penalty on every N-th step, or on one of N parts
+    of each batch. To tune strengths, compare them on examples held out of the training set. For
+    example:
 
         python -m experiments.compare --methods none gradient hessian --out runs/demo
         python -m experiments.compare --data mnist --methods hessian:1 hessian:2 hessian:3
@@ -65,27 +69,25 @@ def main(
         attack = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
         _check_paths(out, configs)
         dataset = load_for(configs[0], data_dir, manual_dir)
-        entries = [_entry(config, dataset, out, radii, attack) for config in configs]
-        comparison = {
-            **runs.provenance(),
-            "commit": runs.joined_commits(*(entry.pop("commit") for entry in entries)),
-            "data": _describe(setup),
-            "num_test": len(dataset.test_labels),
-            "norms": {norm: list(values) for norm, values in radii.items() if values},
-            "attack": attack,
-            "setup": {name: getattr(configs[0], name) for name in _SHARED},
-            "runs": entries,
-        }
-        write_json(out / "comparison.json", _with_earlier(out / "comparison.json", comparison))
-        comparison = read(out)
-        written = report.write(out, comparison, report.read_landscapes(out, comparison))
-    except (ValueError, ImportError, OSError, DivergedError) as error:
+        with runs.locked(out):
+            entries, failed = _entries(configs, dataset, out, radii, attack)
+            if entries:
+                settings = {
+                    "data": _describe(setup),
+                    "num_test": len(dataset.test_labels),
+                    "norms": {norm: list(values) for norm, values in radii.items() if values},
+                    "attack": attack,
+                    "setup": {name: getattr(configs[0], name) for name in _SHARED},
+                }
+                _write(out, settings, entries, failed)
+    except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    print(table(comparison))
-    print("\nWritten:", *written, sep="\n  ")
+        sys.exit(exit_code(stop))
+    if failed:
+        lines = [f"\n  {path}: {reason}" for path, reason in failed.items()]
+        sys.exit(f"error: {len(failed)} of {len(configs)} runs failed:{''.join(lines)}")
 
 
 def plan(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Config]:
@@ -121,19 +123,38 @@ def _check_paths(out: Path, configs: Sequence[Config]) -> None:
         runs.check_free(out / _path(config), config)
 
 
-def _entry(
-    config: Config,
+def _entries(
+    configs: Sequence[Config],
     dataset: Dataset,
     out: Path,
     radii: Mapping[str, Sequence[float]],
     attack: dict[str, Any],
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the results of the runs, and by path why those that have none failed."""
+    entries, failed = [], {}
+    for config in configs:
+        path = _path(config)
+        try:
+            entries.append(_entry(config, dataset, out / path, radii, attack))
+        except (ValueError, OSError, DivergedError) as error:
+            failed[str(path)] = str(error)
+            print(f"failed: {path}: {error}", file=sys.stderr)
+    return entries, failed
+
+
+def _entry(
+    config: Config,
+    dataset: Dataset,
+    path: Path,
+    radii: Mapping[str, Sequence[float]],
+    attack: dict[str, Any],
 ) -> dict[str, Any]:
     """Train and evaluate one network, as far as that is not done, and return its results."""
-    path = out / _path(config)
-    if not runs.is_trained(path, config) and not train(config, dataset, path)["completed"]:
-        raise KeyboardInterrupt
+    if not runs.is_trained(path, config):
+        train(config, dataset, path, resume=True)
     run = runs.load(path)
-    evaluation = evaluate(run, dataset, radii, attack)
+    with runs.locked(path):
+        evaluation = evaluate(run, dataset, radii, attack)
     print(f"{path}: clean {100 * evaluation['clean']:.2f} %", file=sys.stderr)
     return {
         "method": config.method,
@@ -153,6 +174,27 @@ def _entry(
     }
 
 
+def _write(
+    out: Path,
+    settings: dict[str, Any],
+    entries: Sequence[dict[str, Any]],
+    failed: Mapping[str, str],
+) -> None:
+    """Write comparison, report and figures, with the runs of earlier commands, and tell of them."""
+    comparison = {
+        **runs.provenance(),
+        "commit": runs.joined_commits(*(entry.pop("commit") for entry in entries)),
+        **settings,
+        "runs": list(entries),
+        "failed": dict(failed),
+    }
+    write_json(out / "comparison.json", _with_earlier(out / "comparison.json", comparison))
+    comparison = read(out)
+    written = report.write(out, comparison, report.read_landscapes(out, comparison))
+    print(table(comparison))
+    print("\nWritten:", *written, sep="\n  ")
+
+
 def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     """Add the runs that an earlier command, of the same settings, left in the file."""
     earlier: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
@@ -165,6 +207,7 @@ def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     commands = dict.fromkeys([*earlier["command"].split(" && "), comparison["command"]])
     known = {run["path"] for run in earlier["runs"]}
     new = {run["path"]: run for run in comparison["runs"]}
+    failed = {**earlier.get("failed", {}), **comparison["failed"]}
     return {
         **comparison,
         "command": " && ".join(commands),
@@ -173,6 +216,7 @@ def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
             *(new.get(run["path"], run) for run in earlier["runs"]),
             *(run for run in comparison["runs"] if run["path"] not in known),
         ],
+        "failed": {path: why for path, why in failed.items() if path not in known | paths},
     }
 
 

@@ -6,7 +6,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -253,23 +254,27 @@ def validation_split(dataset: Dataset, size: int) -> Dataset:
     )
 
 
-def batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int, *, seed: int, epoch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Shuffle an epoch into training batches (x, y) of one size.
+def batch_indices(step: int, num_examples: int, batch_size: int, *, seed: int) -> np.ndarray:
+    """Return the numbers of the examples of one training step, a batch.
 
-    There are N // batch_size: the remainder, which differs from epoch to epoch, is dropped.
+    Each epoch is a permutation of its own of all examples, cut into N // batch_size batches; the
+    remainder, which differs from epoch to epoch, is dropped.
+
+    Args:
+        step: its number, from 0.
+        num_examples: N.
+        batch_size: examples a step.
+        seed: of the order.
 
     Raises:
-        ValueError: if images and labels differ in number, or do not fill one batch.
+        ValueError: if the examples do not fill one batch.
     """
-    if len(images) != len(labels) or not len(labels) or batch_size < 1:
-        raise ValueError(
-            f"got {len(images)} images and {len(labels)} labels in batches of {batch_size}, "
-            "expected as many labels as images, and at least one of each in a batch"
-        )
-    if batch_size > len(labels):
-        raise ValueError(f"{len(labels)} examples do not fill a batch of {batch_size}")
-    order = np.random.default_rng((seed, epoch)).permutation(len(labels))
-    whole = order[: len(labels) // batch_size * batch_size].reshape(-1, batch_size)
-    return ((images[i], labels[i]) for i in whole)
+    if batch_size < 1 or batch_size > num_examples:
+        raise ValueError(f"{num_examples} examples do not fill a batch of {batch_size}")
+    epoch, place = divmod(step, num_examples // batch_size)
+    return _order(num_examples, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+
+
+@lru_cache(maxsize=1)
+def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_examples)

@@ -63,19 +63,25 @@ def main(
         dataset = load_for(loaded.config, data_dir)
         if not loaded.training["completed"]:
             print(f"warning: the training of {run} was not completed", file=sys.stderr)
-        if attack == "auto":
-            told = auto.settings(version, num_examples, loaded.config.seed)
-            for name, values in radii.items():
-                if values:
-                    found = auto.evaluate(
-                        loaded, dataset, norm=name, radii=values, attack=told, batch_size=batch_size
-                    )
-                    print(auto.report(found, name, values))
-            print(f"written: {run / 'auto_attack.json'}")
-        else:
-            told = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
-            print(_report(evaluate(loaded, dataset, radii, told)))
-            print(f"written: {run / 'evaluation.json'}")
+        with runs.locked(run):
+            if attack == "auto":
+                told = auto.settings(version, num_examples, loaded.config.seed)
+                for name, values in radii.items():
+                    if values:
+                        found = auto.evaluate(
+                            loaded,
+                            dataset,
+                            norm=name,
+                            radii=values,
+                            attack=told,
+                            batch_size=batch_size,
+                        )
+                        print(auto.report(found, name, values))
+                print(f"written: {run / 'auto_attack.json'}")
+            else:
+                told = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
+                print(_report(evaluate(loaded, dataset, radii, told)))
+                print(f"written: {run / 'evaluation.json'}")
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -229,3 +229,21 @@ def with_accuracy(apply: Apply, objective: Objective) -> Objective:
         return value, {**metrics, "accuracy": jnp.mean(predicted == y)}
 
     return measured
+
+
+def refusing(objective: Objective) -> Objective:
+    """Make the gradient of a value that is not finite NaN, so that no optimizer step is made of it.
+
+    `optax.apply_if_finite` looks at the gradients alone, and an infinite loss may have finite ones.
+    """
+    if isinstance(objective, Lazy):
+        return objective.map(refusing)
+
+    def refused(
+        params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
+    ) -> tuple[jax.Array, Metrics]:
+        value, metrics = objective(params, batch, key, step)
+        factor = jnp.where(jnp.isfinite(value), jnp.ones((), value.dtype), jnp.nan)
+        return value * factor, metrics
+
+    return refused

@@ -266,7 +266,9 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[st
         f"- Versions: {versions}",
         f"- Device: {comparison['device']}",
         f"- Data: {_about(comparison)}",
-        f"- Attack: {_attack(comparison['attack'])}\n",
+        f"- Attack: {_attack(comparison['attack'])}",
+        *(f"- Failed: {path}: {why}" for path, why in comparison.get("failed", {}).items()),
+        "",
         table(comparison),
         f"\n{explanation}\n",
     ]

@@ -1,21 +1,25 @@
 """The folder of a run: what a training leaves and everything after it reads.
 
 ``config.json`` (what decided the result, and where it was made), ``metrics.jsonl`` (a line of means
-every few steps), ``weights.npz``, ``training.json`` (how it ended), ``evaluation.json`` and
-``landscape.npz``.
+every few steps), ``checkpoints``, ``weights.npz``, ``training.json`` (how it ended),
+``evaluation.json`` and ``landscape.npz``; ``diverged.json`` if the training did. ``lock`` keeps
+other processes off.
 """
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from filelock import FileLock, Timeout
 
 from experiments import models
 from experiments.config import Config
@@ -23,6 +27,12 @@ from experiments.data import Dataset
 from experiments.files import read_arrays, read_json, write_arrays, write_json
 from hessjax.objective import Apply
 
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+_RESULTS = (
+    *(METRICS, "weights.npz", "training.json", "diverged.json"),
+    *("evaluation.json", "auto_attack.json", "auto_attack.npz"),
+)
+_LOCK = "lock"
 _VERSIONED = ("hessjax", "jax", "jaxlib", "flax", "optax", "numpy")
 # They say where data lie on a machine and decide nothing.
 _PLACES = ("--data-dir", "--manual-dir")
@@ -70,8 +80,9 @@ def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
         ValueError: if the folder holds something else.
     """
     check_free(path, config)
-    for name in ("metrics.jsonl", "weights.npz", "training.json", "evaluation.json"):
+    for name in _RESULTS:
         (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
     content = {"config": dataclasses.asdict(config), "network": architecture, **provenance()}
     write_json(path / "config.json", content)
 
@@ -82,7 +93,8 @@ def check_free(path: Path, config: Config) -> None:
     Raises:
         ValueError: naming what else it holds.
     """
-    if path.exists() and any(path.iterdir()) and (there := read_config(path)) != config:
+    begun = path.is_dir() and any(file.name != _LOCK for file in path.iterdir())
+    if begun and (there := read_config(path)) != config:
         before, after = dataclasses.asdict(there), dataclasses.asdict(config)
         changed = [f"{n} {before[n]}, not {v}" for n, v in after.items() if before[n] != v]
         raise ValueError(
@@ -91,16 +103,35 @@ def check_free(path: Path, config: Config) -> None:
         )
 
 
+def resume(path: Path) -> None:
+    """Note that another commit of the program, if it is one, goes on with a run."""
+    content = _read(path)
+    commits = joined_commits(content["commit"], provenance()["commit"])
+    if commits != content["commit"]:
+        write_json(path / "config.json", {**content, "commit": commits})
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes off a folder.
+
+    Raises:
+        OSError: if another process works on it, or it cannot be made.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path / _LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise OSError(
+            f"another process works on {path}: wait for its end, or name another folder"
+        ) from error
+
+
 def finish(path: Path, params: models.Params, training: dict[str, Any]) -> None:
     """Keep the weights and how the training ended."""
     write_arrays(path / "weights.npz", params)
     write_json(path / "training.json", training)
-
-
-def append_metrics(path: Path, line: dict[str, Any]) -> None:
-    """Add a line to the metrics; whole, so that a reader at work meets no half of one."""
-    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def read_config(path: Path) -> Config:

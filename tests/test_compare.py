@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import signal
+from functools import partial
 
 import numpy as np
 import pytest
 import tyro
 
-from experiments import compare, evaluate, runs
+from experiments import compare, evaluate, runs, session
 from experiments.files import read_json, write_json
 from experiments.table import read
 from experiments.train import load_for
@@ -193,3 +195,66 @@ def test_evaluating_what_is_no_run_is_told(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         tyro.cli(evaluate.main, args=[str(tmp_path)])
     assert "is no run directory: it has no config.json" in str(stopped.value.code)
+
+
+def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(folder, tmp_path, capsys):
+    out = shutil.copytree(folder, tmp_path / "out")
+    shutil.rmtree(out / "gradient-0.5")
+    (out / "none" / "seed-0" / "weights.npz").write_bytes(b"PK")
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
+    reason = f"{out}/none/seed-0/weights.npz is damaged"
+    assert str(stopped.value.code).startswith(
+        f"error: 1 of 2 runs failed:\n  none/seed-0: {reason}"
+    )
+    assert f"failed: none/seed-0: {reason}" in capsys.readouterr().err
+    comparison = read(out)
+    # What an earlier command found of it, still stands.
+    assert [run["path"] for run in comparison["runs"]] == ["none/seed-0", "gradient-0.5/seed-0"]
+    assert comparison["failed"] == {}
+
+    (out / "comparison.json").unlink()
+    with pytest.raises(SystemExit):
+        tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
+    comparison = read(out)
+    assert [run["path"] for run in comparison["runs"]] == ["gradient-0.5/seed-0"]
+    assert list(comparison["failed"]) == ["none/seed-0"]
+    assert f"- Failed: none/seed-0: {reason}" in (out / "report.md").read_text()
+
+    shutil.rmtree(out / "none" / "seed-0")
+    shutil.copytree(folder / "none" / "seed-0", out / "none" / "seed-0")
+    tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
+    assert read(out)["failed"] == {}
+
+
+def test_an_interrupted_training_goes_on_by_the_same_command(tmp_path, monkeypatch, capsys):
+    arguments = [*ARGUMENTS, "--methods", "none", "--out", str(tmp_path)]
+    run = session.Session.run
+
+    def at_the_first_step(self):
+        self.step = partial(raise_then, self.step)
+        return run(self)
+
+    def raise_then(step, *arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(session.Session, "run", at_the_first_step)
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(compare.main, args=arguments)
+    assert stopped.value.code == 143
+    monkeypatch.setattr(session.Session, "run", run)
+    tyro.cli(compare.main, args=arguments)
+    assert f"{tmp_path / 'none' / 'seed-0'}: going on after step 1" in capsys.readouterr().err
+    assert read_json(tmp_path / "none" / "seed-0" / "training.json")["completed"]
+
+
+def test_a_second_process_in_the_same_folder_is_refused(folder):
+    run = folder / "none" / "seed-0"
+    for path, main, arguments in (
+        (folder, compare.main, [*ARGUMENTS, "--out", str(folder)]),
+        (run, evaluate.main, [str(run), "--num-steps", "1"]),
+    ):
+        with runs.locked(path), pytest.raises(SystemExit) as stopped:
+            tyro.cli(main, args=arguments)
+        assert f"another process works on {path}" in str(stopped.value.code)

@@ -238,39 +238,30 @@ def test_impossible_validation_is_refused(size):
 
 
 def test_epoch_is_a_permutation_without_remainder():
-    images, labels = numbered(11)
-    drawn = list(data.batches(images, labels, 3, seed=0, epoch=0))
-    assert [(x.shape, y.shape) for x, y in drawn] == [((3, 2, 3, 1), (3,))] * 3
-    for x, y in drawn:
-        np.testing.assert_array_equal(x[:, 1, 2, 0], y)
-    seen = np.concatenate([y for _, y in drawn])
-    assert len(set(seen)) == 9
-    assert set(seen) <= set(range(11))
-    whole = np.concatenate([y for _, y in data.batches(images, labels, 1, seed=0, epoch=0)])
+    drawn = [data.batch_indices(step, 11, 3, seed=0) for step in range(3)]
+    assert [batch.shape for batch in drawn] == [(3,)] * 3
+    seen = set(np.concatenate(drawn))
+    assert len(seen) == 9
+    assert seen <= set(range(11))
+    whole = np.concatenate([data.batch_indices(step, 11, 1, seed=0) for step in range(11)])
     np.testing.assert_array_equal(np.sort(whole), range(11))
 
 
 def test_seed_and_epoch_decide_the_order():
-    images, labels = numbered(40)
-
     def order(seed, epoch):
-        return np.concatenate(
-            [y for _, y in data.batches(images, labels, 40, seed=seed, epoch=epoch)]
-        )
+        return data.batch_indices(epoch, 40, 40, seed=seed)
 
     np.testing.assert_array_equal(order(1, 2), order(1, 2))
     orders = [order(0, 0), order(0, 1), order(1, 0), order(1, 1), np.arange(40)]
     assert len({tuple(each) for each in orders}) == 5
+    # A step is the same one whichever were asked for before.
+    late = data.batch_indices(7, 40, 8, seed=0)
+    data.batch_indices(2, 40, 8, seed=1)
+    np.testing.assert_array_equal(data.batch_indices(7, 40, 8, seed=0), late)
+    np.testing.assert_array_equal(late, order(0, 1)[16:24])
 
 
-@pytest.mark.parametrize(("num_images", "num_labels", "size"), [(4, 3, 2), (0, 0, 2), (4, 4, 0)])
-def test_impossible_batches_are_refused(num_images, num_labels, size):
-    """At once, not when the first batch is drawn."""
-    expected = f"{num_images} images and {num_labels} labels in batches of {size}"
-    with pytest.raises(ValueError, match=expected):
-        data.batches(numbered(num_images)[0], numbered(num_labels)[1], size, seed=0, epoch=0)
-
-
-def test_training_set_smaller_than_a_batch_is_refused():
-    with pytest.raises(ValueError, match="4 examples do not fill a batch of 5"):
-        data.batches(*numbered(4), 5, seed=0, epoch=0)
+@pytest.mark.parametrize("size", [0, 5])
+def test_impossible_batches_are_refused(size):
+    with pytest.raises(ValueError, match=f"4 examples do not fill a batch of {size}"):
+        data.batch_indices(0, 4, size, seed=0)

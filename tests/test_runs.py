@@ -67,7 +67,8 @@ def test_a_folder_of_something_else_is_not_written_to(tmp_path):
 
 def test_starting_again_forgets_the_old_results(run):
     (run / "evaluation.json").write_text("{}")
-    runs.append_metrics(run, {"step": 1})
+    (run / "metrics.jsonl").write_text("{}")
+    (run / "checkpoints").mkdir()
     runs.start(run, CONFIG, runs.network(CONFIG, DATA))
     assert [path.name for path in run.iterdir()] == ["config.json"]
     assert not runs.is_trained(run, CONFIG)

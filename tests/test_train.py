@@ -9,8 +9,11 @@ import pytest
 import tyro
 
 from experiments import data, runs, train
-from experiments.config import Config
+from experiments.checkpoints import Checkpoints
+from experiments.config import Config, parse_method
 from experiments.files import read_json
+from experiments.interruption import Interrupted
+from experiments.session import DivergedError
 
 CONFIG = Config(method="none", model="mlp", activation="relu", epochs=2).resolved()
 
@@ -81,37 +84,131 @@ def test_the_penalty_grows_during_the_warmup(digits, tmp_path):
     assert weights[63] == pytest.approx(2, rel=1e-4)
 
 
-def interrupting(step, times=1):
-    """Return a stand-in for the batches that presses Ctrl-C before a step."""
+def interrupting(monkeypatch, step, number=signal.SIGINT, times=1):
+    """Send a signal before a step."""
+    indices = data.batch_indices
 
-    def batches(*arguments, **options):
-        for number, batch in enumerate(data.batches(*arguments, **options), start=1):
-            if number == step:
-                for _ in range(times):
-                    signal.raise_signal(signal.SIGINT)
-            yield batch
+    def interrupted(place, *arguments, **options):
+        if place == step - 1:
+            for _ in range(times):
+                signal.raise_signal(number)
+        return indices(place, *arguments, **options)
 
-    return batches
+    monkeypatch.setattr(train, "batch_indices", interrupted)
 
 
-def test_ctrl_c_keeps_what_was_trained(digits, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "batches", interrupting(5))
-    arguments = ["--method", "none", "--model", "mlp", "--out", str(tmp_path / "run")]
+ARGUMENTS = ["--method", "none", "--model", "mlp", "--activation", "relu", "--epochs", "2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_what_was_trained(digits, tmp_path, monkeypatch, capsys, number):
+    interrupting(monkeypatch, 5, number)
     with pytest.raises(SystemExit) as stopped:
-        tyro.cli(train.main, args=arguments)
-    assert stopped.value.code == 130
-    assert "interrupted after step 5: its weights are in" in capsys.readouterr().out
-    assert read_json(tmp_path / "run" / "training.json")["completed"] is False
-    assert lines(tmp_path / "run")[-1]["step"] == 5
+        tyro.cli(train.main, args=[*ARGUMENTS, "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 128 + number
+    assert "interrupted; --resume goes on from here" in capsys.readouterr().err
+    training = read_json(tmp_path / "run" / "training.json")
+    assert (training["completed"], training["steps"]) == (False, 5)
     run = runs.load(tmp_path / "run")
     assert np.all(np.isfinite(run.apply(run.params, digits.test_images)))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("method", ["none", "hessian:1,every=3"])
+@pytest.mark.parametrize("steps", [(5,), (1, 21, 30)], ids=str)
+def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(
+    digits, tmp_path, monkeypatch, method, steps
+):
+    config = Config(**parse_method(method), model="mlp", epochs=2).resolved()
+    train.train(config, digits, tmp_path / "whole")
+    for step in steps:
+        with monkeypatch.context() as patched:
+            interrupting(patched, step)
+            with pytest.raises(Interrupted):
+                train.train(config, digits, tmp_path / "parts", resume=True)
+    training = train.train(config, digits, tmp_path / "parts", resume=True)
+    assert training["completed"]
+    whole, parts = ((tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert parts.read_bytes() == whole.read_bytes()
+    there, here = (runs.load(tmp_path / name).params for name in ("whole", "parts"))
+    for name, value in there.items():
+        np.testing.assert_array_equal(value, here[name])
+
+
+def test_lines_after_the_last_checkpoint_are_written_anew(digits, tmp_path, monkeypatch):
+    """As after a kill."""
+    train.train(CONFIG, digits, tmp_path / "whole")
+    interrupting(monkeypatch, 30)
+    with pytest.raises(Interrupted):
+        train.train(CONFIG, digits, tmp_path / "parts", resume=True)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "ep')
+    train.train(CONFIG, digits, tmp_path / "parts", resume=True)
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+def test_resuming_what_is_done_or_not_begun(digits, tmp_path, trained, monkeypatch):
+    begun = train.train(CONFIG, digits, tmp_path / "new", resume=True)
+    assert begun["completed"]
+    path, before = trained
+    monkeypatch.setattr(train.Session, "run", lambda _: pytest.fail("done before"))
+    assert train.train(CONFIG, digits, path, resume=True) == before
+
+
+def test_without_resume_a_training_begins_again(digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupting(patched, 5)
+        with pytest.raises(Interrupted):
+            train.train(CONFIG, digits, tmp_path)
+    training = train.train(CONFIG, digits, tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 21, 41, training["steps"]]
+
+
+def test_checkpoints_of_another_configuration_are_not_gone_on_from(digits, trained):
+    other = dataclasses.replace(CONFIG, epochs=3)
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(epochs 2, not 3\)"):
+        train.train(other, digits, trained[0], resume=True)
+
+
+def test_a_resumption_by_another_commit_is_noted(digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupting(patched, 5)
+        with pytest.raises(Interrupted):
+            train.train(CONFIG, digits, tmp_path)
+    later = {**runs.provenance(), "commit": "feedbeef"}
+    before = read_json(tmp_path / "config.json")["commit"]
+    monkeypatch.setattr(runs, "provenance", lambda: later)
+    train.train(CONFIG, digits, tmp_path, resume=True)
+    assert read_json(tmp_path / "config.json")["commit"] == ", ".join(sorted({before, "feedbeef"}))
+
+
+def test_a_second_process_is_refused(digits, trained):
+    with runs.locked(trained[0]), pytest.raises(OSError, match="another process works on"):
+        train.train(CONFIG, digits, trained[0])
+    assert runs.is_trained(trained[0], CONFIG)
+
+
+def test_a_failed_checkpoint_is_told_and_the_training_goes_on(
+    digits, tmp_path, monkeypatch, capsys
+):
+    def fail(*_, **__):
+        raise OSError("21 could not be written: No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    assert train.train(CONFIG, digits, tmp_path)["completed"]
+    told = capsys.readouterr().err
+    assert "warning: 21 could not be written: No space left on device; the training goes" in told
+    # At an interruption nothing goes on.
+    interrupting(monkeypatch, 5)
+    with pytest.raises(OSError, match="No space left"):
+        train.train(CONFIG, digits, tmp_path / "second")
+
+
 def test_a_second_ctrl_c_stops_at_once(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "batches", interrupting(5, times=2))
-    with pytest.raises(KeyboardInterrupt):
+    interrupting(monkeypatch, 5, times=2)
+    with pytest.raises(KeyboardInterrupt) as stopped:
         train.train(CONFIG, digits, tmp_path)
+    assert not isinstance(stopped.value, Interrupted)
 
 
 def test_stopped_inside_a_step_the_weights_before_it_are_kept(digits, tmp_path, monkeypatch):
@@ -138,13 +235,37 @@ def test_stopped_inside_a_step_the_weights_before_it_are_kept(digits, tmp_path, 
     assert np.mean(predicted == digits.test_labels) > 0.2
 
 
-def test_a_loss_of_nan_stops_and_keeps_finite_weights(digits, tmp_path):
+def test_steps_without_a_finite_loss_are_refused_and_counted(digits, tmp_path):
+    labels = digits.train_labels.copy()
+    labels[data.batch_indices(30, len(labels), 64, seed=0)[7]] = 10  # no class: its loss is NaN
+    poisoned = digits._replace(train_labels=labels)
+    assert train.train(CONFIG, poisoned, tmp_path)["completed"]
+    metrics = lines(tmp_path)
+    # One example, so one step in each epoch.
+    assert sum(line.get("refused", 0) for line in metrics) == 2
+    assert metrics[2]["refused"] == 1
+    assert np.all(np.isfinite([line["loss"] for line in metrics]))
+    assert not (tmp_path / "diverged.json").exists()
+    run = runs.load(tmp_path)
+    predicted = np.argmax(run.apply(run.params, digits.test_images), axis=1)
+    assert np.mean(predicted == digits.test_labels) > 0.8
+
+
+def test_a_diverged_training_stops_and_says_where(digits, tmp_path):
     config = dataclasses.replace(CONFIG, learning_rate=1e30)
-    with pytest.raises(train.DivergedError, match=r"diverged at step 2: .*loss is nan.*smaller"):
+    message = r"diverged: loss or gradient was not finite in steps 2 to 21; .*diverged.json names"
+    with pytest.raises(DivergedError, match=message):
         train.train(config, digits, tmp_path)
     assert read_json(tmp_path / "training.json")["completed"] is False
     for value in runs.load(tmp_path).params.values():
         assert np.all(np.isfinite(value))
+    told = read_json(tmp_path / "diverged.json")
+    assert told["steps"] == list(range(2, 22))
+    wanted = data.batch_indices(1, len(digits.train_labels), 64, seed=0)
+    assert told["examples"]["2"] == wanted.tolist()
+    # The state is kept, too: going on meets the same end.
+    with pytest.raises(DivergedError, match="in steps 2 to 22"):
+        train.train(config, digits, tmp_path, resume=True)
 
 
 def test_a_validation_split_is_held_out(digits):
@@ -160,6 +281,7 @@ def test_a_validation_split_is_held_out(digits):
         (["--model", "vit"], "unknown model 'vit': there are mlp, cnn"),
         (["--data", "Digits!"], "unknown data set 'Digits!'"),
         (["--strength", "-1"], "strength must be a finite number, at least 0, got -1"),
+        (["--checkpoint-every", "0"], "checkpoint_every must be at least 1, got 0"),
         (["--batch-size", "5000"], "batch_size must be at most the 1347 training examples, got 5"),
         (["--validation", "1347"], "cannot hold out 1347 of 1347 training examples"),
         (["--activation", "swish"], "unknown activation 'swish': there are relu"),

@@ -25,7 +25,9 @@ from experiments.benchmarks.steps import (
 )
 from experiments.config import Config
 from experiments.files import read_json
-from experiments.train import DivergedError, load_for, train
+from experiments.interruption import exit_code
+from experiments.session import DivergedError
+from experiments.train import load_for, train
 
 NAME = "penalty_cost"
 # A quick look takes these alone.
@@ -75,9 +77,9 @@ def main(
         measure(run or _digits(path.parent / "digits", quick=quick), settings, path, data_dir)
     except (ValueError, ArithmeticError, ImportError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\ninterrupted; what is done is kept", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(stop))
     print(f"written: {path}")
 
 

@@ -1,0 +1,175 @@
+"""Checkpoints of a training: orbax writes them, and only what has its checksums is read again."""
+
+import hashlib
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from experiments.files import read_json, write_json
+from hessjax import TrainState
+
+_SUMS = "checksums.json"
+# Of the newest, in case one is damaged.
+_KEPT = 3
+# What decides which one is the best.
+_SCORE = "accuracy"
+
+
+class Snapshot(NamedTuple):
+    """All that a training needs to go on as if it had not been interrupted.
+
+    Attributes:
+        state: parameters, state of the optimizer, step and key. The step is the position in the
+            data, too: with the seed it decides the batches to come.
+        progress: what is no array, for a JSON file.
+    """
+
+    state: TrainState
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, by step: the last three, and the one of the best accuracy."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open them; what a killed process left half written goes before the next is written."""
+        self._folder = folder.absolute()
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        keep = policies.AnyPreservationPolicy(
+            [policies.LatestN(_KEPT), policies.BestN(get_metric_fn=_score, n=1)]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep,
+            best_fn=_score,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, snapshot: Snapshot, *, accuracy: float) -> None:
+        """Write a checkpoint, unless there is one of this step, and forget those that aren't kept.
+
+        Raises:
+            OSError: if it cannot be written; those that there were are still there.
+        """
+        step = int(snapshot.state.step)
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_plain(snapshot.state)),
+            progress=ocp.args.JsonSave(snapshot.progress),
+        )
+        folder = self._folder / str(step)
+        try:
+            with _quiet():
+                self._manager.save(step, args=items, metrics={_SCORE: accuracy})
+            write_json(folder / _SUMS, _checksums(folder))
+        except Exception as error:  # tensorstore's are of several kinds
+            shutil.rmtree(folder, ignore_errors=True)
+            self._manager = self._open()
+            raise OSError(f"{folder} could not be written: {_reason(error)}") from error
+
+    def latest(self, like: TrainState) -> Snapshot | None:
+        """Return the newest one that is whole; newer ones are named on stderr, and removed.
+
+        Args:
+            like: a state of the same shapes.
+
+        Returns:
+            It, its arrays on the host, or None if there is none.
+
+        Raises:
+            ValueError: if it is one of another program, with other arrays.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            folder = self._folder / str(step)
+            fault = _fault(folder)
+            if fault is None:
+                return self._read(step, like)
+            print(
+                f"warning: the checkpoint {folder} is damaged ({fault}) and is removed",
+                file=sys.stderr,
+            )
+            shutil.rmtree(folder)
+        return None
+
+    def _read(self, step: int, like: TrainState) -> Snapshot:
+        wanted = jax.tree.map(np.asarray, _plain(like))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore()
+        )
+        folder = self._folder / str(step)
+        try:
+            found: Any = self._manager.restore(step, args=items)
+        except Exception as error:  # whatever the difference between the trees leads to
+            raise ValueError(f"{folder} does not fit this training: {_reason(error)}") from error
+        pairs = zip(jax.tree.leaves(found.state), jax.tree.leaves(wanted), strict=True)
+        for there, here in pairs:
+            if (there.shape, there.dtype) != (here.shape, here.dtype):
+                raise ValueError(
+                    f"{folder} does not fit this training: it has an array of {there.dtype} "
+                    f"{there.shape}, expected {here.dtype} {here.shape}"
+                )
+        state: TrainState = found.state
+        key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
+        return Snapshot(state._replace(key=key), found.progress)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep orbax from logging pages about an error that is raised anyway."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause, which tensorstore's messages end with."""
+    return str(error).split("\n", 1)[0].rsplit(": ", 1)[-1]
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics[_SCORE]
+
+
+def _plain(state: TrainState) -> TrainState:
+    """Put the bits of the key in its place, and everything on the host."""
+    return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def _fault(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint's files, None if nothing is."""
+    try:
+        wanted = read_json(folder / _SUMS)
+        found = _checksums(folder)
+    except (OSError, ValueError) as error:
+        return f"{_SUMS} is missing" if isinstance(error, FileNotFoundError) else str(error)
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if wanted.get(name) != found[name]:
+            return f"{name} has another checksum"
+    return None

@@ -1,0 +1,45 @@
+"""How long the steps of a training take."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+
+
+class Laps:
+    """Times at which all steps so far were done."""
+
+    def __init__(self, step: int) -> None:
+        """Begin after this step."""
+        self._begun = time.perf_counter()
+        self._paused = 0.0
+        self._marks = [(step, 0.0)]
+
+    def mark(self, step: int) -> None:
+        """Note that this step is done."""
+        self._marks.append((step, self.seconds - self._paused))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is done inside: it is no part of a step."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begun
+
+    @property
+    def seconds(self) -> float:
+        """All since the beginning."""
+        return time.perf_counter() - self._begun
+
+    @property
+    def first(self) -> float | None:
+        """Seconds of the first lap, a step that compiles; None if there was none."""
+        return self._marks[1][1] if len(self._marks) > 1 else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median of the other laps, None if there are none."""
+        others = list(zip(self._marks[1:], self._marks[2:], strict=False))
+        return median((b - a) / (n - m) for (m, a), (n, b) in others) if others else None

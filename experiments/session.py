@@ -1,0 +1,147 @@
+"""A training under way: its loop, and what it keeps of itself in the run's folder."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from experiments import runs
+from experiments.checkpoints import Checkpoints, Snapshot
+from experiments.config import Config
+from experiments.files import write_json
+from experiments.interruption import Interrupted, noted
+from experiments.laps import Laps
+from experiments.metrics import Log
+from hessjax import TrainState
+from hessjax.training import Step
+
+_LOG_EVERY = 20
+# So many steps in a row without a finite loss and gradient end a training.
+_MOST_REFUSED = 10
+
+
+class DivergedError(ArithmeticError):
+    """Loss or gradient are no numbers any more; the run's folder keeps the weights before."""
+
+
+@dataclass
+class Session:
+    """A training from where it stands to its end or its interruption.
+
+    Attributes:
+        path: the run's folder.
+        config: its configuration.
+        state: after the steps so far; its optimizer is one of `optax.apply_if_finite`.
+        step: of `hessjax.train_step`.
+        batch: from the numbers of its examples.
+        indices: from a step's number, from 0, the numbers of its examples.
+        total: steps of the whole training.
+        steps_per_epoch: for the metrics.
+        checkpoint_every: steps between checkpoints.
+        log: of its metrics.
+        checkpoints: where it is saved.
+        before: seconds that earlier sessions took.
+    """
+
+    path: Path
+    config: Config
+    state: TrainState
+    step: Step
+    batch: Callable[[np.ndarray], tuple]
+    indices: Callable[[int], np.ndarray]
+    total: int
+    steps_per_epoch: int
+    checkpoint_every: int
+    log: Log
+    checkpoints: Checkpoints
+    before: float
+
+    def run(self) -> dict[str, Any]:
+        """Take the steps that are left; returns and raises as `experiments.train.train`."""
+        laps = Laps(first := int(self.state.step))
+        training: dict[str, Any] = {"completed": False, "steps": first}
+        # A step gives its old buffers away: what an interruption is to leave lies on the host.
+        kept = jax.device_get(self.state.params)
+        try:
+            with noted() as signals, self._bar() as bar:
+                bar.update(first)
+                for number in range(first + 1, self.total + 1):
+                    self._advance(number)
+                    writes = number in {1, self.total} or len(self.log) >= _LOG_EVERY
+                    saves = number % self.checkpoint_every == 0 or number == self.total or signals
+                    # The first step is awaited by itself, for it is the one that compiles.
+                    if not writes and not saves and number > first + 1:
+                        continue
+                    refused = self.log.refused()
+                    laps.mark(number)
+                    kept, training["steps"] = jax.device_get(self.state.params), number
+                    if writes:
+                        line = self.log.write((number - 1) // self.steps_per_epoch)
+                        told = {name: f"{value:.3g}" for name, value in line.items()}
+                        bar.set_postfix(told, refresh=False)
+                    bar.update(number - bar.n)
+                    if len(refused) >= _MOST_REFUSED:
+                        self._give_up(refused, laps)
+                    if saves:
+                        self._save(laps, needed=bool(signals))
+                    if signals and number < self.total:
+                        raise Interrupted(signals[0])
+            training["completed"] = True
+        finally:
+            training["seconds"] = self.before + laps.seconds
+            training["compile_seconds"] = laps.first
+            training["seconds_per_step"] = laps.seconds_per_step
+            runs.finish(self.path, kept, training)
+        return training
+
+    def _advance(self, number: int) -> None:
+        self.state, metrics = self.step(self.state, self.batch(self.indices(number - 1)))
+        refused = optax.tree.get(self.state.opt_state, "notfinite_count")
+        # Copied, for the next step gives it away.
+        self.log.add(number, metrics, jnp.copy(refused))
+
+    def _save(self, laps: Laps, *, needed: bool) -> None:
+        """Write a checkpoint; one that isn't needed now may fail, say on a full disk."""
+        progress = {
+            "config": dataclasses.asdict(self.config),
+            "seconds": self.before + laps.seconds,
+            "log": self.log.content(),
+        }
+        try:
+            with laps.paused():
+                self.checkpoints.save(Snapshot(self.state, progress), accuracy=self.log.accuracy)
+        except OSError as error:
+            if needed:
+                raise
+            print(f"warning: {error}; the training goes on without it", file=sys.stderr)
+
+    def _give_up(self, refused: list[int], laps: Laps) -> None:
+        """Say which steps and examples had no finite loss and gradient, and stop."""
+        examples = {str(number): self.indices(number - 1).tolist() for number in refused}
+        write_json(self.path / "diverged.json", {"steps": refused, "examples": examples})
+        self._save(laps, needed=False)
+        raise DivergedError(
+            f"training diverged: loss or gradient was not finite in steps {refused[0]} to "
+            f"{refused[-1]}; {self.path}/diverged.json names their examples, and the weights "
+            "before them are kept. A smaller learning rate or strength may help"
+        )
+
+    def _bar(self) -> tqdm:
+        """Return a progress bar in images that is silent when not on a terminal."""
+        return tqdm(
+            total=self.total,
+            desc=f"{self.config.data} {self.config.name} seed {self.config.seed}",
+            unit=" images",
+            unit_scale=self.config.batch_size or 1,
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
+        )

@@ -1,0 +1,21 @@
+"""How long steps take."""
+
+import pytest
+
+from experiments import laps
+from experiments.laps import Laps
+
+
+def test_times_of_steps(monkeypatch):
+    times = iter([100.0, 105.0, 106.0, 108.0, 208.0, 211.0, 212.0])
+    monkeypatch.setattr(laps.time, "perf_counter", lambda: next(times))
+    watch = Laps(10)
+    assert watch.first is watch.seconds_per_step is None
+    watch.mark(11)  # 105: five seconds with the compilation
+    watch.mark(13)  # 106: half a second a step
+    with watch.paused():  # 108 to 208
+        pass
+    watch.mark(16)  # 211: five seconds but for the pause
+    assert watch.first == 5
+    assert watch.seconds_per_step == pytest.approx((1 / 2 + 5 / 3) / 2)
+    assert watch.seconds == 112  # with the pause
