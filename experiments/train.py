@@ -19,7 +19,7 @@ from experiments.files import read_json
 from experiments.interruption import Interrupted, exit_code
 from experiments.metrics import Log
 from experiments.session import DivergedError, Session
-from hessjax import TrainState, check_batch, train_step
+from hessjax import TrainState, check_apply, check_batch, train_step
 from hessjax.objective import Apply, Objective
 
 T = TypeVar("T")
@@ -130,6 +130,7 @@ def train(
     total = epochs * steps_per_epoch
     architecture = runs.network(config, dataset)
     apply, params = models.functional(models.create(**architecture, seed=config.seed))
+    check_apply(apply, params, images)
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, total))
     optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=_ALWAYS)
     step = train_step(_objective(config, apply, steps_per_epoch), optimizer)

@@ -2,6 +2,7 @@
 
 from hessjax import attacks, bounds
 from hessjax.attacks import LpBall, apgd, auto_attack, fab, fgsm, pgd, square
+from hessjax.checks import check_apply, check_batch
 from hessjax.composite_penalties import (
     gauss_newton_operator_norm,
     jacobian_operator_norm,
@@ -17,7 +18,7 @@ from hessjax.eigen import (
 )
 from hessjax.lazy import Lazy
 from hessjax.losses import dlr_loss, margin, targeted_dlr_loss
-from hessjax.objective import check_batch, regularized, second_order
+from hessjax.objective import regularized, second_order
 from hessjax.operators import (
     Composite,
     directional_derivative,
@@ -49,6 +50,7 @@ __all__ = [
     "attacks",
     "auto_attack",
     "bounds",
+    "check_apply",
     "check_batch",
     "curvature_along_gradient",
     "directional_derivative",

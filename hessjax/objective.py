@@ -5,9 +5,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hessjax._batching import Apply, Loss, Weight, batched, check_weight, is_zero, unpack
+from hessjax._batching import Apply, Loss, Weight, batched, check_weight, is_zero
 from hessjax._numerics import PyTree, hold, normalize
 from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start, power_iteration
 from hessjax.lazy import Metrics, Objective
@@ -36,6 +35,7 @@ def regularized(
 
     Args:
         apply: ``apply(params, x) -> logits`` for one example; evaluation mode, no batch axis.
+            `check_apply` tells whether it is so.
         loss: ``loss(logits, y) -> scalar`` for one example.
         penalties: ``{name: (weight, penalty)}``. A weight is a nonnegative number or an optax
             schedule of the step; 0 leaves the penalty out. Bind a penalty's configuration with
@@ -182,35 +182,3 @@ def second_order(
         return {"loss": value, "gradient_norm": slope, "hessian_norm": curvature, **residual}
 
     return batched(apply, loss, terms, weights, every=every, parts=parts, chunk_size=chunk_size)
-
-
-def check_batch(batch: tuple, *, num_classes: int, bounds: tuple[float, float] = (0, 1)) -> None:
-    """Raise unless a batch on the host is what a classifier expects; traced code cannot.
-
-    Args:
-        batch: ``(x, y)`` or ``(x, y, mask)`` with a leading axis; what a mask leaves out may be
-            anything.
-        num_classes: labels are whole numbers from 0 to this, exclusive.
-        bounds: the least and greatest pixel.
-
-    Raises:
-        ValueError: if the batch is empty or ragged, a label is no class, or a pixel is NaN or out
-            of bounds.
-        TypeError: if labels are not whole numbers.
-
-    >>> check_batch((np.zeros((2, 3)), np.array([0, 1])), num_classes=2)
-    """
-    x, y, mask, size = unpack(batch)
-    counts = np.ones(size, bool) if mask is None else np.asarray(mask)
-    labels = np.asarray(y)[counts]
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels must be whole numbers, got dtype {labels.dtype}")
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if wrong.size:
-        raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {wrong.flat[0]}")
-    low, high = bounds
-    for leaf in jax.tree.leaves(x):
-        pixels = np.asarray(leaf)[counts]
-        wrong = pixels[~((pixels >= low) & (pixels <= high))]
-        if wrong.size:
-            raise ValueError(f"inputs must be in [{low}, {high}], got {wrong.flat[0]}")

@@ -32,6 +32,7 @@ ARROWS: dict[str, set[str]] = {
     # An objective knows a penalty by its call signature alone.
     BATCHING: {NUMERICS, OPERATORS, LAZY},
     "hessjax.objective": {NUMERICS, OPERATORS, EIGEN, BATCHING, LAZY},
+    "hessjax.checks": {NUMERICS, BATCHING},
     "hessjax.training": {NUMERICS, COMPILATION, LAZY},
     BRIDGE: {NUMERICS, COMPILATION},
 }
@@ -105,6 +106,7 @@ def test_public_names_are_those_of_the_contract() -> None:
         "Eigenpair",
         "LpBall",
         "TrainState",
+        "check_apply",
         "check_batch",
         "curvature_along_gradient",
         "directional_derivative",

@@ -1,0 +1,139 @@
+"""Checks of what traced code cannot see: a model as it is called, and data on the host."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hessjax._batching import Apply, unpack
+from hessjax._numerics import PyTree
+
+# Examples that a model is tried on.
+_TRIED = 3
+
+
+def check_apply(apply: Apply, params: PyTree, x: PyTree, *, batched: Apply | None = None) -> None:
+    """Raise unless a model is a function of one example, and say what it is instead.
+
+    A Hessian of one example means nothing where others change its loss (batch normalization in
+    training mode), and products of it nothing where each has another loss (dropout without a fixed
+    key). Normalization over a batch of this one example alone is noticed where it leaves nothing of
+    the input; over the pixels of an image only through ``batched``.
+
+    Args:
+        apply: ``apply(params, x) -> logits`` of one example, as `second_order` takes it.
+        params: the model's parameters.
+        x: a few different examples with a leading axis, at least two.
+        batched: the model as it is called for a whole batch, ``(params, x) -> (B, C)``; compared
+            with ``apply`` if it is given.
+
+    Raises:
+        TypeError: if ``apply`` returns something else than an array of floats.
+        ValueError: if its logits are no vector, differ from call to call, do not depend on the
+            input, or are not those of ``batched``.
+
+    Cost: six forward passes of three examples, compiled.
+
+    >>> check_apply(lambda params, x: params @ x, jnp.eye(2, 3), jnp.eye(3))
+    """
+    x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:_TRIED], x)
+    size = min((len(leaf) for leaf in jax.tree.leaves(x)), default=0)
+    if size < 2:
+        raise ValueError(f"checking a model needs at least two examples, got {size}")
+    _check_logits(jax.eval_shape(partial(apply, params), jax.tree.map(lambda a: a[0], x)))
+    first, second = _logits(apply, params, x), _logits(apply, params, x)
+    if not np.array_equal(first, second, equal_nan=True):
+        raise ValueError(
+            "apply(params, x) returned two different results for one input, by up to "
+            f"{np.max(np.abs(first - second)):.2g}: dropout without a fixed key?"
+        )
+    shaken = _logits(apply, _shaken(params), x)
+    if np.all(shaken == shaken[0]):
+        raise ValueError(
+            "the logits are the same for different inputs: batch normalization in training mode, "
+            "of a batch of one? Use evaluation mode"
+        )
+    if batched is not None:
+        together = np.asarray(jax.jit(batched)(params, x), first.dtype)
+        if together.shape != first.shape:
+            raise ValueError(
+                f"batched(params, x) must have shape {first.shape} for {size} examples, "
+                f"got {together.shape}"
+            )
+        difference = np.max(np.abs(together - first))
+        if not difference <= _tolerance(first):
+            raise ValueError(
+                f"the logits of an example change with its batch, by up to {difference:.2g}: batch "
+                "normalization in training mode? Use evaluation mode"
+            )
+
+
+def _check_logits(outputs: PyTree) -> None:
+    if not isinstance(outputs, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"apply(params, x) must return the logits alone, got a {type(outputs).__name__}: a "
+            "model that returns its state, too?"
+        )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(f"apply(params, x) must return floats, got {outputs.dtype}")
+    if len(outputs.shape) != 1:
+        raise ValueError(
+            "apply(params, x) must return the logits of one example, of shape (classes,), got "
+            f"{outputs.shape}: index the batch axis away"
+        )
+
+
+def _logits(apply: Apply, params: PyTree, x: PyTree) -> np.ndarray:
+    """Trace and compile anew, and evaluate: what is not pure differs from one time to the next."""
+    return np.asarray(jax.jit(jax.vmap(partial(apply, params)))(x), float)
+
+
+def _shaken(params: PyTree) -> PyTree:
+    """Move the parameters a little: a last layer that begins at zero hides all before it."""
+    key = jax.random.key(0)
+
+    def shake(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return leaf
+        # Upwards, for variances are among them.
+        return leaf + 0.01 * jnp.abs(jax.random.normal(key, jnp.shape(leaf), leaf.dtype))
+
+    return jax.tree.map(shake, params)
+
+
+def _tolerance(logits: np.ndarray) -> float:
+    """Return what two orders of summation may differ by, in float32 and TF32."""
+    return 1e-2 * max(1.0, float(np.max(np.abs(logits))))
+
+
+def check_batch(batch: tuple, *, num_classes: int, bounds: tuple[float, float] = (0, 1)) -> None:
+    """Raise unless a batch on the host is what a classifier expects; traced code cannot.
+
+    Args:
+        batch: ``(x, y)`` or ``(x, y, mask)`` with a leading axis; what a mask leaves out may be
+            anything.
+        num_classes: labels are whole numbers from 0 to this, exclusive.
+        bounds: the least and greatest pixel.
+
+    Raises:
+        ValueError: if the batch is empty or ragged, a label is no class, or a pixel is NaN or out
+            of bounds.
+        TypeError: if labels are not whole numbers.
+
+    >>> check_batch((np.zeros((2, 3)), np.array([0, 1])), num_classes=2)
+    """
+    x, y, mask, size = unpack(batch)
+    counts = np.ones(size, bool) if mask is None else np.asarray(mask)
+    labels = np.asarray(y)[counts]
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels must be whole numbers, got dtype {labels.dtype}")
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if wrong.size:
+        raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {wrong.flat[0]}")
+    low, high = bounds
+    for leaf in jax.tree.leaves(x):
+        pixels = np.asarray(leaf)[counts]
+        wrong = pixels[~((pixels >= low) & (pixels <= high))]
+        if wrong.size:
+            raise ValueError(f"inputs must be in [{low}, {high}], got {wrong.flat[0]}")
