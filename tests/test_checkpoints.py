@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import checkpoints
 from experiments.checkpoints import Checkpoints, Snapshot
 from hessjax import TrainState
 
@@ -28,11 +29,11 @@ def state_at(step, params=PARAMS):
 
 def saved(folder, *accuracies):
     """Save a checkpoint of each accuracy, of steps 10, 20, ..."""
-    checkpoints = Checkpoints(folder)
+    store = Checkpoints(folder)
     for number, accuracy in enumerate(accuracies, start=1):
         snapshot = Snapshot(state_at(10 * number), {"seconds": 0.1 * number})
-        checkpoints.save(snapshot, accuracy=accuracy)
-    return checkpoints
+        store.save(snapshot, accuracy=accuracy)
+    return store
 
 
 def steps(folder):
@@ -137,11 +138,11 @@ def test_if_all_are_damaged_there_is_none(tmp_path, capsys):
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     saved(tmp_path, 0.1)
     shutil.copytree(tmp_path / "10", tmp_path / "20.orbax-checkpoint-tmp")
-    checkpoints = Checkpoints(tmp_path)
-    found = checkpoints.latest(state_at(0))
+    store = Checkpoints(tmp_path)
+    found = store.latest(state_at(0))
     assert found is not None
     assert int(found.state.step) == 10
-    checkpoints.save(Snapshot(state_at(20), {}), accuracy=0.3)
+    store.save(Snapshot(state_at(20), {}), accuracy=0.3)
     assert steps(tmp_path) == [10, 20]
 
 
@@ -154,17 +155,29 @@ def test_arrays_of_another_training_are_refused(tmp_path):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path):
     """As on a full disk."""
-    checkpoints = saved(tmp_path, 0.1, 0.2)
+    store = saved(tmp_path, 0.1, 0.2)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         with pytest.raises(OSError, match=r"30 could not be written: .*File too large"):
-            checkpoints.save(Snapshot(state_at(30), {}), accuracy=0.3)
+            store.save(Snapshot(state_at(30), {}), accuracy=0.3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert steps(tmp_path) == [10, 20]
     found = Checkpoints(tmp_path).latest(state_at(0))
     assert found is not None
     assert int(found.state.step) == 20
-    checkpoints.save(Snapshot(state_at(30), {}), accuracy=0.3)
+    store.save(Snapshot(state_at(30), {}), accuracy=0.3)
     assert steps(tmp_path) == [10, 20, 30]
+
+
+def test_one_whose_checksums_cannot_be_written_goes(tmp_path, monkeypatch):
+    store = saved(tmp_path, 0.1)
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_json", fail)
+    with pytest.raises(OSError, match="20 could not be written: No space left on device"):
+        store.save(Snapshot(state_at(20), {}), accuracy=0.3)
+    assert steps(tmp_path) == [10]
