@@ -117,7 +117,7 @@ def test_an_interruption_keeps_what_was_trained(digits, tmp_path, monkeypatch, c
 @pytest.mark.parametrize("method", ["none", "hessian:1,every=3"])
 @pytest.mark.parametrize("steps", [(5,), (1, 21, 30)], ids=str)
 def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(
-    digits, tmp_path, monkeypatch, method, steps
+    digits, tmp_path, monkeypatch, capsys, method, steps
 ):
     config = Config(**parse_method(method), model="mlp", epochs=2).resolved()
     train.train(config, digits, tmp_path / "whole")
@@ -128,6 +128,7 @@ def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(
                 train.train(config, digits, tmp_path / "parts", resume=True)
     training = train.train(config, digits, tmp_path / "parts", resume=True)
     assert training["completed"]
+    assert f"going on after step {steps[-1]}\n" in capsys.readouterr().err
     whole, parts = ((tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert parts.read_bytes() == whole.read_bytes()
     there, here = (runs.load(tmp_path / name).params for name in ("whole", "parts"))
