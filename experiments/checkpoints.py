@@ -74,7 +74,7 @@ class Checkpoints:
         try:
             with _quiet():
                 self._manager.save(step, args=items, metrics={_SCORE: accuracy})
-            write_json(folder / _SUMS, _checksums(folder))
+            write_json(folder / _SUMS, checksums(folder))
         except Exception as error:  # tensorstore's are of several kinds
             shutil.rmtree(folder, ignore_errors=True)
             self._manager = self._open()
@@ -151,7 +151,7 @@ def _plain(state: TrainState) -> TrainState:
     return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
 
 
-def _checksums(folder: Path) -> dict[str, str]:
+def checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
     return {
@@ -164,7 +164,7 @@ def _fault(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint's files, None if nothing is."""
     try:
         wanted = read_json(folder / _SUMS)
-        found = _checksums(folder)
+        found = checksums(folder)
     except (OSError, ValueError) as error:
         return f"{_SUMS} is missing" if isinstance(error, FileNotFoundError) else str(error)
     for name in sorted(wanted.keys() | found.keys()):

@@ -166,6 +166,7 @@ def load(path: Path) -> Run:
             raise ValueError(f"{path} has no {name}: its training kept nothing, train it again")
     try:
         model = models.create(**content["network"], seed=config.seed)
+        apply, template = models.functional(model)
         params, training = read_arrays(path / "weights.npz"), read_json(path / "training.json")
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -173,7 +174,6 @@ def load(path: Path) -> Run:
         ) from error
     except ValueError as error:
         raise ValueError(f"{error}: delete {path} to train it again") from error
-    apply, template = models.functional(model)
     shapes = {name: value.shape for name, value in params.items()}
     expected = {name: value.shape for name, value in template.items()}
     if shapes != expected:

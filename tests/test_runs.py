@@ -104,6 +104,10 @@ def test_what_is_no_run_is_told(run, tmp_path):
     write_json(run / "config.json", {**content, "network": {"name": "mlp"}})
     with pytest.raises(ValueError, match=r"config\.json names no network .*: train it again"):
         runs.load(run)
+    # Found by tests/fuzz.py.
+    write_json(run / "config.json", {**content, "network": {**content["network"], "mean": [{}]}})
+    with pytest.raises(ValueError, match=r"config\.json names no network .*: train it again"):
+        runs.load(run)
     (run / "training.json").unlink()
     with pytest.raises(ValueError, match=r"has no training\.json: its training kept nothing"):
         runs.load(run)
