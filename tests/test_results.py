@@ -75,7 +75,7 @@ CHOICES = {
     "`second_order(…, λ, 0)`": "gradient",
     "`second_order`": "hessian",
     "`second_order(…, solver=None)`": "hessian: none, gradient, 0",
-    "`second_order(…, parts=5)`": "hessian, parts=5",
+    "`second_order(…, parts=4)`": "hessian, parts=4",
     "`hessian_operator_norm`": "hessian_operator_norm",
     "`finite_step_operator_norm`": "finite_step_operator_norm",
     "`curvature_along_gradient` (CURE)": "curvature_along_gradient",

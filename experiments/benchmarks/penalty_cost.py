@@ -32,7 +32,7 @@ from experiments.train import load_for, train
 NAME = "penalty_cost"
 # A quick look takes these alone.
 _QUICK_STEPS = (
-    *("none", "gradient", "hessian", "hessian, parts=5", "hessian: Lanczos, gradient, 3"),
+    *("none", "gradient", "hessian", "hessian, parts=4", "hessian: Lanczos, gradient, 3"),
     *("gauss_newton_operator_norm", "adversarial", "PyTorch: none", "PyTorch: hessian"),
 )
 _QUICK_ESTIMATES = (DEFAULT, "Lanczos, gradient, 3", "power, random, 3")

@@ -26,8 +26,6 @@ _OPTIMIZER = optax.adam(1e-3)
 EPSILON, STEP = 1.0, 1.0
 CHUNKED = "hessian, in four chunks"
 ACCUMULATED = "hessian, from four slices"
-# What lazy and partial objectives save.
-SAVED = 5
 
 _PENALTIES: dict[str, Penalty] = {
     "input_gradient_norm": hessjax.input_gradient_norm,
@@ -67,8 +65,11 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
         "gradient": second_order(apply, cross_entropy, EPSILON, 0),
         "gradient, double backpropagation": beside(double_backpropagation),
         "hessian": surrogate(),
-        f"hessian, every={SAVED}": surrogate(every=SAVED),
-        f"hessian, parts={SAVED}": surrogate(parts=SAVED),
+        "hessian, every=5": surrogate(every=5),
+        "hessian, parts=4": surrogate(parts=4),
+        "hessian, five Lanczos products, parts=4": surrogate(
+            **ESTIMATES["Lanczos, gradient, 5"].options, parts=4
+        ),
         CHUNKED: surrogate(chunk_size=-(-batch_size // 4)),
         **{
             f"hessian: {name}": surrogate(**estimate.options)
