@@ -223,10 +223,11 @@ def with_accuracy(apply: Apply, objective: Objective) -> Objective:
     def measured(
         params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
     ) -> tuple[jax.Array, Metrics]:
-        x, y, *_ = batch
+        x, y, mask = (*batch, None)[:3]
         value, metrics = objective(params, batch, key, step)
         predicted = jnp.argmax(jax.vmap(partial(apply, params))(x), axis=-1)
-        return value, {**metrics, "accuracy": jnp.mean(predicted == y)}
+        accuracy = jnp.mean(predicted == y, where=None if mask is None else jnp.asarray(mask, bool))
+        return value, {**metrics, "accuracy": accuracy}
 
     return measured
 

@@ -17,6 +17,7 @@ from hessjax._numerics import (
     check_scalar,
     widen,
 )
+from hessjax._placement import spread
 from hessjax.lazy import Lazy, Metrics, Objective
 from hessjax.operators import Composite
 
@@ -76,12 +77,16 @@ def _without_padding(batch: PyTree, mask: jax.Array) -> PyTree:
 
     Padding may be NaN. A loss of it that is selected away still has a NaN derivative.
     """
-    stand_in, any_counts = jnp.argmax(mask), jnp.any(mask)
+    places = jnp.arange(len(mask))
+    # By sums, of which each device has a part: a look-up would fetch the batch to all of them.
+    first = places == jnp.min(jnp.where(mask, places, len(mask)))
 
     def replace(leaf: jax.Array) -> jax.Array:
-        counts = mask.reshape(mask.shape + (1,) * (jnp.ndim(leaf) - 1))
-        row = jax.lax.dynamic_index_in_dim(leaf, stand_in)
-        return jnp.where(counts, leaf, jnp.where(any_counts, row, 0))
+        def rows(chosen: jax.Array) -> jax.Array:
+            return chosen.reshape(chosen.shape + (1,) * (jnp.ndim(leaf) - 1))
+
+        stand_in = jnp.sum(jnp.where(rows(first), leaf, 0), axis=0, dtype=leaf.dtype)
+        return jnp.where(rows(mask), leaf, stand_in)
 
     return jax.tree.map(replace, batch)
 
@@ -155,17 +160,20 @@ def _evaluate(
 ) -> Metrics:
     """Return the terms of each example: of its x, its y and its key."""
 
-    def example(xyk: tuple[PyTree, PyTree, jax.Array]) -> Metrics:
+    def example(params: PyTree, xyk: tuple[PyTree, PyTree, jax.Array]) -> Metrics:
         x, y, key = xyk
         f = Composite(partial(apply, params), lambda logits: loss(logits, y))
         _check_outputs(f, x)
         return terms(f, x, key)
 
-    if chunk_size is None:
-        return jax.vmap(example)(examples)
-    # Inside the loop of the map nothing undoes the second evaluation.
-    example = jax.checkpoint(example, policy=_keep_directions, prevent_cse=False)
-    return jax.lax.map(example, examples, batch_size=min(chunk_size, len(examples[2])))
+    def all_of(params: PyTree, examples: PyTree) -> Metrics:
+        if chunk_size is None:
+            return jax.vmap(example, (None, 0))(params, examples)
+        # Inside the loop of the map nothing undoes the second evaluation.
+        one = jax.checkpoint(partial(example, params), policy=_keep_directions, prevent_cse=False)
+        return jax.lax.map(one, examples, batch_size=min(chunk_size, len(examples[2])))
+
+    return spread(all_of, params, examples)
 
 
 def _mean_objective(means: _Means, weights: Mapping[str, Weight]) -> Objective:
@@ -175,7 +183,7 @@ def _mean_objective(means: _Means, weights: Mapping[str, Weight]) -> Objective:
         x, y, mask, size = unpack(batch)
         if mask is not None:
             x, y = _without_padding((x, y), mask)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
+        keys = spread(jax.vmap(jax.random.fold_in, (None, 0)), key, jnp.arange(size))
         metrics = means(params, (x, y, keys), mask, key, step)
         total = metrics["loss"]
         for name, weight in weights.items():

@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from hessjax._compilation import compiler_options
 from hessjax._numerics import PyTree
+from hessjax._placement import following, mesh_of
 from hessjax.lazy import Lazy, Objective
 
 
@@ -91,7 +92,8 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
         # A caller that compiles a larger program brings options of its own.
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, batch))):
             return advance(objective, state, batch)
-        return steps(state, batch)
+        with following(mesh_of(batch)):
+            return steps(state, batch)
 
     return step
 

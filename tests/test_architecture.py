@@ -18,11 +18,12 @@ MODULES = {
 # Who may import whom inside the package; what is not listed may not be imported.
 NUMERICS, OPERATORS, EIGEN = "hessjax._numerics", "hessjax.operators", "hessjax.eigen"
 BRIDGE, COMPILATION = "hessjax.bridge", "hessjax._compilation"
-BATCHING, LAZY = "hessjax._batching", "hessjax.lazy"
+BATCHING, LAZY, PLACEMENT = "hessjax._batching", "hessjax.lazy", "hessjax._placement"
 ARROWS: dict[str, set[str]] = {
     NUMERICS: set(),
     COMPILATION: set(),
     LAZY: {NUMERICS},
+    PLACEMENT: {NUMERICS},
     "hessjax.losses": set(),
     "hessjax.bounds": {NUMERICS},
     OPERATORS: {NUMERICS},
@@ -30,10 +31,10 @@ ARROWS: dict[str, set[str]] = {
     "hessjax.penalties": {NUMERICS, OPERATORS, EIGEN},
     "hessjax.composite_penalties": {NUMERICS, OPERATORS, EIGEN, "hessjax.penalties"},
     # An objective knows a penalty by its call signature alone.
-    BATCHING: {NUMERICS, OPERATORS, LAZY},
+    BATCHING: {NUMERICS, OPERATORS, LAZY, PLACEMENT},
     "hessjax.objective": {NUMERICS, OPERATORS, EIGEN, BATCHING, LAZY},
     "hessjax.checks": {NUMERICS, BATCHING},
-    "hessjax.training": {NUMERICS, COMPILATION, LAZY},
+    "hessjax.training": {NUMERICS, COMPILATION, LAZY, PLACEMENT},
     BRIDGE: {NUMERICS, COMPILATION},
 }
 OUTSIDE = {"jax", "numpy", "optax"}
@@ -60,7 +61,7 @@ def allowed(module: str) -> set[str]:
         return ARROWS.get(module, set(MODULES) - {BRIDGE} | {"hessjax.attacks"})
     assert module.startswith("hessjax.attacks."), f"{module} has no place in the layout"
     attacks = {name for name in MODULES if name.startswith("hessjax.attacks.")}
-    return {NUMERICS, COMPILATION, "hessjax.losses", "hessjax.attacks", *attacks}
+    return {NUMERICS, COMPILATION, PLACEMENT, "hessjax.losses", "hessjax.attacks", *attacks}
 
 
 @pytest.mark.parametrize("module", MODULES)
