@@ -7,9 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from hessjax._numerics import check_count
+from hessjax._placement import mesh_of, replicated
 from hessjax.attacks import batches, checks
 from hessjax.attacks.apgd import apgd_attack
 from hessjax.attacks.attack import Attack, Logits
@@ -97,8 +99,10 @@ def auto_attack(
     those before. The share of robust examples is an upper bound of the accuracy in the ball.
 
     The examples that are left are packed into batches of two fixed sizes, so nothing is compiled
-    anew as they become fewer, and stay on the device. Chance comes from the key and the example's
-    place in x alone: the result does not depend on the size of the batches.
+    anew as they become fewer, and stay on the device. Where x lies on a mesh of several devices,
+    each takes its share of a batch, and they exchange nothing but what was found. Chance comes from
+    the key and the example's place in x alone: the result depends neither on the size of the
+    batches nor on the devices.
 
     Args:
         logits_fn: one example to its logits of shape ``(C,)``, C at least 2. Pass weights as
@@ -111,7 +115,7 @@ def auto_attack(
         attacks: what to run, in this order: `STANDARD`, `PLUS` or your own tuple of
             ``apgd_attack(...)``, ``fab_attack(...)``, ``square_attack(...)`` or of any `Attack`.
             Build it once: what is compiled belongs to the object.
-        batch_size: examples at a time; 64 on a CPU, 1024 elsewhere if not given.
+        batch_size: examples at a time; 64 on a CPU, 1024 elsewhere for each device if not given.
         resume: what an interrupted call with the same arguments gave to ``on_batch`` last; or the
             result of other attacks on the same examples, or in a smaller ball: what is broken
             there is not attacked again and keeps its entry in ``broken_by``.
@@ -145,11 +149,12 @@ def auto_attack(
     """
     if not attacks:
         raise ValueError("attacks must hold at least one attack, got none")
-    size = _default_size() if batch_size is None else check_count("batch_size", batch_size)
     x, y = checks.check_examples(x, y, ball)
     given = batches.problem(logits_fn, ball, x.dtype)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x)))
-    examples = batches.Examples(x, y, keys)
+    mesh = mesh_of(x)
+    given, examples = replicated(mesh, (given, batches.Examples(x, y, keys)))
+    x, size = examples.x, _size(batch_size, mesh)
 
     clean = _logits(given, x, size)
     checks.check_logits(clean, np.asarray(y))
@@ -198,8 +203,14 @@ def auto_attack(
     )
 
 
-def _default_size() -> int:
-    return 64 if jax.default_backend() == "cpu" else 1024
+def _size(given: int | None, mesh: Mesh | None) -> int:
+    """Return the size of batches: what is given, or more for every device to have its share."""
+    devices = 1 if mesh is None else mesh.size
+    if given is None:
+        return devices * (64 if jax.default_backend() == "cpu" else 1024)
+    size = check_count("batch_size", given)
+    # The shorter batches, of a quarter of it, are to be divided, too.
+    return size if mesh is None else -(-size // (4 * devices)) * 4 * devices
 
 
 def _fitting(attack: Attack, num_classes: int) -> Attack:
@@ -242,4 +253,5 @@ def _resumed(given: Progress, fresh: Progress) -> Progress:
             f"inputs of shape {shapes[0][0]} and {shapes[0][2]} runs where there are "
             f"{shapes[1][0]} and {shapes[1][2]}"
         )
-    return given._replace(x=jnp.asarray(given.x, fresh.x.dtype))
+    x = replicated(mesh_of(fresh.x), jnp.asarray(given.x, fresh.x.dtype))
+    return given._replace(x=x)

@@ -4,14 +4,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hessjax._compilation import compiled
-from hessjax._numerics import safe_norm
+from hessjax._numerics import PyTree, safe_norm
+from hessjax._placement import following, gathered, mesh_of, spread
 from hessjax.attacks.attack import Attack, Logits, Outcome, State
 from hessjax.attacks.balls import LpBall, distance
 from hessjax.losses import misclassified
@@ -98,12 +99,14 @@ def split(left: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
 
 def logits(given: Problem, x: jax.Array, index: np.ndarray) -> jax.Array:
     """Return the logits of the examples of an index."""
-    return compiled(_logits)(given, x, index)
+    with following(mesh_of(x)):
+        return compiled(_logits)(given, x, index)
 
 
 def slopes(given: Problem, examples: Examples, index: np.ndarray, loss: Loss) -> jax.Array:
     """Return the ℓ2 norms of the loss's gradients in the examples of an index."""
-    return compiled(_slopes, 0)(loss, given, examples, index)
+    with following(mesh_of(examples)):
+        return compiled(_slopes, 0)(loss, given, examples, index)
 
 
 @jax.jit
@@ -120,36 +123,47 @@ def run_batch(
     What is found counts only if it lies in the ball and, evaluated anew, is misclassified. Chance
     is that of the attack's place among the attacks and of the run.
     """
-    numbers = jnp.int32(place), jnp.int32(run)
-    batch, state = compiled(_start, 0)(attack.init, given, examples, index, numbers)
-    kept = Kept(jnp.copy(batch.x), jnp.zeros(len(index), bool))
-    stretch = _STEPS_BETWEEN_LOOKS if attack.differentiates else _STEPS_WITHOUT_GRADIENTS
-    for done in range(0, attack.num_steps, stretch):
-        count = min(stretch, attack.num_steps - done)
-        if attack.differentiates:
-            for _ in range(count):
-                state = compiled(_step, 0, "state")(attack.step, given, batch, state=state)
-        else:
-            state = compiled(_steps, 0, "state")(
-                attack.step, given, batch, jnp.int32(count), state=state
+    numbers = np.int32(place), np.int32(run)
+    with following(mesh_of(examples)):
+        batch, state, kept = compiled(_start, 0)(attack.init, given, examples, index, numbers)
+        stretch = _STEPS_BETWEEN_LOOKS if attack.differentiates else _STEPS_WITHOUT_GRADIENTS
+        for done in range(0, attack.num_steps, stretch):
+            count = min(stretch, attack.num_steps - done)
+            if attack.differentiates:
+                for _ in range(count):
+                    state = compiled(_step, 0, "state")(attack.step, given, batch, state=state)
+            else:
+                state = compiled(_steps, 0, "state")(
+                    attack.step, given, batch, np.int32(count), state=state
+                )
+            kept, all_broken = compiled(_look, 0, "kept")(
+                attack.outcome, given, batch, state, kept=kept
             )
-        kept, all_broken = compiled(_look, 0, "kept")(
-            attack.outcome, given, batch, state, kept=kept
-        )
-        if all_broken:
-            break
-    return compiled(_verified)(given, batch, kept)
+            if all_broken:
+                break
+        return compiled(_verified)(given, batch, kept)
+
+
+def _each(function: Callable[..., Any], shared: PyTree, *examples: PyTree) -> PyTree:
+    """Apply ``(shared, *example) -> tree`` to each example, on the device that it lies on."""
+    axes = (None, *(0 for _ in examples))
+    return spread(jax.vmap(function, axes), shared, *examples)
 
 
 def _logits(given: Problem, x: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.vmap(given.logits_fn)(x[index])
+    def one(shared: tuple[Problem, jax.Array], i: jax.Array) -> jax.Array:
+        given, x = shared
+        return given.logits_fn(x[i])
+
+    return gathered(_each(one, (given, x), index))
 
 
 def _slopes(loss: Loss, given: Problem, examples: Examples, index: jax.Array) -> jax.Array:
-    def one(x: jax.Array, y: jax.Array) -> jax.Array:
-        return safe_norm(jax.grad(lambda t: loss(given.logits_fn(t), y))(x))
+    def one(shared: tuple[Problem, Examples], i: jax.Array) -> jax.Array:
+        given, (x, y, _) = shared
+        return safe_norm(jax.grad(lambda t: loss(given.logits_fn(t), y[i]))(x[i]))
 
-    return jax.vmap(one)(examples.x[index], examples.y[index])
+    return gathered(_each(one, (given, examples), index))
 
 
 # Each takes the one part of an attack that it needs, so the number of steps compiles nothing anew.
@@ -161,22 +175,22 @@ def _start(
     examples: Examples,
     index: jax.Array,
     numbers: tuple[jax.Array, jax.Array],
-) -> tuple[Examples, State]:
-    batch = jax.tree.map(lambda leaf: leaf[index], examples)
-    place, run = numbers
-
-    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> State:
+) -> tuple[Examples, State, Kept]:
+    def one(shared: tuple, i: jax.Array) -> tuple[Examples, State, Kept]:
+        given, examples, (place, run) = shared
+        x, y, key = example = Examples(*(leaf[i] for leaf in examples))
         key = jax.random.fold_in(jax.random.fold_in(key, place), run)
-        return init(given.logits_fn, x, y, given.ball, key, run=run)
+        state = init(given.logits_fn, x, y, given.ball, key, run=run)
+        return example, state, Kept(x, jnp.zeros((), bool))
 
-    return batch, jax.vmap(one)(*batch)
+    return _each(one, (given, examples, numbers), index)
 
 
 def _step(step: Callable[..., State], given: Problem, batch: Examples, *, state: State) -> State:
-    def one(x: jax.Array, y: jax.Array, state: State) -> State:
+    def one(given: Problem, x: jax.Array, y: jax.Array, state: State) -> State:
         return step(given.logits_fn, x, y, given.ball, state)
 
-    return jax.vmap(one)(batch.x, batch.y, state)
+    return _each(one, given, batch.x, batch.y, state)
 
 
 def _steps(
@@ -190,7 +204,7 @@ def _steps(
 def _look(
     outcome: Callable[..., Outcome], given: Problem, batch: Examples, state: State, *, kept: Kept
 ) -> tuple[Kept, jax.Array]:
-    def one(x: jax.Array, state: State, kept: Kept) -> Kept:
+    def one(given: Problem, x: jax.Array, state: State, kept: Kept) -> Kept:
         seen = outcome(x, state, given.ball)
         # Of rounding, not more: that of ε, and that of the entries of a point.
         rounding = jnp.finfo(x.dtype).eps * (1 if given.order != 2 else math.sqrt(x.size))
@@ -199,13 +213,13 @@ def _look(
         point = jnp.where(broken & ~kept.broken, seen.x, kept.x)
         return Kept(point, kept.broken | broken)
 
-    kept = jax.vmap(one)(batch.x, state, kept)
-    return kept, jnp.all(kept.broken)
+    kept = _each(one, given, batch.x, state, kept)
+    return kept, gathered(jnp.all(kept.broken))
 
 
 def _verified(given: Problem, batch: Examples, kept: Kept) -> Kept:
-    def one(x: jax.Array, y: jax.Array, kept: Kept) -> Kept:
+    def one(given: Problem, x: jax.Array, y: jax.Array, kept: Kept) -> Kept:
         broken = kept.broken & misclassified(given.logits_fn(kept.x), y)
         return Kept(jnp.where(broken, kept.x, x), broken)
 
-    return jax.vmap(one)(batch.x, batch.y, kept)
+    return gathered(_each(one, given, batch.x, batch.y, kept))
