@@ -9,6 +9,8 @@ from hessjax import _compilation
 from tests import cases
 
 jax.config.update("jax_enable_x64", True)
+# Simulated, for tests/test_devices.py. What is put nowhere stays on the first of them.
+jax.config.update("jax_num_cpu_devices", 8)
 # TF32 and bfloat16 products keep three digits, fewer than most tolerances here.
 jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -1,0 +1,96 @@
+"""Train and attack on all devices, of this process and of others."""
+
+import os
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hessjax import _placement
+
+Tree = TypeVar("Tree")
+
+_ADDRESS, _COUNT, _NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def start() -> None:
+    """Join the other processes of the run, if the environment tells of any.
+
+    Before anything else of JAX. All processes run the same command, each on the same data:
+    ``JAX_COORDINATOR_ADDRESS``, ``host:port`` of the first, ``JAX_NUM_PROCESSES`` and
+    ``JAX_PROCESS_ID``, from 0. Under Slurm, Open MPI or Kubernetes the address alone is enough.
+
+    Raises:
+        ValueError: if a number is none, or out of range.
+    """
+    address = os.environ.get(_ADDRESS)
+    if not address:
+        return
+    count, number = _whole(_COUNT, least=1), _whole(_NUMBER, least=0)
+    if count is not None and number is not None and number >= count:
+        raise ValueError(
+            f"{_NUMBER} must be from 0 to {count - 1}, as {_COUNT} is {count}, got {number}"
+        )
+    jax.distributed.initialize(address, num_processes=count, process_id=number)
+
+
+def _whole(name: str, *, least: int) -> int | None:
+    given = os.environ.get(name)
+    if given is None:
+        return None
+    if not given.isdecimal() or int(given) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {given!r}")
+    return int(given)
+
+
+def leads() -> bool:
+    """Tell whether this process is the one that writes files and shows progress."""
+    return jax.process_index() == 0
+
+
+def mesh(count: int | None = None) -> Mesh:
+    """Return a mesh of the first so many devices of all processes, all of them if not given.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    devices = jax.devices()
+    if count is None:
+        count = len(devices)
+    if not 1 <= count <= len(devices):
+        raise ValueError(f"there are {len(devices)} devices, got {count} to use")
+    return jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=devices[:count])
+
+
+def replicated(mesh: Mesh, tree: Tree) -> Tree:
+    """Return a tree of arrays and keys, the same in every process, whole on each device."""
+    return _placement.replicated(mesh, tree)
+
+
+def sharded(mesh: Mesh, batch: tuple) -> tuple:
+    """Return a batch with equal shares of its examples on the devices.
+
+    A batch that does not divide is filled up with its last example, and a mask leaves that out
+    again. Places in the batch stay what they are, and with them each example's key.
+
+    Args:
+        mesh: the devices.
+        batch: ``(x, y)`` or ``(x, y, mask)`` on the host, the same in every process, of which each
+            copies to its devices what they need.
+
+    Returns:
+        The batch on the devices, ``(x, y, mask)`` if it had a mask or was filled up.
+    """
+    size = len(batch[1])
+    if missing := -size % mesh.size:
+        x, y, mask = (*batch, np.ones(size, bool))[:3]
+        last = [*range(size), *[size - 1] * missing]
+        x, y = jax.tree.map(lambda leaf: np.asarray(leaf)[last], (x, y))
+        batch = (x, y, np.append(mask, np.zeros(missing, bool)))
+    rows = NamedSharding(mesh, PartitionSpec("batch"))
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(rows, np.asarray(leaf), np.shape(leaf))
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,109 @@
+"""A small training and a small AutoAttack, on whatever devices; as a process, one of several."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+import hessjax
+from experiments import devices
+from hessjax import _compilation
+from hessjax.attacks import AttackResult, apgd_attack, auto_attack, fab_attack, square_attack
+from tests import cases
+
+SIZE = 12
+# Every estimate starts from the example's own key.
+OBJECTIVE = hessjax.second_order(
+    partial(cases.mlp_apply, "gelu"), cases.cross_entropy, 0.7, 0.3, start=hessjax.random_start
+)
+
+ATTACKS = (
+    apgd_attack(num_steps=4, name="apgd-ce"),
+    fab_attack(num_steps=4, num_targets=2),
+    square_attack(num_steps=25),
+)
+IMAGES = np.random.default_rng(1).uniform(0.05, 0.95, size=(13, 4, 4, 1))
+WEIGHTS = {
+    "inner": np.random.default_rng(2).normal(size=(16, 12)),
+    "outer": 3 * np.random.default_rng(3).normal(size=(12, 5)),
+}
+
+
+def logits_fn(weights: Any, x: jax.Array) -> jax.Array:
+    return jnp.tanh((x.reshape(-1) - 0.5) @ weights["inner"]) @ weights["outer"]
+
+
+def keeping() -> optax.GradientTransformation:
+    """Keep the last gradient as the state."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del state, params
+        return updates, updates
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+OPTIMIZER = optax.chain(keeping(), optax.adam(1e-2))
+
+
+def trained(
+    mesh: Mesh | None, dtype: Any, objective: Any = OBJECTIVE, *, steps: int = 20
+) -> dict[str, Any]:
+    """Train on these devices; None is one device, and batches without padding or a mask."""
+    cast = partial(jax.tree.map, lambda leaf: np.asarray(leaf, dtype))
+    case = cases.mlp("gelu")
+    step = hessjax.train_step(objective, OPTIMIZER)
+    state: Any = hessjax.TrainState.create(cast(case.params), OPTIMIZER, jax.random.key(50))
+    x, y = cases.batch_of(case, 5 * SIZE)
+    x, y = cast(x).reshape(5, SIZE, -1), np.asarray(y).reshape(5, SIZE)
+    if mesh is not None:
+        state = devices.replicated(mesh, state)
+    told = []
+    for i in range(steps):
+        batch = (x[i % 5], y[i % 5])
+        state, metrics = step(state, batch if mesh is None else devices.sharded(mesh, batch))
+        told.append(metrics)
+    return {
+        "params": state.params,
+        "gradient": state.opt_state[0],
+        "losses": jnp.stack([metrics["objective"] for metrics in told]),
+        "metrics": told[0],
+    }
+
+
+def attacked(mesh: Mesh | None, **options: Any) -> AttackResult:
+    """Attack on these devices."""
+    x = jnp.asarray(IMAGES) if mesh is None else devices.replicated(mesh, IMAGES)
+    network = jax.tree_util.Partial(logits_fn, WEIGHTS)
+    y = np.array(jnp.argmax(jax.vmap(partial(logits_fn, WEIGHTS))(jnp.asarray(IMAGES)), axis=1))
+    y[0] = (y[0] + 1) % 5  # misclassified from the start
+    given = {"attacks": ATTACKS, "batch_size": 32, **options}
+    return auto_attack(network, x, y, hessjax.LpBall(0.15, 2), jax.random.key(7), **given)
+
+
+def found(result: AttackResult) -> dict[str, Any]:
+    return {"broken_by": result.broken_by, "x": result.x, "distance": result.distance}
+
+
+def everything(mesh: Mesh | None) -> list[Any]:
+    """Return the leaves of all results, in an order."""
+    results = [trained(mesh, np.float64), trained(mesh, np.float32), found(attacked(mesh))]
+    return jax.device_get(jax.tree.leaves(results))
+
+
+def main(path: Path) -> None:
+    """Be one of the processes that the environment tells of, and write what it sees."""
+    _compilation.CPU_OPTIONS.update(cases.QUICK)
+    devices.start()
+    assert len(jax.devices()) == 2 * jax.process_count() > len(jax.local_devices())
+    np.savez(path / f"{jax.process_index()}.npz", *everything(devices.mesh()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,355 @@
+"""Several devices: the same results as on one, for their share of the work, with one exchange."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import hessjax
+from experiments import devices, methods
+from hessjax import _placement
+from hessjax.attacks import STANDARD, AttackResult, batches
+from tests import cases, layouts
+
+COUNTS = (1, 2, 8)
+KEY = jax.random.key(3)
+CASE = cases.mlp("gelu")
+SECOND_ORDER = hessjax.second_order(CASE.apply, CASE.loss, 0.7, 0.3)
+CNN = cases.cnn("relu", jnp.float32)
+GRADIENT_BYTES = sum(leaf.nbytes for leaf in jax.tree.leaves(CNN.params))
+NUM_METRICS = 4  # loss, gradient_norm, hessian_norm, residual
+
+
+@cache
+def trained_on_one(dtype: Any) -> dict[str, Any]:
+    return layouts.trained(None, dtype)
+
+
+@cache
+def attacked_on_one() -> AttackResult:
+    return layouts.attacked(None)
+
+
+def assert_same_training(got: Any, dtype: Any) -> None:
+    tolerance = 1e-6 if dtype == np.float64 else 1e-4
+    cases.assert_tree_close(got, trained_on_one(dtype), rtol=tolerance, atol=tolerance / 10)
+
+
+def assert_same_verdicts(got: Any) -> None:
+    one = layouts.found(attacked_on_one())
+    np.testing.assert_array_equal(got["broken_by"], one["broken_by"])
+    cases.assert_tree_close(got, one, rtol=0, atol=1e-9)
+
+
+# The same results.
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype"), [(1, np.float64), (2, np.float64), (8, np.float64), (8, np.float32)]
+)
+def test_training_is_that_on_one_device(count: int, dtype: Any) -> None:
+    """On eight, the batches of twelve are filled up to sixteen."""
+    got = layouts.trained(devices.mesh(count), dtype)
+    assert_same_training(got, dtype)
+    for leaf in jax.tree.leaves(got):
+        assert leaf.sharding.is_fully_replicated
+        assert len(leaf.sharding.device_set) == count
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_verdicts_are_those_on_one_device(count: int) -> None:
+    result = layouts.attacked(devices.mesh(count))
+    assert set(np.asarray(attacked_on_one().broken_by)) == {-2, -1, 0, 1}
+    assert_same_verdicts(layouts.found(result))
+
+
+def test_an_attack_goes_on_with_other_devices() -> None:
+    seen: list[Any] = []
+    layouts.attacked(devices.mesh(8), on_batch=seen.append)
+    early = seen[1]
+    assert np.any(early.tried[early.broken_by == -1] < early.num_runs)
+    resumed = early._replace(x=np.asarray(early.x))
+    assert_same_verdicts(layouts.found(layouts.attacked(None, resume=resumed)))
+    resumed = seen[2]._replace(x=np.asarray(seen[2].x))
+    assert_same_verdicts(layouts.found(layouts.attacked(devices.mesh(8), resume=resumed)))
+
+
+def test_two_processes(tmp_path: Any) -> None:
+    """Of two devices each, over the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    told = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_ENABLE_X64": "1",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-m", "tests.layouts", str(tmp_path)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **told, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+    precisions = (np.float64, np.float32)
+    wanted = [*map(trained_on_one, precisions), layouts.found(attacked_on_one())]
+    for number in range(2):
+        with np.load(tmp_path / f"{number}.npz") as file:
+            leaves = [file[name] for name in file.files]
+        *training, found = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+        for got, dtype in zip(training, precisions, strict=True):
+            assert_same_training(got, dtype)
+        assert_same_verdicts(found)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_keys_are_those_of_places_in_the_batch(count: int) -> None:
+    size = 12
+
+    def draw(f: Any, x: jax.Array, key: Any = None) -> jax.Array:
+        del f
+        assert key is not None
+        return x[0] * jax.random.uniform(key)
+
+    objective = hessjax.regularized(CASE.apply, CASE.loss, {"draw": (1.0, draw)})
+    x, y = (np.array(leaf) for leaf in cases.batch_of(CASE, size))
+    x[:, 0] = 2.0 ** np.arange(size)  # so that the mean tells each draw from the others
+    mesh = devices.mesh(count)
+    step = hessjax.train_step(objective, optax.sgd(0.1))
+    state = hessjax.TrainState.create(CASE.params, optax.sgd(0.1), KEY)
+    _, metrics = step(devices.replicated(mesh, state), devices.sharded(mesh, (x, y)))
+
+    own = [jax.random.fold_in(jax.random.fold_in(KEY, 0), place) for place in range(size)]
+    draws = [jax.random.uniform(jax.random.fold_in(key, 0)) for key in own]
+    np.testing.assert_allclose(metrics["draw"], np.mean(x[:, 0] * np.asarray(draws)), rtol=1e-14)
+
+
+def test_a_device_may_have_padding_only() -> None:
+    """And a network may have no derivative at zero: another's example stands there."""
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        return CASE.apply(params, x / jnp.linalg.norm(x))
+
+    objective = hessjax.second_order(apply, CASE.loss, 0.7, 0.3)
+    x, y = (np.array(leaf) for leaf in cases.batch_of(CASE, 16))
+    mask = np.arange(16) >= 5  # of two each, the first two devices have nothing, the third one
+    gradient_of = jax.value_and_grad(objective, has_aux=True)
+    wanted = cases.quick_jit(gradient_of)(CASE.params, (x[mask], y[mask]), KEY)
+    x[~mask] = np.nan
+    mesh = devices.mesh(8)
+    batch = devices.sharded(mesh, (x, y, mask))
+    with jax.set_mesh(mesh):
+        got = cases.quick_jit(gradient_of)(devices.replicated(mesh, CASE.params), batch, KEY)
+    cases.assert_tree_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"every": 2}, {"chunk_size": 2}])
+def test_savings_are_those_on_one_device(options: Any) -> None:
+    objective = hessjax.second_order(CASE.apply, CASE.loss, 0.7, 0.3, **options)
+    both = [
+        layouts.trained(mesh, np.float64, objective, steps=4) for mesh in (None, devices.mesh(8))
+    ]
+    cases.assert_tree_close(both[1], both[0], rtol=1e-9, atol=1e-12)
+
+
+def test_the_accuracy_is_that_of_what_counts() -> None:
+    x, y = cases.batch_of(CASE, 11)
+    objective = methods.with_accuracy(CASE.apply, SECOND_ORDER)
+    metrics = [
+        cases.quick_jit(objective)(CASE.params, batch, KEY)[1]
+        for batch in [(x, y), devices.sharded(devices.mesh(8), (np.asarray(x), np.asarray(y)))]
+    ]
+    assert 0 < metrics[0]["accuracy"] < 1
+    np.testing.assert_allclose(metrics[1]["accuracy"], metrics[0]["accuracy"], rtol=1e-12)
+
+
+# Where a batch lies.
+
+
+@pytest.mark.parametrize(("size", "count"), [(8, 8), (12, 2), (12, 8), (3, 8)])
+def test_examples_keep_their_places(size: int, count: int) -> None:
+    x, y = np.random.default_rng(0).normal(size=(size, 3)), np.arange(size)
+    batch = devices.sharded(devices.mesh(count), ({"a": x, "b": x[:, 0]}, y))
+    whole = -(-size // count) * count
+    for leaf in jax.tree.leaves(batch):
+        assert len(leaf) == whole
+        assert {len(shard.data) for shard in leaf.addressable_shards} == {whole // count}
+    np.testing.assert_array_equal(batch[0]["a"][:size], x)
+    np.testing.assert_array_equal(batch[1][:size], y)
+    assert len(batch) == (2 if size == whole else 3)
+    if size < whole:
+        np.testing.assert_array_equal(batch[2], np.arange(whole) < size)
+        np.testing.assert_array_equal(batch[0]["a"][size:], x[[-1] * (whole - size)])
+
+
+def test_a_mask_is_kept() -> None:
+    x, y, mask = np.ones((5, 3)), np.arange(5), np.arange(5) != 1
+    for count in (1, 2):
+        *_, got = devices.sharded(devices.mesh(count), (x, y, mask))
+        np.testing.assert_array_equal(got, [*mask, False][: len(got)])
+
+
+def test_what_is_wrong_is_told(monkeypatch: Any) -> None:
+    with pytest.raises(ValueError, match="there are 8 devices, got 9"):
+        devices.mesh(9)
+    explicit = jax.make_mesh((8,), ("batch",), (AxisType.Explicit,))
+    batch = devices.sharded(explicit, cases.batch_of(CASE, 8))
+    state = hessjax.TrainState.create(CASE.params, optax.sgd(0.1), KEY)
+    with pytest.raises(ValueError, match=r"axis_types=\(AxisType.Auto,\)\), got \(Explicit,\)"):
+        hessjax.train_step(SECOND_ORDER, optax.sgd(0.1))(devices.replicated(explicit, state), batch)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES must be a whole number of at least 1"):
+        devices.start()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    with pytest.raises(ValueError, match=r"JAX_PROCESS_ID must be from 0 to 1, as .* is 2, got 2"):
+        devices.start()
+
+
+def test_a_process_alone_has_nothing_to_join(monkeypatch: Any) -> None:
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    devices.start()
+    assert devices.leads()
+
+
+# The compiled programs.
+
+WIDTHS = {
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "pred": 1,
+}
+EXCHANGES = (
+    "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+    "|ragged-all-to-all|send|recv"
+)
+
+
+def exchanges(program: str) -> list[tuple[str, int]]:
+    """Return the kind and the bytes of whatever the devices tell each other."""
+    found = []
+    for shapes, kind in re.findall(rf"= (.*?) ({EXCHANGES})(?:-start)?\(", program):
+        sizes = [
+            WIDTHS[dtype] * int(np.prod([int(n) for n in dims.split(",") if n]))
+            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        ]
+        found.append((kind, sum(sizes)))
+    return found
+
+
+def test_exchanges_are_found() -> None:
+    """The oracle of what follows."""
+    mesh = devices.mesh(8)
+    rows = NamedSharding(mesh, PartitionSpec("batch"))
+    x = jax.device_put(jnp.ones((16, 3), jnp.float32), rows)
+
+    def found(function: Any) -> list[tuple[str, int]]:
+        program: Any = jax.jit(function).lower(x).compile()
+        return exchanges(program.as_text())
+
+    assert found(lambda x: 2 * x) == []
+    assert found(lambda x: x.sum(axis=0)) == [("all-reduce", 12)]
+    assert found(lambda x: x[::-1]) != []
+
+
+def by_rows(mesh: Mesh, leaf: Any) -> jax.ShapeDtypeStruct:
+    """Return what a leaf with a leading axis is like when its rows are dealt to the devices."""
+    rows = NamedSharding(mesh, PartitionSpec("batch"))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+
+
+def step_program(count: int, size: int, *, masked: bool = False) -> Any:
+    """Return the compiled training step for a batch of this size, in float32."""
+    mesh = devices.mesh(count)
+    objective = hessjax.second_order(CNN.apply, CNN.loss, 0.7, 0.3)
+    # Threefry is a loop on the CPU.
+    key = jax.random.key(0, impl="unsafe_rbg")
+    state = hessjax.TrainState.create(CNN.params, layouts.OPTIMIZER, key)
+    shapes = [((size, *CNN.x.shape), jnp.float32), ((size,), jnp.int32), ((size,), jnp.bool)]
+    batch = [by_rows(mesh, jax.ShapeDtypeStruct(*shape)) for shape in shapes[: 2 + masked]]
+    with jax.set_mesh(mesh):
+        step = jax.jit(hessjax.train_step(objective, layouts.OPTIMIZER), donate_argnums=0)
+        lowered = step.lower(devices.replicated(mesh, state), tuple(batch))
+    program: Any = lowered.compile({"xla_backend_optimization_level": "0"})
+    assert not re.search(r"\bwhile\b", program.as_text()), "a loop body would be counted once"
+    return program
+
+
+def test_a_step_divides_and_exchanges_the_gradient_alone() -> None:
+    programs = {count: step_program(count, 512) for count in (1, 2, 4, 8)}
+    alone = programs[1].cost_analysis()["flops"]
+    assert exchanges(programs.pop(1).as_text()) == []
+    for count, program in programs.items():
+        told = exchanges(program.as_text())
+        assert {kind for kind, _ in told} == {"all-reduce"}
+        assert sum(size for _, size in told) == GRADIENT_BYTES + 4 * NUM_METRICS
+        # Beyond its share each device has the optimizer's update.
+        share = program.cost_analysis()["flops"] * count / alone
+        assert 0.98 < share < 1.05, (count, share)
+
+
+def test_padding_costs_an_example_and_a_few_numbers_more() -> None:
+    told = exchanges(step_program(8, 512, masked=True).as_text())
+    assert {kind for kind, _ in told} == {"all-reduce"}
+    size = sum(size for _, size in told) - GRADIENT_BYTES - 4 * NUM_METRICS
+    assert 0 < size <= 4 * (CNN.x.size + 1) + 4 * 3 * NUM_METRICS
+
+
+@pytest.mark.parametrize("attack", STANDARD, ids=lambda attack: attack.name)
+def test_a_step_of_an_attack_divides_and_exchanges_nothing(attack: Any) -> None:
+    size = 64
+    network = jax.tree_util.Partial(layouts.logits_fn, layouts.WEIGHTS)
+    given = batches.problem(network, hessjax.LpBall(0.15, 2), jnp.float64)
+    examples = batches.Examples(
+        jnp.zeros((size, *layouts.IMAGES.shape[1:])),
+        jnp.zeros(size, int),
+        jax.random.split(KEY, size),
+    )
+    numbers = jnp.int32(0), jnp.int32(0)
+    start = partial(batches._start, attack.init)
+    batch, state, _ = jax.eval_shape(start, given, examples, jnp.arange(size), numbers)
+    flops = {}
+    for count in (1, 2, 4, 8):
+        mesh = devices.mesh(count)
+        placed, carried = jax.tree.map(partial(by_rows, mesh), (batch, state))
+        step = jax.jit(batches._step, static_argnums=0, donate_argnames="state")
+        with _placement.following(mesh):
+            shared = devices.replicated(mesh, given)
+            lowered = step.lower(attack.step, shared, placed, state=carried)
+        program: Any = lowered.compile(cases.QUICK)
+        assert exchanges(program.as_text()) == []
+        flops[count] = count * program.cost_analysis()["flops"]
+    # A loop's body is counted once, but it is the same for a share of the examples.
+    np.testing.assert_allclose(list(flops.values()), flops[1], rtol=0.02)
