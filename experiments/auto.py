@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from experiments import masking, runs
+from experiments import devices, masking, runs
 from experiments.config import ORDERS
 from experiments.data import Dataset
 from experiments.files import read_arrays, read_json, write_arrays, write_json
@@ -51,6 +52,7 @@ def evaluate(
     radii: Sequence[float],
     attack: dict[str, Any],
     batch_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Attack a network by AutoAttack and write ``auto_attack.json`` and ``auto_attack.npz``.
 
@@ -65,6 +67,7 @@ def evaluate(
         radii: of the balls, in input units.
         attack: from `settings`.
         batch_size: examples at a time, see `hessjax.attacks.autoattack`.
+        mesh: devices to attack on, the default one if not given; they change no result.
 
     Returns:
         What the JSON file holds: ``attack``; ``clean``; ``results`` by norm and radius, each with
@@ -76,6 +79,8 @@ def evaluate(
     x, y = jnp.asarray(dataset.test_images[:count]), jnp.asarray(dataset.test_labels[:count])
     key = jax.random.key(attack["seed"])
     logits_fn = jax.tree_util.Partial(run.apply, run.params)
+    if mesh is not None:
+        logits_fn, x, y = devices.replicated(mesh, (logits_fn, x, y))
     content, arrays = _earlier(run.path, attack)
     smaller: AttackResult | None = None
     for radius in sorted(set(radii)):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import auto, evaluate, masking, runs, train
+from experiments import auto, devices, evaluate, masking, runs, train
 from experiments.files import read_json
 from hessjax.attacks import apgd_attack, fab_attack, square_attack
 
@@ -49,6 +49,31 @@ def run(trained, tmp_path, monkeypatch):
 def call(path, *radii, options=()):
     tyro.cli(evaluate.main, args=[str(path), *OPTIONS, *options, "--epsilon", *map(str, radii)])
     return read_json(path / "auto_attack.json")
+
+
+def test_devices_change_nothing(run, monkeypatch):
+    used, attack = [], auto.auto_attack
+
+    def noting(logits_fn, x, *args, **options):
+        used.append(len(x.sharding.device_set))
+        return attack(logits_fn, x, *args, **options)
+
+    monkeypatch.setattr(auto, "auto_attack", noting)
+    loaded = runs.load(run)
+    dataset = train.load_for(loaded.config)
+    told = auto.settings("standard", 40, 0)
+    results = []
+    for mesh in (None, devices.mesh(2)):
+        content = auto.evaluate(
+            loaded, dataset, norm="l2", radii=[0.3], attack=told, batch_size=32, mesh=mesh
+        )
+        (run / "auto_attack.json").unlink()
+        result = content["results"]["l2"]["0.3"]
+        results.append({name: result[name] for name in ("robust", "broken_by", "masking")})
+    assert used == [1, 2]
+    counts = ("robust", "broken_by")
+    assert [results[1][name] for name in counts] == [results[0][name] for name in counts]
+    assert results[1]["masking"]["by_epsilon"] == results[0]["masking"]["by_epsilon"]
 
 
 def test_a_curve_with_every_setting(run, capsys):
