@@ -16,6 +16,8 @@ _RUN_KEYS = (
     *("method", "seed", "strength", "step", "path", "clean", "robust"),
     *("seconds_per_step", "gradient_norm_mean", "hessian_norm_mean"),
 )
+# What is None where it was not measured, or does not exist.
+_NUMBERS = ("strength", "step", "seconds_per_step", "gradient_norm_mean", "hessian_norm_mean")
 _NOTHING = "-"
 
 
@@ -60,15 +62,25 @@ def _check(comparison: dict[str, Any], path: Path) -> None:
         if norm not in _NORMS:
             raise ValueError(f"{path} has the norm {norm!r}, expected one of {', '.join(_NORMS)}")
     for i, run in enumerate(comparison["runs"]):
-        require(_RUN_KEYS, run, f"run {i} of {path}")
-        run["clean"] = _accuracy(run["clean"])
-        run["robust"] = {
-            norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
-            for norm, accuracies in run["robust"].items()
-        }
+        _check_run(run, f"run {i} of {path}")
         for norm, radius in _radii(comparison):
             if radius not in run["robust"].get(norm, {}):
                 raise ValueError(f"run {i} of {path} has no accuracy at {norm} radius {radius}")
+
+
+def _check_run(run: dict[str, Any], where: str) -> None:
+    require(_RUN_KEYS, run, where)
+    for key in _NUMBERS:
+        if not isinstance(run[key], float | int | None):
+            raise TypeError(f"the {key} {run[key]!r} is no number")
+    words = [run["method"], run["path"], *run.get("savings", ())]
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError(f"{words!r} are not all words")
+    run["clean"] = _accuracy(run["clean"])
+    run["robust"] = {
+        norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
+        for norm, accuracies in run["robust"].items()
+    }
 
 
 def _accuracy(value: object) -> float:

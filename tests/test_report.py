@@ -298,6 +298,9 @@ def without(content, key):
         (without(comparison(), "num_test"), "comparison.json lacks num_test"),
         (comparison([]), "holds no runs"),
         (comparison() | {"runs": 3}, "comparison.json is damaged .*: run the comparison again"),
+        # Found by tests/fuzz.py.
+        (comparison([run("none", 0, gradient_norm_mean="x")]), r"the gradient_norm_mean 'x' is no"),
+        (comparison([run([], 0)]), r"are not all words"),
         (comparison([run("none", 0, clean="x")]), r"comparison.json is damaged \('x' is no acc"),
         (comparison() | {"norms": {}}, "holds no norms"),
         (comparison() | {"norms": {"l1": [1.0]}}, "the norm 'l1', expected one of l2, linf"),
