@@ -61,7 +61,8 @@ def main(
         python -m experiments.benchmarks.penalty_cost runs/mnist/none/seed-0
 
     Args:
-        run: folders of trained networks; without one, some are trained on the digits.
+        run: folders of trained networks; without one, some are trained on the digits, and kept in
+            runs/benchmarks.
         quick: fewer forms and images, in under two minutes, into runs/benchmarks.
         batch_size: examples of a step.
         num_images: test images that the estimates are compared on.
@@ -74,7 +75,7 @@ def main(
         path = records.place(NAME, out, quick=quick)
         settings = Settings(batch_size, 16 if quick else num_images, repeats, quick, reference)
         settings.check()
-        measure(run or _digits(path.parent / "digits", quick=quick), settings, path, data_dir)
+        measure(run or _digits(quick=quick), settings, path, data_dir)
     except (ValueError, ArithmeticError, ImportError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
@@ -100,8 +101,9 @@ class Settings(NamedTuple):
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _digits(folder: Path, *, quick: bool) -> tuple[Path, ...]:
+def _digits(*, quick: bool) -> tuple[Path, ...]:
     """Train networks on the digits, unless they are there, and return their folders."""
+    folder = records.SCRATCH / ("digits-quick" if quick else "digits")
     activations = ("gelu",) if quick else ("gelu", "relu", "softplus")
     configs = {
         f"{method}-{activation}": Config(

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 Cell = tuple[Row, Callable[[], Sequence[Row]]]
 
 RESULTS = Path(__file__).parent / "results"
-_QUICK = Path("runs/benchmarks")
+SCRATCH = Path("runs/benchmarks")
 # Threads; and from which size on glibc gives memory back after each call, which costs time.
 _ENVIRONMENT = (
     *("XLA_FLAGS", "OMP_NUM_THREADS"),
@@ -60,7 +60,7 @@ def place(name: str, out: Path | None, *, quick: bool = False) -> Path:
 
     A quick run's stands elsewhere, so that it does not replace results that are kept.
     """
-    return out or (_QUICK if quick else RESULTS / device_name()) / f"{name}.json"
+    return out or (SCRATCH if quick else RESULTS / device_name()) / f"{name}.json"
 
 
 @cache
