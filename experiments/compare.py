@@ -2,15 +2,15 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from experiments import report, runs
+from experiments import devices, report, runs
 from experiments.config import Config, Setup, parse_method
-from experiments.data import Dataset
 from experiments.evaluate import attack_settings, chosen_radii, evaluate
 from experiments.files import read_json, write_json
 from experiments.interruption import exit_code
@@ -32,6 +32,7 @@ def main(
     linf: tuple[float, ...] | None = None,
     num_steps: int = 40,
     num_restarts: int = 1,
+    num_devices: int | None = None,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> None:
@@ -60,6 +61,8 @@ def main(
         linf: radii of the ℓ∞ balls, likewise.
         num_steps: steps of each attack.
         num_restarts: random starts of each attack.
+        num_devices: devices that share each batch of a training; all if not given, but one of a
+            CPU's.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
     """
@@ -70,7 +73,10 @@ def main(
         _check_paths(out, configs)
         dataset = load_for(configs[0], data_dir, manual_dir)
         with runs.locked(out):
-            entries, failed = _entries(configs, dataset, out, radii, attack)
+            mesh = devices.mesh(num_devices)
+            trained = partial(train, dataset=dataset, resume=True, mesh=mesh)
+            evaluated = partial(evaluate, dataset=dataset, radii=radii, attack=attack)
+            entries, failed = _entries(configs, out, trained, evaluated)
             if entries:
                 settings = {
                     "data": _describe(setup),
@@ -125,17 +131,16 @@ def _check_paths(out: Path, configs: Sequence[Config]) -> None:
 
 def _entries(
     configs: Sequence[Config],
-    dataset: Dataset,
     out: Path,
-    radii: Mapping[str, Sequence[float]],
-    attack: dict[str, Any],
+    trained: Callable[..., Any],
+    evaluated: Callable[[runs.Run], dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return the results of the runs, and by path why those that have none failed."""
     entries, failed = [], {}
     for config in configs:
         path = _path(config)
         try:
-            entries.append(_entry(config, dataset, out / path, radii, attack))
+            entries.append(_entry(config, out / path, trained, evaluated))
         except (ValueError, OSError, DivergedError) as error:
             failed[str(path)] = str(error)
             print(f"failed: {path}: {error}", file=sys.stderr)
@@ -144,17 +149,16 @@ def _entries(
 
 def _entry(
     config: Config,
-    dataset: Dataset,
     path: Path,
-    radii: Mapping[str, Sequence[float]],
-    attack: dict[str, Any],
+    trained: Callable[..., Any],
+    evaluated: Callable[[runs.Run], dict[str, Any]],
 ) -> dict[str, Any]:
     """Train and evaluate one network, as far as that is not done, and return its results."""
     if not runs.is_trained(path, config):
-        train(config, dataset, path, resume=True)
+        trained(config, path=path)
     run = runs.load(path)
     with runs.locked(path):
-        evaluation = evaluate(run, dataset, radii, attack)
+        evaluation = evaluated(run)
     print(f"{path}: clean {100 * evaluation['clean']:.2f} %", file=sys.stderr)
     return {
         "method": config.method,

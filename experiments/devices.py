@@ -50,16 +50,19 @@ def leads() -> bool:
 
 
 def mesh(count: int | None = None) -> Mesh:
-    """Return a mesh of the first so many devices of all processes, all of them if not given.
+    """Return a mesh of the first so many devices of all processes.
+
+    If their number is not given, of all; of one on a CPU alone, where more are simulated ones.
 
     Raises:
         ValueError: if there are fewer.
     """
     devices = jax.devices()
     if count is None:
-        count = len(devices)
+        alone = jax.default_backend() == "cpu" and jax.process_count() == 1
+        count = 1 if alone else len(devices)
     if not 1 <= count <= len(devices):
-        raise ValueError(f"there are {len(devices)} devices, got {count} to use")
+        raise ValueError(f"num_devices must be from 1 to the {len(devices)} there are, got {count}")
     return jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=devices[:count])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from experiments import auto, runs
+from experiments import auto, devices, runs
 from experiments.config import ORDERS, Norm, recipe
 from experiments.data import Dataset
 from experiments.files import read_json, write_arrays, write_json
@@ -33,6 +33,7 @@ def main(
     version: Literal["standard", "plus"] = "standard",
     num_examples: int | None = None,
     batch_size: int | None = None,
+    num_devices: int | None = None,
     data_dir: Path | None = None,
 ) -> None:
     """Attack a trained network on the test set and write what it withstood into its folder.
@@ -55,6 +56,8 @@ def main(
         version: of AutoAttack: standard, or plus with restarts.
         num_examples: for AutoAttack: attack only so many, the first of the test set.
         batch_size: for AutoAttack: examples at a time, which changes no result.
+        num_devices: for AutoAttack: devices that share each batch; all if not given, but one of a
+            CPU's.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
@@ -75,6 +78,7 @@ def main(
                             radii=values,
                             attack=told,
                             batch_size=batch_size,
+                            mesh=devices.mesh(num_devices),
                         )
                         print(auto.report(found, name, values))
                 print(f"written: {run / 'auto_attack.json'}")

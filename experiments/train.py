@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.sharding import Mesh
 
-from experiments import methods, models, runs
+from experiments import devices, methods, models, runs
 from experiments.checkpoints import Checkpoints, Snapshot
 from experiments.config import ORDERS, Config
 from experiments.data import Dataset, batch_indices, load, validation_split
@@ -34,6 +35,7 @@ def main(
     out: Path | None = None,
     resume: bool = False,
     checkpoint_every: int | None = None,
+    num_devices: int | None = None,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> None:
@@ -51,6 +53,7 @@ def main(
         out: the folder; runs/DATA/METHOD/seed-SEED if not given.
         resume: go on from the newest whole checkpoint, or begin if there is none.
         checkpoint_every: steps between checkpoints; an epoch's if not given.
+        num_devices: devices that share each batch; all if not given, but one of a CPU's.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
     """
@@ -60,7 +63,14 @@ def main(
             "runs", config.data.replace("/", "-"), config.name, f"seed-{config.seed}"
         )
         dataset = load_for(config, data_dir, manual_dir)
-        training = train(config, dataset, path, resume=resume, checkpoint_every=checkpoint_every)
+        training = train(
+            config,
+            dataset,
+            path,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            mesh=devices.mesh(num_devices),
+        )
     except (ValueError, ImportError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
@@ -96,6 +106,7 @@ def train(
     *,
     resume: bool = False,
     checkpoint_every: int | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Train a network and leave it in a folder.
 
@@ -105,6 +116,8 @@ def train(
         path: the run's folder, see `experiments.runs`.
         resume: go on from the newest whole checkpoint there, if there is one.
         checkpoint_every: steps between checkpoints; an epoch's if not given.
+        mesh: devices that share each batch, the default one if not given; they change no result
+            beyond rounding.
 
     Returns:
         What ``training.json`` holds: ``steps`` taken; ``completed``, False after an interruption;
@@ -136,8 +149,9 @@ def train(
     step = train_step(_objective(config, apply, steps_per_epoch), optimizer)
     state = TrainState.create(params, optimizer, jax.random.key(config.seed))
 
-    def batch(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return images[index], labels[index]
+    def batch(index: np.ndarray) -> tuple:
+        found = images[index], labels[index]
+        return found if mesh is None else devices.sharded(mesh, found)
 
     runs.check_free(path, config)
     with runs.locked(path):
@@ -156,7 +170,7 @@ def train(
         return Session(
             path=path,
             config=config,
-            state=state,
+            state=state if mesh is None else devices.replicated(mesh, state),
             step=step,
             batch=batch,
             indices=partial(

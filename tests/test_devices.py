@@ -215,7 +215,7 @@ def test_a_mask_is_kept() -> None:
 
 
 def test_what_is_wrong_is_told(monkeypatch: Any) -> None:
-    with pytest.raises(ValueError, match="there are 8 devices, got 9"):
+    with pytest.raises(ValueError, match="num_devices must be from 1 to the 8 there are, got 9"):
         devices.mesh(9)
     explicit = jax.make_mesh((8,), ("batch",), (AxisType.Explicit,))
     batch = devices.sharded(explicit, cases.batch_of(CASE, 8))

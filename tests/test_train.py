@@ -4,16 +4,18 @@ import dataclasses
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 import tyro
 
-from experiments import data, runs, train
+from experiments import data, devices, runs, train
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config, parse_method
 from experiments.files import read_json
 from experiments.interruption import Interrupted
 from experiments.session import DivergedError
+from hessjax import train_step
 
 CONFIG = Config(method="none", model="mlp", activation="relu", epochs=2).resolved()
 
@@ -147,6 +149,32 @@ def test_lines_after_the_last_checkpoint_are_written_anew(digits, tmp_path, monk
         file.write('{"step": 41, "ep')
     train.train(CONFIG, digits, tmp_path / "parts", resume=True)
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+def test_devices_share_the_batches(digits, tmp_path, trained, monkeypatch):
+    """Three, by which a batch of 64 does not divide; the rest on others."""
+    used = []
+
+    def noting(objective, optimizer):
+        step = train_step(objective, optimizer)
+
+        def noted(state, batch):
+            state, metrics = step(state, batch)
+            used.append({len(a.devices()) for a in (*batch, *jax.tree.leaves(state))})
+            return state, metrics
+
+        return noted
+
+    monkeypatch.setattr(train, "train_step", noting)
+    with monkeypatch.context() as patched:
+        interrupting(patched, 30)
+        with pytest.raises(Interrupted):
+            train.train(CONFIG, digits, tmp_path, mesh=devices.mesh(3))
+    train.train(CONFIG, digits, tmp_path, resume=True, mesh=devices.mesh(2))
+    assert used == [{3}] * 30 + [{2}] * 12
+    alone = lines(trained[0])
+    for there, here in zip(lines(tmp_path), alone, strict=True):
+        assert there == pytest.approx(here, rel=1e-4)
 
 
 def test_resuming_what_is_done_or_not_begun(digits, tmp_path, trained, monkeypatch):
@@ -283,6 +311,7 @@ def test_a_validation_split_is_held_out(digits):
         (["--model", "vit"], "unknown model 'vit': there are mlp, cnn"),
         (["--data", "Digits!"], "unknown data set 'Digits!'"),
         (["--strength", "-1"], "strength must be a finite number, at least 0, got -1"),
+        (["--num-devices", "9"], "num_devices must be from 1 to the 8 there are, got 9"),
         (["--checkpoint-every", "0"], "checkpoint_every must be at least 1, got 0"),
         (["--batch-size", "5000"], "batch_size must be at most the 1347 training examples, got 5"),
         (["--validation", "1347"], "cannot hold out 1347 of 1347 training examples"),
