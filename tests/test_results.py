@@ -59,6 +59,17 @@ def test_published_verdicts_are_those_of_the_results():
         assert f"{100 * cell['robust']:.1f} | {cell['verdict']} |" in published
 
 
+def test_published_attacks_on_lazy_trainings_are_those_of_the_results():
+    cells = read_json(ROOT / "experiments" / "results" / "autoattack" / "lazy.json")["cells"]
+    published = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    for data, network in {(cell["data"], cell["network"]) for cell in cells}:
+        found = [100 * c["robust"] for c in cells if (c["data"], c["network"]) == (data, network)]
+        told = ", ".join(f"{accuracy:.1f}" for accuracy in found)
+        assert f"| {data} | {network} | {told} | {sum(found) / len(found):.1f} |" in published
+    for cell in cells:
+        assert "with changes" not in cell["commit"] + cell["training_commit"]
+
+
 @pytest.mark.parametrize("folder", DEVICES, ids=lambda path: path.name)
 def test_reports_of_benchmarks_are_those_of_the_measurements(folder):
     results = report.read(folder)
