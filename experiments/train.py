@@ -25,6 +25,8 @@ from hessjax.objective import Apply, Objective
 
 T = TypeVar("T")
 
+# An epoch may be short, and a checkpoint takes a few tenths of a second.
+_LEAST_BETWEEN_CHECKPOINTS = 100
 # For apply_if_finite: refuse every update that is not finite, however many there were.
 _ALWAYS = np.iinfo(np.int32).max
 
@@ -52,7 +54,7 @@ def main(
         config: what decides the result.
         out: the folder; runs/DATA/METHOD/seed-SEED if not given.
         resume: go on from the newest whole checkpoint, or begin if there is none.
-        checkpoint_every: steps between checkpoints; an epoch's if not given.
+        checkpoint_every: steps between checkpoints; an epoch's, but at least 100, if not given.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
@@ -115,7 +117,7 @@ def train(
         dataset: its data.
         path: the run's folder, see `experiments.runs`.
         resume: go on from the newest whole checkpoint there, if there is one.
-        checkpoint_every: steps between checkpoints; an epoch's if not given.
+        checkpoint_every: steps between checkpoints; an epoch's, but at least 100, if not given.
         mesh: devices that share each batch, the default one if not given; they change no result
             beyond rounding.
 
@@ -178,7 +180,7 @@ def train(
             ),
             total=total,
             steps_per_epoch=steps_per_epoch,
-            checkpoint_every=checkpoint_every or steps_per_epoch,
+            checkpoint_every=checkpoint_every or max(steps_per_epoch, _LEAST_BETWEEN_CHECKPOINTS),
             log=log,
             checkpoints=Checkpoints(path / runs.CHECKPOINTS),
             before=seconds,
