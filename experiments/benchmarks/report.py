@@ -222,7 +222,7 @@ def _hvp_section(content: Mapping[str, Any]) -> list[str]:
     cells = dict.fromkeys((row["model"], row["dtype"]) for row in rows)
     for model, dtype in cells:
         own = [row for row in rows if (row["model"], row["dtype"]) == (model, dtype)]
-        sizes = list(dict.fromkeys(row["batch_size"] for row in own))
+        sizes = sorted({row["batch_size"] for row in own})
         at = {(row["form"], row["batch_size"]): row for row in own}
         lines = [
             [form, *(_product_cell(at.get((form, size))) for size in sizes)]
