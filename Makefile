@@ -8,7 +8,8 @@ RUN := $(VENV)/bin/python
 MANUAL_DIR ?=
 # More options for the experiment behind a target: make demo ARGS="--seeds 0 1 2".
 ARGS ?=
-# Test processes. XLA gets one thread in each, so that they do not fight for the cores.
+# Test processes, each of whole files, whose tests share what they compile and train. XLA gets one
+# thread in each, so that they do not fight for the cores.
 WORKERS ?= 2
 
 # glibc gives blocks of more than 32 MB back to the system after each use. A step of the CNN that needs
@@ -38,7 +39,7 @@ fashion: $(VENV)/prepare.stamp ## the comparison on Fashion-MNIST [MANUAL_DIR=..
 
 test: $(VENV)/dev.stamp ## run every test and doctest [WORKERS=2]
 	XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 \
-	  $(RUN) -m pytest -n $(WORKERS) $(ARGS)
+	  $(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/dev.stamp ## lint, formatting and types
 	$(VENV)/bin/ruff check

@@ -59,6 +59,7 @@ def test_devices_change_nothing(run, monkeypatch):
         return attack(logits_fn, x, *args, **options)
 
     monkeypatch.setattr(auto, "auto_attack", noting)
+    monkeypatch.setitem(auto.VERSIONS, "standard", SHORT[:1])
     loaded = runs.load(run)
     dataset = train.load_for(loaded.config)
     told = auto.settings("standard", 40, 0)
