@@ -37,7 +37,8 @@ def saved(folder, *accuracies):
 
 
 def steps(folder):
-    return sorted(int(path.name) for path in folder.iterdir())
+    """Return the steps of the checkpoints; what is half written goes with the next one."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 def test_a_snapshot_comes_back_bit_for_bit(tmp_path):
@@ -143,7 +144,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert found is not None
     assert int(found.state.step) == 10
     store.save(Snapshot(state_at(20), {}), accuracy=0.3)
-    assert steps(tmp_path) == [10, 20]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]
 
 
 def test_arrays_of_another_training_are_refused(tmp_path):
