@@ -106,8 +106,9 @@ def check_free(path: Path, config: Config) -> None:
 def resume(path: Path) -> None:
     """Note that another commit of the program, if it is one, goes on with a run."""
     content = _read(path)
-    commits = joined_commits(content["commit"], provenance()["commit"])
-    if commits != content["commit"]:
+    before = content.get("commit", "unknown")
+    commits = joined_commits(before, provenance()["commit"])
+    if commits != before:
         write_json(path / "config.json", {**content, "commit": commits})
 
 

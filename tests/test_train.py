@@ -49,6 +49,8 @@ def test_a_training_learns_and_leaves_everything(trained, digits):
     assert training == read_json(path / "training.json")
     assert training["completed"]
     assert training["steps"] == steps
+    # An epoch is so short that there is one at the end only.
+    assert [folder.name for folder in (path / "checkpoints").iterdir()] == [str(steps)]
     assert 0 < training["seconds_per_step"] < training["seconds"]
     metrics = lines(path)
     assert [line["step"] for line in metrics] == [1, 21, 41, steps]
