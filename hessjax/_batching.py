@@ -17,7 +17,7 @@ from hessjax._numerics import (
     check_scalar,
     widen,
 )
-from hessjax._placement import spread
+from hessjax._placement import filled, spread
 from hessjax.lazy import Lazy, Metrics, Objective
 from hessjax.operators import Composite
 
@@ -30,6 +30,9 @@ _Means = Callable[..., Metrics]
 
 # Kept for the way back, where a chunk is evaluated anew: locating them would cost most.
 _keep_directions = jax.checkpoint_policies.save_only_these_names(DIRECTION)
+
+# Of the parts' chance: no example's place, of which the keys are folded.
+_NO_PLACE = np.uint32(2**32 - 1)
 
 
 def check_weight(name: str, weight: Weight) -> None:
@@ -120,7 +123,7 @@ def batched(
         terms: ``(f, x, key) -> {"loss": ..., name: ...}``, unweighted, of one example.
         weights: those of the terms beside the loss.
         every: on each step that is no multiple of it, the loss alone.
-        parts: the other terms on one of so many random parts of the batch.
+        parts: the other terms on one of so many random parts of the batch, as much heavier.
         chunk_size: examples at a time, None for all at once.
     """
     every, parts = check_count("every", every), check_count("parts", parts)
@@ -166,14 +169,11 @@ def _evaluate(
         _check_outputs(f, x)
         return terms(f, x, key)
 
-    def all_of(params: PyTree, examples: PyTree) -> Metrics:
-        if chunk_size is None:
-            return jax.vmap(example, (None, 0))(params, examples)
-        # Inside the loop of the map nothing undoes the second evaluation.
-        one = jax.checkpoint(partial(example, params), policy=_keep_directions, prevent_cse=False)
-        return jax.lax.map(one, examples, batch_size=min(chunk_size, len(examples[2])))
-
-    return spread(all_of, params, examples)
+    if chunk_size is None:
+        return jax.vmap(example, (None, 0))(params, examples)
+    # Inside the loop of the map nothing undoes the second evaluation.
+    one = jax.checkpoint(partial(example, params), policy=_keep_directions, prevent_cse=False)
+    return jax.lax.map(one, examples, batch_size=min(chunk_size, len(examples[2])))
 
 
 def _mean_objective(means: _Means, weights: Mapping[str, Weight]) -> Objective:
@@ -198,7 +198,7 @@ def _means(evaluate: Callable[..., Metrics], terms: Terms) -> _Means:
     def means(
         params: PyTree, examples: tuple, mask: jax.Array | None, *_: jax.Array | int
     ) -> Metrics:
-        values = evaluate(terms, params, *examples)
+        values = spread(partial(evaluate, terms), params, *examples)
         return {name: _mean(value, mask) for name, value in values.items()}
 
     return means
@@ -207,7 +207,33 @@ def _means(evaluate: Callable[..., Metrics], terms: Terms) -> _Means:
 def _means_by_parts(
     evaluate: Callable[..., Metrics], terms: Terms, parts: int, every: int
 ) -> _Means:
-    """Take the loss from all examples, and the other terms from one part of them."""
+    """Take the loss from all examples, and the other terms from one of each ``parts`` in a row.
+
+    The draw depends on the block's number alone, not on devices, padding or the batch's size.
+    """
+
+    def turned(key: jax.Array, turn: jax.Array, number: jax.Array, block: PyTree) -> PyTree:
+        """Put in front the example of a block whose turn it is; they take turns from a random one.
+
+        With one key, turns 0 to ``parts - 1`` have each of them in front once.
+        """
+        first = jax.random.randint(jax.random.fold_in(key, number), (), 0, parts) + turn
+        order = (first + jnp.arange(parts)) % parts
+        return jax.tree.map(lambda leaf: leaf[order], block)
+
+    def of_blocks(
+        shared: tuple[PyTree, jax.Array, jax.Array], numbers: jax.Array, blocks: tuple
+    ) -> tuple[Metrics, jax.Array | None]:
+        params, key, turn = shared
+        *examples, mask = jax.vmap(turned, (None, None, 0, 0))(key, turn, numbers, blocks)
+        values = evaluate(terms, params, *jax.tree.map(lambda leaf: leaf[:, 0], examples))
+        others = jax.tree.map(lambda leaf: leaf[:, 1:].reshape(-1, *leaf.shape[2:]), examples)
+        rest = evaluate(_loss_alone, params, *others)["loss"].reshape(-1, parts - 1)
+        losses = jnp.concatenate([values.pop("loss")[:, None], rest], axis=1)
+        # What is left out adds nothing to the mean over all.
+        left_out = ((0, 0), (0, parts - 1))
+        heavier = {name: jnp.pad(parts * v[:, None], left_out) for name, v in values.items()}
+        return {"loss": losses, **heavier}, mask
 
     def means(
         params: PyTree,
@@ -217,37 +243,21 @@ def _means_by_parts(
         step: int | jax.Array,
     ) -> Metrics:
         size = len(examples[2])
-        # By a key that is no example's. The parts take turns on the steps that have penalties.
-        order, counted = _part(jax.random.fold_in(key, size), size, parts, step // every)
-        examples, mask = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], (examples, mask))
-        count = len(counted)
-        values = evaluate(terms, params, *jax.tree.map(lambda leaf: leaf[:count], examples))
-        losses = values.pop("loss")
-        if count < size:
-            others = jax.tree.map(lambda leaf: leaf[count:], examples)
-            rest = evaluate(_loss_alone, params, *others)["loss"]
-            losses = jnp.concatenate([losses, rest])
-        metrics = {"loss": _mean(losses, mask)}
-        for name, value in values.items():
-            padded = jnp.zeros(size, value.dtype).at[:count].set(jnp.where(counted, value, 0))
-            metrics[name] = parts * _mean(padded, mask)
-        return metrics
+        if missing := -size % parts:
+            # What fills up the last block doesn't count again.
+            mask = jnp.ones(size, bool) if mask is None else mask
+            mask = jnp.append(mask, jnp.zeros(missing, bool))
+        blocks = jax.tree.map(
+            lambda leaf: jnp.reshape(leaf, (-1, parts, *leaf.shape[1:])),
+            (*filled(examples, parts), mask),
+        )
+        numbers = jnp.arange((size + missing) // parts)
+        # The parts take turns on the steps that have penalties.
+        shared = params, jax.random.fold_in(key, _NO_PLACE), jnp.asarray(step // every)
+        values, mask = spread(of_blocks, shared, numbers, blocks)
+        return {name: _mean(value, mask) for name, value in values.items()}
 
     return means
-
-
-def _part(
-    key: jax.Array, size: int, parts: int, turn: int | jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return an order of the batch with this turn's part in front, and which of it counts.
-
-    With one key, turns 0 to ``parts - 1`` have every example count once. Parts are equally long;
-    where that overshoots, the last ones begin the batch anew, and what comes twice doesn't count.
-    """
-    length = -(-size // parts)
-    first = turn % parts * length
-    order = jnp.roll(jax.random.permutation(key, size), -first)
-    return order, first + jnp.arange(length) < size
 
 
 def _mean(value: jax.Array, mask: jax.Array | None) -> jax.Array:

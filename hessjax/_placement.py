@@ -49,8 +49,17 @@ def replicated(mesh: Mesh | None, tree: Result) -> Result:
     return jax.tree.map(put, tree)
 
 
+def filled(examples: Result, multiple: int) -> Result:
+    """Return examples as many as a multiple, by repeating the last one."""
+    size = jax.tree.leaves(examples)[0].shape[0]
+    if size % multiple == 0:
+        return examples
+    places = np.arange(size + -size % multiple).clip(max=size - 1)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[places], examples)
+
+
 def spread(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -> Result:
-    """Return ``function(shared, *examples)``, from each device for the examples it holds.
+    """Return ``function(shared, *examples)``, from each device for a share of the examples.
 
     The function takes and returns trees of arrays with one leading axis, that of the examples, and
     treats each by itself. Left to itself, the compiler would add up each contribution to a
@@ -58,8 +67,8 @@ def spread(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -
     fetch all examples to every device where it can't tell that they are independent. The gradient
     in ``shared`` of what is returned here is added up once.
 
-    Outside a mesh of one axis, and for a number of examples that it does not divide, this is the
-    function itself.
+    Where equal shares of the examples lie on the devices, they stay there; other numbers are filled
+    up with the last one. Outside a mesh of one axis this is the function itself.
 
     Raises:
         ValueError: if the mesh is one with explicit axes.
@@ -70,16 +79,23 @@ def spread(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -
             "hessjax needs a mesh whose sharding the compiler works out, "
             f"jax.make_mesh(..., axis_types=(AxisType.Auto,)), got {mesh.axis_types}"
         )
-    size = jax.tree.leaves(examples)[0].shape[0]
-    divides = mesh.size > 1 and size % mesh.size == 0
-    if tuple(mesh.axis_types) != (AxisType.Auto,) or not divides:
+    if tuple(mesh.axis_types) != (AxisType.Auto,) or mesh.size == 1:
         return function(shared, *examples)
+    size = jax.tree.leaves(examples)[0].shape[0]
+    if size % mesh.size:
+        results = spread(function, shared, *filled(examples, mesh.size))
+        return jax.tree.map(lambda leaf: leaf[:size], results)
     rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     specs = (whole, *(rows for _ in examples))
     # Unchecked: a loop of the user's may start from a constant, which is the same on all devices.
     return jax.shard_map(function, in_specs=specs, out_specs=rows, check_vma=False)(
         shared, *examples
     )
+
+
+def each(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -> Result:
+    """Apply ``(shared, *example) -> tree`` to each example, as `spread` deals them out."""
+    return spread(jax.vmap(function, (None, *(0 for _ in examples))), shared, *examples)
 
 
 def gathered(tree: Result) -> Result:

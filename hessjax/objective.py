@@ -43,8 +43,9 @@ def regularized(
         every: n: evaluate the penalties on every n-th step, n times as heavy, and the loss alone
             on the others. The objective is then a `Lazy`; `train_step` compiles both its parts.
         parts: k: evaluate the penalties, k times as heavy, on one of k random parts of the batch,
-            each time the next one; with one key, k of them add up to the whole. The metrics of
-            the penalties are estimated from the part.
+            each time the next one; with one key, k of them add up to the whole. A part has one of
+            every k examples in a row, which do not have to leave their device. The metrics of the
+            penalties are estimated from the part.
         chunk_size: evaluate so many examples at a time, and anew for the way back, in the memory
             that they take. A loop, slow over convolutions on a CPU.
 

@@ -54,26 +54,46 @@ def test_the_mean_over_all_parts_is_the_whole(build: Any, parts: int, kind: str)
     cases.assert_tree_close(mean, value_and_gradient(build(), batch), rtol=1e-9, atol=1e-13)
 
 
-def test_a_part_is_so_many_examples() -> None:
+def chosen(
+    steps: Any, *, keys: Any = KEY[None], size: int = SIZE, padding: int = 0, parts: int = 3
+) -> list[set[int]]:
+    """Return the places of the examples that pay for the penalty, at each step with each key."""
+
     def place(f: Any, x: Any, key: Any = None) -> jax.Array:
         del f, key
         return x[0]
 
     # The first entries tell the examples apart.
-    x = X.at[:, 0].set(2.0 ** jnp.arange(SIZE))
-    objective = regularized(APPLY, LOSS, {"place": (1.0, place)}, parts=2)
+    whole = size + padding
+    x = jnp.zeros((whole, *CASE.x.shape)).at[:, 0].set(2.0 ** jnp.arange(whole))
+    batch = (x, jnp.zeros(whole, int), jnp.arange(whole) < size)[: 3 if padding else 2]
+    objective = regularized(APPLY, LOSS, {"place": (1.0, place)}, parts=parts)
 
-    def chosen(step: int, key: Any) -> set[int]:
-        total = objective(CASE.params, (x, Y), key, step)[1]["place"] * SIZE / 2
-        np.testing.assert_allclose(total, round(float(total)), rtol=1e-9)
-        return {i for i in range(SIZE) if round(float(total)) >> i & 1}
+    def total(key: Any, step: Any) -> jax.Array:
+        return objective(CASE.params, batch, key, step)[1]["place"] * size / parts
 
-    first, second = (chosen(step, KEY) for step in (0, 1))
-    assert (len(first), len(second)) == (4, 3)
-    assert first | second == set(range(SIZE))
-    # The key decides which, at random.
-    others = [frozenset(chosen(0, jax.random.key(seed))) for seed in range(8)]
-    assert len(set(others)) > 3
+    totals = cases.quick_jit(jax.vmap(jax.vmap(total, (None, 0)), (0, None)))
+    sums = totals(keys, jnp.asarray(steps)).ravel()
+    np.testing.assert_allclose(sums, np.round(sums), rtol=1e-9)
+    return [{i for i in range(size) if round(float(found)) >> i & 1} for found in sums]
+
+
+def test_a_part_is_one_of_so_many_in_a_row() -> None:
+    turns = chosen([3, 4, 5])
+    assert set.union(*turns) == set(range(SIZE))
+    assert sum(map(len, turns)) == SIZE
+    for turn in turns:
+        assert [sum(i // 3 == block for i in turn) for block in (0, 1)] == [1, 1]
+    # At random: two blocks have nine pairs, of which each is the part of some key.
+    pairs = chosen([0], keys=jax.random.split(KEY, 80), size=6)
+    assert len(set(map(frozenset, pairs))) == 9
+
+
+def test_a_part_depends_neither_on_padding_nor_on_the_size() -> None:
+    (wanted,) = chosen([1])
+    assert chosen([1], padding=5) == [wanted]
+    (larger,) = chosen([1], size=12)
+    assert {i for i in larger if i < 6} == {i for i in wanted if i < 6}
 
 
 def test_the_loss_is_that_of_all_examples() -> None:

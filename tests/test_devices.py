@@ -168,8 +168,9 @@ def test_a_device_may_have_padding_only() -> None:
     cases.assert_tree_close(got, wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"every": 2}, {"chunk_size": 2}])
+@pytest.mark.parametrize("options", [{"every": 2}, {"chunk_size": 2}, {"parts": 2}, {"parts": 3}])
 def test_savings_are_those_on_one_device(options: Any) -> None:
+    """On eight, the batches of twelve are filled up to sixteen; a share of two has no three."""
     objective = hessjax.second_order(CASE.apply, CASE.loss, 0.7, 0.3, **options)
     both = [
         layouts.trained(mesh, np.float64, objective, steps=4) for mesh in (None, devices.mesh(8))
@@ -290,10 +291,14 @@ def by_rows(mesh: Mesh, leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
 
 
-def step_program(count: int, size: int, *, masked: bool = False) -> Any:
+def surrogate(**options: Any) -> Any:
+    return hessjax.second_order(CNN.apply, CNN.loss, 0.7, 0.3, **options)
+
+
+def step_program(count: int, size: int, *, masked: bool = False, objective: Any = None) -> Any:
     """Return the compiled training step for a batch of this size, in float32."""
     mesh = devices.mesh(count)
-    objective = hessjax.second_order(CNN.apply, CNN.loss, 0.7, 0.3)
+    objective = surrogate() if objective is None else objective
     # Threefry is a loop on the CPU.
     key = jax.random.key(0, impl="unsafe_rbg")
     state = hessjax.TrainState.create(CNN.params, layouts.OPTIMIZER, key)
@@ -307,8 +312,10 @@ def step_program(count: int, size: int, *, masked: bool = False) -> Any:
     return program
 
 
-def test_a_step_divides_and_exchanges_the_gradient_alone() -> None:
-    programs = {count: step_program(count, 512) for count in (1, 2, 4, 8)}
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_divides_and_exchanges_the_gradient_alone(parts: int) -> None:
+    objective = surrogate(parts=parts)
+    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 4, 8)}
     alone = programs[1].cost_analysis()["flops"]
     assert exchanges(programs.pop(1).as_text()) == []
     for count, program in programs.items():
@@ -325,6 +332,16 @@ def test_padding_costs_an_example_and_a_few_numbers_more() -> None:
     assert {kind for kind, _ in told} == {"all-reduce"}
     size = sum(size for _, size in told) - GRADIENT_BYTES - 4 * NUM_METRICS
     assert 0 < size <= 4 * (CNN.x.size + 1) + 4 * 3 * NUM_METRICS
+
+
+def test_parts_that_no_share_divides_are_shared_all_the_same() -> None:
+    """Sixty blocks of eight are filled up to sixty-four."""
+    objective = surrogate(parts=8)
+    alone, program = (step_program(count, 480, objective=objective) for count in (1, 8))
+    told = exchanges(program.as_text())
+    assert sum(size for kind, size in told if kind == "all-reduce") == GRADIENT_BYTES + 16
+    share = program.cost_analysis()["flops"] * 8 / alone.cost_analysis()["flops"]
+    assert 64 / 60 - 0.02 < share < 64 / 60 + 0.05
 
 
 @pytest.mark.parametrize("attack", STANDARD, ids=lambda attack: attack.name)

@@ -4,15 +4,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hessjax._compilation import compiled
-from hessjax._numerics import PyTree, safe_norm
-from hessjax._placement import following, gathered, mesh_of, spread
+from hessjax._numerics import safe_norm
+from hessjax._placement import each, following, gathered, mesh_of
 from hessjax.attacks.attack import Attack, Logits, Outcome, State
 from hessjax.attacks.balls import LpBall, distance
 from hessjax.losses import misclassified
@@ -144,18 +144,12 @@ def run_batch(
         return compiled(_verified)(given, batch, kept)
 
 
-def _each(function: Callable[..., Any], shared: PyTree, *examples: PyTree) -> PyTree:
-    """Apply ``(shared, *example) -> tree`` to each example, on the device that it lies on."""
-    axes = (None, *(0 for _ in examples))
-    return spread(jax.vmap(function, axes), shared, *examples)
-
-
 def _logits(given: Problem, x: jax.Array, index: jax.Array) -> jax.Array:
     def one(shared: tuple[Problem, jax.Array], i: jax.Array) -> jax.Array:
         given, x = shared
         return given.logits_fn(x[i])
 
-    return gathered(_each(one, (given, x), index))
+    return gathered(each(one, (given, x), index))
 
 
 def _slopes(loss: Loss, given: Problem, examples: Examples, index: jax.Array) -> jax.Array:
@@ -163,7 +157,7 @@ def _slopes(loss: Loss, given: Problem, examples: Examples, index: jax.Array) ->
         given, (x, y, _) = shared
         return safe_norm(jax.grad(lambda t: loss(given.logits_fn(t), y[i]))(x[i]))
 
-    return gathered(_each(one, (given, examples), index))
+    return gathered(each(one, (given, examples), index))
 
 
 # Each takes the one part of an attack that it needs, so the number of steps compiles nothing anew.
@@ -183,14 +177,14 @@ def _start(
         state = init(given.logits_fn, x, y, given.ball, key, run=run)
         return example, state, Kept(x, jnp.zeros((), bool))
 
-    return _each(one, (given, examples, numbers), index)
+    return each(one, (given, examples, numbers), index)
 
 
 def _step(step: Callable[..., State], given: Problem, batch: Examples, *, state: State) -> State:
     def one(given: Problem, x: jax.Array, y: jax.Array, state: State) -> State:
         return step(given.logits_fn, x, y, given.ball, state)
 
-    return _each(one, given, batch.x, batch.y, state)
+    return each(one, given, batch.x, batch.y, state)
 
 
 def _steps(
@@ -213,7 +207,7 @@ def _look(
         point = jnp.where(broken & ~kept.broken, seen.x, kept.x)
         return Kept(point, kept.broken | broken)
 
-    kept = _each(one, given, batch.x, state, kept)
+    kept = each(one, given, batch.x, state, kept)
     return kept, gathered(jnp.all(kept.broken))
 
 
@@ -222,4 +216,4 @@ def _verified(given: Problem, batch: Examples, kept: Kept) -> Kept:
         broken = kept.broken & misclassified(given.logits_fn(kept.x), y)
         return Kept(jnp.where(broken, kept.x, x), broken)
 
-    return gathered(_each(one, given, batch.x, batch.y, kept))
+    return gathered(each(one, given, batch.x, batch.y, kept))
