@@ -61,8 +61,7 @@ def main(
         linf: radii of the ℓ∞ balls, likewise.
         num_steps: steps of each attack.
         num_restarts: random starts of each attack.
-        num_devices: devices that share each batch of a training; all if not given, but one of a
-            CPU's.
+        num_devices: devices that share each batch; all if not given, but one of a CPU's.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
     """
@@ -75,7 +74,7 @@ def main(
         with runs.locked(out):
             mesh = devices.mesh(num_devices)
             trained = partial(train, dataset=dataset, resume=True, mesh=mesh)
-            evaluated = partial(evaluate, dataset=dataset, radii=radii, attack=attack)
+            evaluated = partial(evaluate, dataset=dataset, radii=radii, attack=attack, mesh=mesh)
             entries, failed = _entries(configs, out, trained, evaluated)
             if entries:
                 settings = {

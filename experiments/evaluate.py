@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from experiments import auto, devices, runs
@@ -56,8 +57,7 @@ def main(
         version: of AutoAttack: standard, or plus with restarts.
         num_examples: for AutoAttack: attack only so many, the first of the test set.
         batch_size: for AutoAttack: examples at a time, which changes no result.
-        num_devices: for AutoAttack: devices that share each batch; all if not given, but one of a
-            CPU's.
+        num_devices: devices that share each batch; all if not given, but one of a CPU's.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
@@ -66,6 +66,7 @@ def main(
         dataset = load_for(loaded.config, data_dir)
         if not loaded.training["completed"]:
             print(f"warning: the training of {run} was not completed", file=sys.stderr)
+        mesh = devices.mesh(num_devices)
         with runs.locked(run):
             if attack == "auto":
                 told = auto.settings(version, num_examples, loaded.config.seed)
@@ -78,13 +79,13 @@ def main(
                             radii=values,
                             attack=told,
                             batch_size=batch_size,
-                            mesh=devices.mesh(num_devices),
+                            mesh=mesh,
                         )
                         print(auto.report(found, name, values))
                 print(f"written: {run / 'auto_attack.json'}")
             else:
                 told = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
-                print(_report(evaluate(loaded, dataset, radii, told)))
+                print(_report(evaluate(loaded, dataset, radii, told, mesh=mesh)))
                 print(f"written: {run / 'evaluation.json'}")
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -154,7 +155,12 @@ def attack_settings(*, num_steps: int = 40, num_restarts: int = 1) -> dict[str, 
 
 
 def evaluate(
-    run: runs.Run, dataset: Dataset, radii: Mapping[str, Sequence[float]], attack: dict[str, Any]
+    run: runs.Run,
+    dataset: Dataset,
+    radii: Mapping[str, Sequence[float]],
+    attack: dict[str, Any],
+    *,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Attack a network on the whole test set and write ``evaluation.json`` and ``landscape.npz``.
 
@@ -166,6 +172,8 @@ def evaluate(
         dataset: its data; the test set is attacked.
         radii: of the balls by norm, ``l2`` and ``linf``, in input units.
         attack: from `attack_settings`.
+        mesh: devices that share each batch, the default one if not given; they change no result
+            beyond rounding.
 
     Returns:
         What ``evaluation.json`` holds: ``num_test``; ``clean``, the accuracy; ``robust``, by norm
@@ -182,7 +190,7 @@ def evaluate(
         if result["radii"].get(norm) != values:
             begun = time.perf_counter()
             result["clean"], result["robust"][norm] = _accuracies(
-                run, dataset, norm, values, attack
+                run, dataset, norm, values, attack, mesh=mesh
             )
             result["radii"][norm] = values
             result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
@@ -199,7 +207,7 @@ def evaluate(
         looks = landscape(
             run.apply, run.params, dataset.test_images, dataset.test_labels,
             key=jax.random.key(run.config.seed), ball=LpBall(shown["epsilon"], ORDERS[norm]),
-            radius=shown["plane"], num_steps=attack["num_steps"],
+            radius=shown["plane"], num_steps=attack["num_steps"], mesh=mesh,
         )  # fmt: skip
         for name in ("gradient_norm", "curvature"):
             if not np.all(np.isfinite(looks[name])):
@@ -224,7 +232,13 @@ def _earlier(path: Path, attack: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accuracies(
-    run: runs.Run, dataset: Dataset, norm: str, radii: Sequence[float], attack: dict[str, Any]
+    run: runs.Run,
+    dataset: Dataset,
+    norm: str,
+    radii: Sequence[float],
+    attack: dict[str, Any],
+    *,
+    mesh: Mesh | None,
 ) -> tuple[float, dict[str, float]]:
     """Return the clean accuracy and those under attack, by radius."""
     accuracies: dict[float, float] = {}
@@ -236,7 +250,7 @@ def _accuracies(
         for radius, right in withstood(
             run.apply, run.params, dataset.test_images, dataset.test_labels,
             order=ORDERS[norm], radii=radii, key=jax.random.key(run.config.seed),
-            num_steps=attack["num_steps"], num_restarts=attack["num_restarts"],
+            num_steps=attack["num_steps"], num_restarts=attack["num_restarts"], mesh=mesh,
         ):  # fmt: skip
             accuracies[float(radius)] = float(right.mean())
             bar.update()

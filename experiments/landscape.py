@@ -11,9 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
+from hessjax._compilation import compiled
 from hessjax._numerics import PyTree, ScalarFunction, normalize, safe_norm
+from hessjax._placement import each, following, gathered, mesh_of, replicated
 from hessjax.attacks import LpBall, pgd
 from hessjax.eigen import Eigenpair, gradient_start, lanczos
 from hessjax.operators import hessian_operator
@@ -37,6 +40,7 @@ def landscape(
     num_examples: int = 4,
     resolution: int = 41,
     batch_size: int = 250,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     r"""Measure the loss around test examples, in the input.
 
@@ -58,7 +62,8 @@ def landscape(
         num_examples: how many examples get a plane and an attack: the first of each of this many
             classes, so that every model shows the same ones.
         resolution: points along one side of the plane; odd, so that the example is one of them.
-        batch_size: examples per call on the device; the last batch is padded.
+        batch_size: examples per call on each device; the last batch is padded.
+        mesh: devices that share each batch, the default one if not given.
 
     Returns:
         Arrays by name; M is the number of shown examples, K the resolution.
@@ -92,24 +97,25 @@ def landscape(
         jnp.asarray(labels),
         jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(images))),
     )
-    offsets = jnp.linspace(-radius, radius, resolution, dtype=examples.x.dtype)
+    offsets = np.asarray(jnp.linspace(-radius, radius, resolution, dtype=examples.x.dtype))
     shown = np.sort(np.unique(labels, return_index=True)[1])[:num_examples]
     chosen = _Examples(*(array[shown] for array in examples))
-    norms = partial(_norms, problem=problem)
-    planes = partial(_planes, problem=problem, offsets=offsets)
-    attacks = partial(_attacks, problem=problem, ball=ball, num_steps=num_steps)
+    norms = partial(compiled(_norms, 0), problem)
+    planes = partial(compiled(_planes, 0), problem, offsets=offsets)
+    attacks = partial(compiled(_attacks, 0), (problem, ball, num_steps))
+    in_batches = partial(_in_batches, params=replicated(mesh, params), mesh=mesh)
     return {
-        **_in_batches(norms, params, examples, batch_size),
+        **in_batches(norms, examples, batch_size),
         # One example at a time: its plane is a batch of resolution² already.
-        **_in_batches(planes, params, chosen, 1),
-        **_in_batches(attacks, params, chosen, batch_size),
+        **in_batches(planes, chosen, 1),
+        **in_batches(attacks, chosen, batch_size),
         "shown": shown,
         "shown_label": np.asarray(chosen.y),
         "shown_clean": np.asarray(chosen.x),
         "attack_epsilon": np.asarray(ball.epsilon),
         "attack_order": np.asarray(float(ball.order)),
         "attack_steps": np.asarray(num_steps),
-        "surface_offsets": np.asarray(offsets),
+        "surface_offsets": offsets,
     }
 
 
@@ -135,48 +141,50 @@ class _Problem(NamedTuple):
 
 def _in_batches(
     measure: Callable[[PyTree, _Examples], dict[str, jax.Array]],
-    params: PyTree,
     examples: _Examples,
     batch_size: int,
+    *,
+    params: PyTree,
+    mesh: Mesh | None,
 ) -> dict[str, np.ndarray]:
     """Measure all examples, in batches of one size: one compilation."""
     count = len(examples.y)
-    size = min(batch_size, count)
+    size = min(batch_size * (1 if mesh is None else mesh.size), count)
     batches = []
     for first in range(0, count, size):
         # The last batch is filled up with the last example; what that adds is cut off below.
         index = np.minimum(np.arange(first, first + size), count - 1)
-        batch = _Examples(*(array[index] for array in examples))
-        batches.append(jax.device_get(measure(params, batch)))
+        batch = replicated(mesh, _Examples(*(array[index] for array in examples)))
+        with following(mesh_of(batch)):
+            batches.append(jax.device_get(measure(params, batch)))
     return {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
 
 
-@partial(jax.jit, static_argnames="problem")
-def _norms(params: PyTree, examples: _Examples, *, problem: _Problem) -> dict[str, jax.Array]:
-    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+def _norms(problem: _Problem, params: PyTree, examples: _Examples) -> dict[str, jax.Array]:
+    def one(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         gradient, pair = _top_eigenpair(problem.at(params, y), x, key, problem.num_products)
         return {"curvature": jnp.abs(pair.value), "gradient_norm": safe_norm(gradient)}
 
-    return jax.vmap(one)(*examples)
+    return gathered(each(one, params, *examples))
 
 
-@partial(jax.jit, static_argnames="problem")
 def _planes(
-    params: PyTree, examples: _Examples, *, problem: _Problem, offsets: jax.Array
+    problem: _Problem, params: PyTree, examples: _Examples, *, offsets: jax.Array
 ) -> dict[str, jax.Array]:
-    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def one(shared: tuple, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        params, offsets = shared
         return _plane(problem.at(params, y), x, key, problem.num_products, offsets)
 
-    return jax.vmap(one)(*examples)
+    return gathered(each(one, (params, offsets), *examples))
 
 
-@partial(jax.jit, static_argnames=("problem", "ball", "num_steps"))
 def _attacks(
-    params: PyTree, examples: _Examples, *, problem: _Problem, ball: LpBall, num_steps: int
+    setting: tuple[_Problem, LpBall, int], params: PyTree, examples: _Examples
 ) -> dict[str, jax.Array]:
-    logits = partial(problem.apply, params)
+    problem, ball, num_steps = setting
 
-    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def one(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        logits = partial(problem.apply, params)
         attacked = pgd(logits, x, y, ball, key, loss=problem.loss, num_steps=num_steps)
         return {
             "clean_prediction": jnp.argmax(logits(x)),
@@ -184,7 +192,7 @@ def _attacks(
             "attacked_prediction": jnp.argmax(logits(attacked)),
         }
 
-    return jax.vmap(one)(*examples)
+    return gathered(each(one, params, *examples))
 
 
 def _top_eigenpair(

@@ -11,6 +11,8 @@ import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from hessjax import LpBall, dlr_loss, fgsm, hessian_operator_norm, margin
+from hessjax._compilation import compiled
+from hessjax._placement import each, following, gathered, mesh_of, replicated
 from hessjax.attacks import Attack, AttackResult, apgd_attack, auto_attack, batches
 from hessjax.attacks.attack import Logits
 from hessjax.attacks.autoattack import MISCLASSIFIED
@@ -98,7 +100,7 @@ def examine(
     """
     broken_by = np.asarray(result.broken_by)
     right = broken_by != MISCLASSIFIED
-    given = batches.problem(logits_fn, ball, x.dtype)
+    given = replicated(mesh_of(x), batches.problem(logits_fn, ball, x.dtype))
     looks = _each(given, x, y, _look)
     spared = _each(given, x, y, _fgsm)["right"]
 
@@ -180,6 +182,12 @@ def _fgsm(given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.A
     return {"right": ~misclassified(given.logits_fn(fgsm(given.logits_fn, x, y, given.ball)), y)}
 
 
+def _batched(
+    function: Callable[..., dict[str, jax.Array]], given: batches.Problem, *examples: jax.Array
+) -> dict[str, jax.Array]:
+    return gathered(each(function, given, *examples))
+
+
 def _each(
     given: batches.Problem,
     x: jax.Array,
@@ -189,9 +197,10 @@ def _each(
     batch_size: int = 250,
 ) -> dict[str, np.ndarray]:
     """Apply a function of one example to all, in batches of fixed size."""
-    batched = jax.jit(jax.vmap(function, (None, 0, 0)))
-    parts = [
-        {name: np.asarray(v)[:used] for name, v in batched(given, x[index], y[index]).items()}
-        for index, used in batches.split(np.arange(len(x)), min(batch_size, len(x)))
-    ]
+    batched = partial(compiled(_batched, 0), function)
+    with following(mesh_of(x)):
+        parts = [
+            {name: np.asarray(v)[:used] for name, v in batched(given, x[index], y[index]).items()}
+            for index, used in batches.split(np.arange(len(x)), min(batch_size, len(x)))
+        ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -20,6 +20,7 @@ from hessjax import (
     regularized,
     second_order,
 )
+from hessjax._placement import each
 from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
 from hessjax.eigen import ONE_PRODUCT, Solver
 from hessjax.lazy import Metrics, Objective
@@ -129,13 +130,13 @@ def _attacked(apply: Apply, setting: Setting, attack: _Attack) -> Objective:
         x, y, *mask = batch
         epsilon = jnp.maximum(setting.strength * setting.ramp(step), 1e-6)
 
-        ball = LpBall(epsilon, setting.order)
+        def one(shared: tuple, x: jax.Array, y: jax.Array, place: jax.Array) -> jax.Array:
+            params, epsilon, key = shared
+            ball = LpBall(epsilon, setting.order)
+            return attack(partial(apply, params), x, y, ball, jax.random.fold_in(key, place))
 
-        def one(x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-            return attack(partial(apply, params), x, y, ball, key)
-
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x)))
-        hard = jax.lax.stop_gradient(jax.vmap(one)(jnp.asarray(x), jnp.asarray(y), keys))
+        shared = jax.lax.stop_gradient(params), epsilon, key
+        hard = each(one, shared, jnp.asarray(x), jnp.asarray(y), jnp.arange(len(x)))
         return plain(params, (hard, y, *mask), key, step)
 
     return objective
@@ -225,7 +226,7 @@ def with_accuracy(apply: Apply, objective: Objective) -> Objective:
     ) -> tuple[jax.Array, Metrics]:
         x, y, mask = (*batch, None)[:3]
         value, metrics = objective(params, batch, key, step)
-        predicted = jnp.argmax(jax.vmap(partial(apply, params))(x), axis=-1)
+        predicted = jnp.argmax(each(apply, params, x), axis=-1)
         accuracy = jnp.mean(predicted == y, where=None if mask is None else jnp.asarray(mask, bool))
         return value, {**metrics, "accuracy": accuracy}
 

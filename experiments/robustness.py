@@ -7,10 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments.models import Params
 from hessjax import LpBall, dlr_loss
+from hessjax._compilation import compiled
+from hessjax._placement import each, following, gathered, mesh_of, replicated
 from hessjax.attacks import AttackState, pgd_step, random_point
 from hessjax.losses import misclassified
 from hessjax.objective import Apply
@@ -56,6 +59,7 @@ def withstood(
     num_restarts: int = 1,
     losses: Sequence[Loss] = tuple(LOSSES.values()),
     batch_size: int = 250,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Attack a test set by PGD with one loss after the other, at one radius after the other.
 
@@ -71,11 +75,12 @@ def withstood(
         order: p of the balls, 2 or infinity.
         radii: ε of the balls, in input units.
         key: source of random starts. Each example's is folded from its index, so that nothing
-            depends on the batch size.
+            depends on the batch size, or on the devices.
         num_steps: of each attack, each step of length 2.5 ε / num_steps.
         num_restarts: random starts of each attack.
         losses: ``(logits, label) -> scalar``, what one attack after the other maximizes.
-        batch_size: examples per call on the device; the last batch is padded.
+        batch_size: examples per call on each device; the last batch is padded.
+        mesh: devices that share each batch, the default one if not given.
 
     Yields:
         ``(radius, (N,) boolean)``, True where the prediction is right in spite of every attack:
@@ -86,7 +91,8 @@ def withstood(
     count = len(labels)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
     examples = _Examples(jnp.asarray(images), jnp.asarray(labels), keys)
-    size = min(batch_size, count)
+    params, examples = replicated(mesh, (params, examples))
+    size = min(batch_size * (1 if mesh is None else mesh.size), count)
     # Steps per call: written out, because convolutions in a traced loop are slow on the CPU; but
     # few, because all of them would compile for long.
     chunk = max(divisor for divisor in range(1, 6) if num_steps % divisor == 0)
@@ -95,71 +101,75 @@ def withstood(
         alive = np.flatnonzero(~np.asarray(state.broken))
         for first in range(0, len(alive), size):
             places = np.minimum(np.arange(first, first + size), len(alive) - 1)
-            state = change(params, examples, state, alive[places])
+            with following(mesh_of(examples)):
+                state = change(params, examples, state, alive[places])
         return state
 
-    check = partial(_check, apply)
-    state = _State(jnp.copy(examples.x), jnp.zeros(count, bool))
+    check = partial(compiled(_check, 0, "state"), apply)
+    state = _State(jnp.copy(examples.x), jnp.zeros_like(examples.y, bool))
     state = over_survivors(check, state)
     yield 0.0, ~np.asarray(state.broken)
     for epsilon in sorted(radii):
         for i, loss in enumerate(losses):
             kind = _Kind(apply, order, loss, chunk)
             length = 2.5 * epsilon / num_steps
-            advance = partial(_advance, kind, epsilon=epsilon, step_size=length)
+            advance = partial(
+                compiled(_advance, 0, "state"), kind, epsilon=epsilon, step_size=length
+            )
             for restart in range(num_restarts):
                 number = i * num_restarts + restart
-                state = over_survivors(
-                    partial(_start, order, epsilon=epsilon, number=number), state
-                )
+                start = partial(compiled(_start, 0, "state"), order, epsilon=epsilon, number=number)
+                state = over_survivors(start, state)
                 for _ in range(0, num_steps, chunk):
                     state = over_survivors(advance, state)
                 state = over_survivors(check, state)
         yield epsilon, ~np.asarray(state.broken)
 
 
-# Each takes the whole state and changes the rows of one batch of it, in place: shapes are fixed,
-# and between the steps nothing leaves the device.
+# Each is compiled, takes the whole state and changes the rows of one batch of it, in place: shapes
+# are fixed, and between the steps nothing leaves the device. Where there are several, each holds
+# the whole and works on its share of the batch; the new rows are all that they tell each other.
 
 
-@partial(jax.jit, static_argnums=0, donate_argnames="state")
 def _start(
     order: float, params: Params, examples: _Examples, state: _State, index: jax.Array,
     *, epsilon: jax.Array, number: jax.Array,
 ) -> _State:  # fmt: skip
     del params
 
-    def one(x: jax.Array, key: jax.Array) -> jax.Array:
-        return random_point(LpBall(epsilon, order), x, jax.random.fold_in(key, number))
+    def one(shared: tuple, i: jax.Array) -> jax.Array:
+        examples, epsilon, number = shared
+        key = jax.random.fold_in(examples.key[i], number)
+        return random_point(LpBall(epsilon, order), examples.x[i], key)
 
-    points = jax.vmap(one)(examples.x[index], examples.key[index])
+    points = gathered(each(one, (examples, epsilon, number), index))
     return state._replace(point=state.point.at[index].set(points))
 
 
-@partial(jax.jit, static_argnums=0, donate_argnames="state")
 def _advance(
     kind: _Kind, params: Params, examples: _Examples, state: _State, index: jax.Array,
     *, epsilon: jax.Array, step_size: jax.Array,
 ) -> _State:  # fmt: skip
-    ball = LpBall(epsilon, kind.order)
-    logits_fn = partial(kind.apply, params)
-
-    def one(x: jax.Array, y: jax.Array, point: jax.Array, broken: jax.Array) -> _State:
+    def one(shared: tuple, i: jax.Array) -> _State:
+        params, examples, state, epsilon, step_size = shared
+        x, y, _ = (leaf[i] for leaf in examples)
+        point, broken = (leaf[i] for leaf in state)
+        ball, logits_fn = LpBall(epsilon, kind.order), partial(kind.apply, params)
         attack = AttackState(point, point, jnp.asarray(-jnp.inf, point.dtype), broken)
         for _ in range(kind.chunk):
             attack = pgd_step(logits_fn, x, y, ball, attack, step_size=step_size, loss=kind.loss)
         return _State(attack.x, attack.found)
 
-    part = jax.vmap(one)(
-        examples.x[index], examples.y[index], state.point[index], state.broken[index]
-    )
+    part = gathered(each(one, (params, examples, state, epsilon, step_size), index))
     return jax.tree.map(lambda whole, rows: whole.at[index].set(rows), state, part)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnames="state")
 def _check(
     apply: Apply, params: Params, examples: _Examples, state: _State, index: jax.Array
 ) -> _State:
-    logits = jax.vmap(partial(apply, params))(state.point[index])
-    wrong = jax.vmap(misclassified)(logits, examples.y[index])
+    def one(shared: tuple, i: jax.Array) -> jax.Array:
+        params, examples, state = shared
+        return misclassified(apply(params, state.point[i]), examples.y[i])
+
+    wrong = gathered(each(one, (params, examples, state), index))
     return state._replace(broken=state.broken.at[index].max(wrong))

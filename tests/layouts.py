@@ -1,9 +1,10 @@
-"""A small training and a small AutoAttack, on whatever devices; as a process, one of several."""
+"""A small training, attack and evaluation, on whatever devices; as a process, one of several."""
 
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,10 @@ import optax
 from jax.sharding import Mesh
 
 import hessjax
-from experiments import devices
+from experiments import auto, devices, masking, runs
+from experiments.config import Config
+from experiments.data import Dataset
+from experiments.robustness import withstood
 from hessjax import _compilation
 from hessjax.attacks import AttackResult, apgd_attack, auto_attack, fab_attack, square_attack
 from tests import cases
@@ -77,12 +81,16 @@ def trained(
     }
 
 
+def labels() -> np.ndarray:
+    y = np.array(jnp.argmax(jax.vmap(partial(logits_fn, WEIGHTS))(jnp.asarray(IMAGES)), axis=1))
+    y[0] = (y[0] + 1) % 5  # misclassified from the start
+    return y
+
+
 def attacked(mesh: Mesh | None, **options: Any) -> AttackResult:
     """Attack on these devices."""
     x = jnp.asarray(IMAGES) if mesh is None else devices.replicated(mesh, IMAGES)
-    network = jax.tree_util.Partial(logits_fn, WEIGHTS)
-    y = np.array(jnp.argmax(jax.vmap(partial(logits_fn, WEIGHTS))(jnp.asarray(IMAGES)), axis=1))
-    y[0] = (y[0] + 1) % 5  # misclassified from the start
+    network, y = jax.tree_util.Partial(logits_fn, WEIGHTS), labels()
     given = {"attacks": ATTACKS, "batch_size": 32, **options}
     return auto_attack(network, x, y, hessjax.LpBall(0.15, 2), jax.random.key(7), **given)
 
@@ -91,9 +99,37 @@ def found(result: AttackResult) -> dict[str, Any]:
     return {"broken_by": result.broken_by, "x": result.x, "distance": result.distance}
 
 
-def everything(mesh: Mesh | None) -> list[Any]:
+def evaluated(mesh: Mesh | None, path: Path) -> dict[str, Any]:
+    """Evaluate on these devices as the scripts do; a folder takes what they write."""
+    given, key, y = (logits_fn, WEIGHTS), jax.random.key(3), labels()
+    verdicts = dict(
+        withstood(*given, IMAGES, y, order=2, radii=[0.1, 0.2], key=key, num_steps=2, mesh=mesh)
+    )
+    run = runs.Run(path, Config().resolved(), *given, "", {})
+    short = ATTACKS[:1]
+    with (
+        mock.patch.dict(auto.VERSIONS, standard=short),
+        mock.patch.multiple(masking, _ONE=short, _BOTH=short, _MORE=short),
+    ):
+        content = auto.evaluate(
+            run, Dataset("", IMAGES, y, IMAGES, y, 5), norm="l2", radii=[0.1, 0.15],
+            attack=auto.settings("standard", None, 0), batch_size=32, mesh=mesh,
+        )  # fmt: skip
+    told = ("robust", "broken_by", "masking")
+    judged = {
+        radius: {name: result[name] for name in told}
+        for radius, result in content["results"]["l2"].items()
+    }
+    return {"verdicts": verdicts, "judged": judged}
+
+
+def everything(mesh: Mesh | None, path: Path) -> list[Any]:
     """Return the leaves of all results, in an order."""
-    results = [trained(mesh, np.float64), trained(mesh, np.float32), found(attacked(mesh))]
+    results = [
+        *(trained(mesh, dtype) for dtype in (np.float64, np.float32)),
+        found(attacked(mesh)),
+        evaluated(mesh, path),
+    ]
     return jax.device_get(jax.tree.leaves(results))
 
 
@@ -102,7 +138,9 @@ def main(path: Path) -> None:
     _compilation.CPU_OPTIONS.update(cases.QUICK)
     devices.start()
     assert len(jax.devices()) == 2 * jax.process_count() > len(jax.local_devices())
-    np.savez(path / f"{jax.process_index()}.npz", *everything(devices.mesh()))
+    own = path / str(jax.process_index())
+    own.mkdir()
+    np.savez(own.with_suffix(".npz"), *everything(devices.mesh(), own))
 
 
 if __name__ == "__main__":

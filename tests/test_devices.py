@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import hessjax
-from experiments import devices, methods
+from experiments import devices, landscape, methods, robustness
 from hessjax import _placement
 from hessjax.attacks import STANDARD, AttackResult, batches
 from tests import cases, layouts
@@ -97,6 +97,8 @@ def test_two_processes(tmp_path: Any) -> None:
         "JAX_ENABLE_X64": "1",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "JAX_PLATFORMS": "cpu",
+        # As tests/cases.py says, for whatever is compiled there.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
     command = [sys.executable, "-m", "tests.layouts", str(tmp_path)]
     processes = [
@@ -117,14 +119,16 @@ def test_two_processes(tmp_path: Any) -> None:
         for process in processes:
             process.kill()
     precisions = (np.float64, np.float32)
-    wanted = [*map(trained_on_one, precisions), layouts.found(attacked_on_one())]
+    evaluation = layouts.evaluated(None, tmp_path)
+    wanted = [*map(trained_on_one, precisions), layouts.found(attacked_on_one()), evaluation]
     for number in range(2):
         with np.load(tmp_path / f"{number}.npz") as file:
             leaves = [file[name] for name in file.files]
-        *training, found = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+        *training, found, evaluated = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
         for got, dtype in zip(training, precisions, strict=True):
             assert_same_training(got, dtype)
         assert_same_verdicts(found)
+        cases.assert_tree_close(evaluated, evaluation, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -174,6 +178,14 @@ def test_savings_are_those_on_one_device(options: Any) -> None:
     objective = hessjax.second_order(CASE.apply, CASE.loss, 0.7, 0.3, **options)
     both = [
         layouts.trained(mesh, np.float64, objective, steps=4) for mesh in (None, devices.mesh(8))
+    ]
+    cases.assert_tree_close(both[1], both[0], rtol=1e-9, atol=1e-12)
+
+
+def test_adversarial_training_is_that_on_one_device() -> None:
+    objective = adversarial(CASE)
+    both = [
+        layouts.trained(mesh, np.float64, objective, steps=2) for mesh in (None, devices.mesh(8))
     ]
     cases.assert_tree_close(both[1], both[0], rtol=1e-9, atol=1e-12)
 
@@ -295,14 +307,16 @@ def surrogate(**options: Any) -> Any:
     return hessjax.second_order(CNN.apply, CNN.loss, 0.7, 0.3, **options)
 
 
-def step_program(count: int, size: int, *, masked: bool = False, objective: Any = None) -> Any:
+def step_program(
+    count: int, size: int, *, masked: bool = False, objective: Any = None, case: cases.Case = CNN
+) -> Any:
     """Return the compiled training step for a batch of this size, in float32."""
     mesh = devices.mesh(count)
     objective = surrogate() if objective is None else objective
     # Threefry is a loop on the CPU.
     key = jax.random.key(0, impl="unsafe_rbg")
-    state = hessjax.TrainState.create(CNN.params, layouts.OPTIMIZER, key)
-    shapes = [((size, *CNN.x.shape), jnp.float32), ((size,), jnp.int32), ((size,), jnp.bool)]
+    state = hessjax.TrainState.create(case.params, layouts.OPTIMIZER, key)
+    shapes = [((size, *case.x.shape), jnp.float32), ((size,), jnp.int32), ((size,), jnp.bool)]
     batch = [by_rows(mesh, jax.ShapeDtypeStruct(*shape)) for shape in shapes[: 2 + masked]]
     with jax.set_mesh(mesh):
         step = jax.jit(hessjax.train_step(objective, layouts.OPTIMIZER), donate_argnums=0)
@@ -342,6 +356,65 @@ def test_parts_that_no_share_divides_are_shared_all_the_same() -> None:
     assert sum(size for kind, size in told if kind == "all-reduce") == GRADIENT_BYTES + 16
     share = program.cost_analysis()["flops"] * 8 / alone.cost_analysis()["flops"]
     assert 64 / 60 - 0.02 < share < 64 / 60 + 0.05
+
+
+def adversarial(case: cases.Case) -> Any:
+    """Return the objective of PGD training as the scripts have it."""
+    setting = methods.Setting(0.5, 0, 2, optax.constant_schedule(1))
+    objective = methods.METHODS["adversarial"].build(case.apply, setting)
+    return methods.refusing(methods.with_accuracy(case.apply, objective))
+
+
+def test_adversarial_training_divides_and_exchanges_the_gradient_alone() -> None:
+    case = cases.mlp("gelu", jnp.float32)
+    programs = [
+        step_program(count, 512, objective=adversarial(case), case=case) for count in (1, 8)
+    ]
+    told = exchanges(programs[1].as_text())
+    assert {kind for kind, _ in told} == {"all-reduce"}
+    gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(case.params))
+    assert sum(size for _, size in told) == gradient + 4 * 2  # loss, accuracy
+    alone, eighth = (program.cost_analysis()["flops"] for program in programs)
+    assert 0.98 < 8 * eighth / alone < 1.05
+
+
+def test_a_step_of_the_evaluation_divides_and_exchanges_what_it_found() -> None:
+    size, x = 64, jnp.zeros((100, *layouts.IMAGES.shape[1:]))
+    examples = robustness._Examples(x, jnp.zeros(100, int), jax.random.split(KEY, 100))
+    state = robustness._State(jnp.copy(x), jnp.zeros(100, bool))
+    kind = robustness._Kind(layouts.logits_fn, 2, robustness.LOSSES["DLR"], 5)
+    flops = {}
+    for count in (1, 2, 8):
+        mesh = devices.mesh(count)
+        given = devices.replicated(mesh, (layouts.WEIGHTS, examples, state))
+        with _placement.following(mesh):
+            lowered = jax.jit(robustness._advance, static_argnums=0).lower(
+                kind, *given, np.arange(size), epsilon=0.1, step_size=0.1
+            )
+        program: Any = lowered.compile(cases.QUICK)
+        told = exchanges(program.as_text())
+        # The points and whether they are broken, once in five steps, and the numbers of the rows.
+        assert {kind for kind, _ in told} == ({"all-gather"} if count > 1 else set())
+        rows = size * (x[0].nbytes + 1)
+        assert count == 1 or 0 <= sum(size for _, size in told) - rows <= 2 * 8 * size
+        flops[count] = count * program.cost_analysis()["flops"]
+    np.testing.assert_allclose(list(flops.values()), flops[1], rtol=0.02)
+
+
+def test_the_norms_of_the_test_set_are_shared() -> None:
+    problem = landscape._Problem(layouts.logits_fn, robustness.LOSSES["DLR"], 2)
+    x, y = jnp.zeros((64, *layouts.IMAGES.shape[1:])), jnp.zeros(64, int)
+    examples = landscape._Examples(x, y, jax.random.split(KEY, 64))
+    flops = []
+    for count in (1, 8):
+        mesh = devices.mesh(count)
+        given = devices.replicated(mesh, (layouts.WEIGHTS, examples))
+        with _placement.following(mesh):
+            lowered = jax.jit(landscape._norms, static_argnums=0).lower(problem, *given)
+        program: Any = lowered.compile(cases.QUICK)
+        assert {kind for kind, _ in exchanges(program.as_text())} <= {"all-gather"}
+        flops.append(count * program.cost_analysis()["flops"])
+    np.testing.assert_allclose(flops[1], flops[0], rtol=0.02)
 
 
 @pytest.mark.parametrize("attack", STANDARD, ids=lambda attack: attack.name)

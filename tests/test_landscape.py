@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import devices
 from experiments.landscape import landscape
 from hessjax.attacks import LpBall
 
@@ -131,6 +132,12 @@ def test_vanishing_gradient_gives_finite_numbers():
 @pytest.mark.parametrize("batch_size", [2, 100])
 def test_batch_size_changes_nothing(measured, batch_size):
     for name, array in measure(batch_size=batch_size).items():
+        np.testing.assert_allclose(array, measured[name], rtol=1e-10, err_msg=name)
+
+
+def test_devices_change_nothing(measured):
+    """Two batches of four on two of them, the last one filled up."""
+    for name, array in measure(batch_size=2, mesh=devices.mesh(2)).items():
         np.testing.assert_allclose(array, measured[name], rtol=1e-10, err_msg=name)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import devices
 from experiments.robustness import LOSSES, withstood
 
 RADII = (0.02, 0.05, 0.1)
@@ -64,6 +65,19 @@ def test_batch_size_changes_nothing(example, batch_size):
         attack(example, 2, batch_size=batch_size, **weak), whole, strict=True
     ):
         np.testing.assert_array_equal(right, expected)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_devices_change_nothing(example, count):
+    """On two, three batches of ten; on eight, one of all, filled up."""
+    weak = {"num_steps": 2, "losses": [LOSSES["DLR"]], "num_restarts": 2}
+    one = attack(example, 2, **weak)
+    got = attack(example, 2, batch_size=5, mesh=devices.mesh(count), **weak)
+    for (_, right), (_, expected) in zip(got, one, strict=True):
+        np.testing.assert_array_equal(right, expected)
+    # The attack is so weak that its starts decide.
+    other = attack(example, 2, key=jax.random.key(1), **weak)
+    assert any(np.any(got != wanted) for (_, got), (_, wanted) in zip(other, one, strict=True))
 
 
 def test_radii_in_any_order_come_back_growing(example):
