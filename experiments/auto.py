@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from experiments import devices, masking, runs
 from experiments.config import ORDERS
 from experiments.data import Dataset
 from experiments.files import read_arrays, read_json, write_arrays, write_json
+from experiments.processes import leads, led, progress_bar
 from hessjax import LpBall
 from hessjax.attacks import PLUS, STANDARD, Attack, AttackResult, Progress, auto_attack
 from hessjax.attacks.autoattack import MISCLASSIFIED, ROBUST
@@ -103,7 +103,7 @@ def evaluate(
                 distance = np.where(nearer, smaller.distance, distance)
             arrays[f"{place}/broken_by"] = np.asarray(result.broken_by)
             arrays[f"{place}/distance"] = distance
-            write_arrays(run.path / "auto_attack.npz", arrays)
+            led(write_arrays)(run.path / "auto_attack.npz", arrays)
             content["clean"] = float(np.mean(arrays[f"{place}/broken_by"] != MISCLASSIFIED))
             content["results"].setdefault(norm, {})[name] = {
                 "robust": float(np.mean(np.asarray(result.robust))),
@@ -114,8 +114,8 @@ def evaluate(
                 "seconds": before + time.perf_counter() - begun,
                 **runs.provenance(),
             }
-            write_json(run.path / "auto_attack.json", content)
-            (run.path / _PART).unlink(missing_ok=True)
+            led(write_json)(run.path / "auto_attack.json", content)
+            led((run.path / _PART).unlink)(missing_ok=True)
         broken_by = arrays[f"{place}/broken_by"]
         robust, by = jnp.asarray(broken_by == ROBUST), jnp.asarray(broken_by)
         smaller = AttackResult(x, robust, by, jnp.asarray(arrays[f"{place}/distance"]), ())
@@ -167,15 +167,13 @@ def _attacked(
     latest: Progress | None = None
 
     def save() -> None:
-        if latest is not None:
+        if latest is not None and leads():
             taken = before + time.perf_counter() - begun
             part = {"identity": identity, "seconds": taken, **latest._asdict()}
             write_arrays(path / _PART, part)
 
-    with tqdm(
-        total=100.0, desc=label, bar_format="{desc}: {percentage:3.0f} % [{elapsed}{postfix}]",
-        disable=None, leave=False, dynamic_ncols=True,
-    ) as bar:  # fmt: skip
+    looks = "{desc}: {percentage:3.0f} % [{elapsed}{postfix}]"
+    with progress_bar(total=100.0, desc=label, bar_format=looks) as bar:
 
         def note(progress: Progress) -> None:
             nonlocal latest, saved
@@ -199,6 +197,7 @@ def _attacked(
     return result, before
 
 
+@led
 def _read_part(path: Path, identity: str) -> tuple[Progress | None, float]:
     """Return what an interrupted call left, and its seconds; nothing if it had other settings."""
     if not path.is_file():
@@ -214,6 +213,7 @@ def _read_part(path: Path, identity: str) -> tuple[Progress | None, float]:
     return progress, float(part["seconds"])
 
 
+@led
 def _earlier(path: Path, attack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what earlier calls with the same settings found."""
     files = path / "auto_attack.json", path / "auto_attack.npz"

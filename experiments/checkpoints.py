@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from experiments.files import read_json, write_json
+from experiments.processes import led
 from hessjax import TrainState
 
 _SUMS = "checksums.json"
@@ -43,9 +44,11 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         """Open them; what a killed process left half written goes before the next is written."""
         self._folder = folder.absolute()
-        self._manager = self._open()
+        self._open()
 
-    def _open(self) -> ocp.CheckpointManager:
+    @led
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         keep = policies.AnyPreservationPolicy(
             [policies.LatestN(_KEPT), policies.BestN(get_metric_fn=_score, n=1)]
         )
@@ -54,8 +57,11 @@ class Checkpoints:
             best_fn=_score,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
+            # By default all processes write, each its part.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
+            create=False,
         )
-        return ocp.CheckpointManager(self._folder, options=options)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, snapshot: Snapshot, *, accuracy: float) -> None:
         """Write a checkpoint, unless there is one of this step, and forget those that aren't kept.
@@ -63,11 +69,15 @@ class Checkpoints:
         Raises:
             OSError: if it cannot be written; those that there were are still there.
         """
+        self._write(Snapshot(_plain(snapshot.state), snapshot.progress), accuracy)
+
+    @led
+    def _write(self, snapshot: Snapshot, accuracy: float) -> None:
         step = int(snapshot.state.step)
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_plain(snapshot.state)),
+            state=ocp.args.StandardSave(snapshot.state),
             progress=ocp.args.JsonSave(snapshot.progress),
         )
         folder = self._folder / str(step)
@@ -77,7 +87,7 @@ class Checkpoints:
             write_json(folder / _SUMS, checksums(folder))
         except Exception as error:  # tensorstore's are of several kinds
             shutil.rmtree(folder, ignore_errors=True)
-            self._manager = self._open()
+            self._open()
             raise OSError(f"{folder} could not be written: {_reason(error)}") from error
 
     def latest(self, like: TrainState) -> Snapshot | None:
@@ -92,6 +102,15 @@ class Checkpoints:
         Raises:
             ValueError: if it is one of another program, with other arrays.
         """
+        found = self._newest(like)
+        if found is None:
+            return None
+        key = jax.random.wrap_key_data(found.state.key, impl=jax.random.key_impl(like.key))
+        return found._replace(state=found.state._replace(key=key))
+
+    @led
+    def _newest(self, like: TrainState) -> Snapshot | None:
+        """Return what `latest` does, with the bits of the key in its place."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             folder = self._folder / str(step)
             fault = _fault(folder)
@@ -121,9 +140,7 @@ class Checkpoints:
                     f"{folder} does not fit this training: it has an array of {there.dtype} "
                     f"{there.shape}, expected {here.dtype} {here.shape}"
                 )
-        state: TrainState = found.state
-        key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
-        return Snapshot(state._replace(key=key), found.progress)
+        return Snapshot(found.state, found.progress)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from experiments.config import Config, Setup, parse_method
 from experiments.evaluate import attack_settings, chosen_radii, evaluate
 from experiments.files import read_json, write_json
 from experiments.interruption import exit_code
+from experiments.processes import leads, led, start
 from experiments.session import DivergedError
 from experiments.table import read, table
 from experiments.train import load_for, train
@@ -33,6 +34,7 @@ def main(
     num_steps: int = 40,
     num_restarts: int = 1,
     num_devices: int | None = None,
+    distributed: bool = False,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> None:
@@ -62,10 +64,14 @@ def main(
         num_steps: steps of each attack.
         num_restarts: random starts of each attack.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
+        distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
+            environment tells of, each given this same command; see experiments/README.md.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
     """
     try:
+        if distributed:
+            start()
         configs = plan(setup, methods, seeds)
         radii = chosen_radii(setup.data, l2=l2, linf=linf)
         attack = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
@@ -117,6 +123,7 @@ def _path(config: Config) -> Path:
     return Path(config.name.replace(":", "-"), f"seed-{config.seed}")
 
 
+@led
 def _check_paths(out: Path, configs: Sequence[Config]) -> None:
     """Raise before any work if a folder holds something else, or two runs would share one."""
     if (out / "config.json").exists() or (out.exists() and not out.is_dir()):
@@ -158,7 +165,8 @@ def _entry(
     run = runs.load(path)
     with runs.locked(path):
         evaluation = evaluated(run)
-    print(f"{path}: clean {100 * evaluation['clean']:.2f} %", file=sys.stderr)
+    if leads():
+        print(f"{path}: clean {100 * evaluation['clean']:.2f} %", file=sys.stderr)
     return {
         "method": config.method,
         "seed": config.seed,
@@ -177,6 +185,7 @@ def _entry(
     }
 
 
+@led
 def _write(
     out: Path,
     settings: dict[str, Any],

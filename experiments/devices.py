@@ -1,6 +1,5 @@
 """Train and attack on all devices, of this process and of others."""
 
-import os
 from typing import TypeVar
 
 import jax
@@ -11,43 +10,6 @@ from hessjax import _placement
 
 Tree = TypeVar("Tree")
 
-_ADDRESS, _COUNT, _NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-
-
-def start() -> None:
-    """Join the other processes of the run, if the environment tells of any.
-
-    Before anything else of JAX. All processes run the same command, each on the same data:
-    ``JAX_COORDINATOR_ADDRESS``, ``host:port`` of the first, ``JAX_NUM_PROCESSES`` and
-    ``JAX_PROCESS_ID``, from 0. Under Slurm, Open MPI or Kubernetes the address alone is enough.
-
-    Raises:
-        ValueError: if a number is none, or out of range.
-    """
-    address = os.environ.get(_ADDRESS)
-    if not address:
-        return
-    count, number = _whole(_COUNT, least=1), _whole(_NUMBER, least=0)
-    if count is not None and number is not None and number >= count:
-        raise ValueError(
-            f"{_NUMBER} must be from 0 to {count - 1}, as {_COUNT} is {count}, got {number}"
-        )
-    jax.distributed.initialize(address, num_processes=count, process_id=number)
-
-
-def _whole(name: str, *, least: int) -> int | None:
-    given = os.environ.get(name)
-    if given is None:
-        return None
-    if not given.isdecimal() or int(given) < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {given!r}")
-    return int(given)
-
-
-def leads() -> bool:
-    """Tell whether this process is the one that writes files and shows progress."""
-    return jax.process_index() == 0
-
 
 def mesh(count: int | None = None) -> Mesh:
     """Return a mesh of the first so many devices of all processes.
@@ -55,7 +17,7 @@ def mesh(count: int | None = None) -> Mesh:
     If their number is not given, of all; of one on a CPU alone, where more are simulated ones.
 
     Raises:
-        ValueError: if there are fewer.
+        ValueError: if there are fewer, or devices of other processes would be left out.
     """
     devices = jax.devices()
     if count is None:
@@ -63,6 +25,8 @@ def mesh(count: int | None = None) -> Mesh:
         count = 1 if alone else len(devices)
     if not 1 <= count <= len(devices):
         raise ValueError(f"num_devices must be from 1 to the {len(devices)} there are, got {count}")
+    if jax.process_count() > 1 and count < len(devices):
+        raise ValueError(f"num_devices must be all {len(devices)} of all processes, got {count}")
     return jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=devices[:count])
 
 

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import tyro
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from experiments import auto, devices, runs
 from experiments.config import ORDERS, Norm, recipe
 from experiments.data import Dataset
 from experiments.files import read_json, write_arrays, write_json
 from experiments.landscape import landscape
+from experiments.processes import led, progress_bar, start
 from experiments.robustness import LOSSES, withstood
 from experiments.train import load_for
 from hessjax import LpBall
@@ -35,6 +35,7 @@ def main(
     num_examples: int | None = None,
     batch_size: int | None = None,
     num_devices: int | None = None,
+    distributed: bool = False,
     data_dir: Path | None = None,
 ) -> None:
     """Attack a trained network on the test set and write what it withstood into its folder.
@@ -58,9 +59,13 @@ def main(
         num_examples: for AutoAttack: attack only so many, the first of the test set.
         batch_size: for AutoAttack: examples at a time, which changes no result.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
+        distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
+            environment tells of, each given this same command; see experiments/README.md.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
+        if distributed:
+            start()
         loaded = runs.load(run)
         radii = _radii(loaded.config.data, norm, epsilon)
         dataset = load_for(loaded.config, data_dir)
@@ -194,7 +199,7 @@ def evaluate(
             )
             result["radii"][norm] = values
             result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
-            write_json(run.path / "evaluation.json", result)
+            led(write_json)(run.path / "evaluation.json", result)
     known = {norm: result["radii"][norm] for norm in ORDERS if norm in result["radii"]}
     norm, values = next(iter(known.items()))
     shown = {
@@ -202,7 +207,7 @@ def evaluate(
         "epsilon": values[len(values) // 2],
         "plane": 1.5 * max(known.get("l2", [1.0])),
     }
-    if result.get("shown") != shown or not (run.path / "landscape.npz").is_file():
+    if result.get("shown") != shown or not led((run.path / "landscape.npz").is_file)():
         begun = time.perf_counter()
         looks = landscape(
             run.apply, run.params, dataset.test_images, dataset.test_labels,
@@ -212,15 +217,16 @@ def evaluate(
         for name in ("gradient_norm", "curvature"):
             if not np.all(np.isfinite(looks[name])):
                 raise ValueError(f"the {name} of {run.path} is not finite: did it diverge?")
-        write_arrays(run.path / "landscape.npz", looks)
+        led(write_arrays)(run.path / "landscape.npz", looks)
         result["shown"] = shown
         result["gradient_norm_mean"] = float(looks["gradient_norm"].mean())
         result["hessian_norm_mean"] = float(looks["curvature"].mean())
         result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
-        write_json(run.path / "evaluation.json", result)
+        led(write_json)(run.path / "evaluation.json", result)
     return result
 
 
+@led
 def _earlier(path: Path, attack: dict[str, Any]) -> dict[str, Any]:
     """Return what an earlier evaluation by the same attack found, or nothing."""
     file = path / "evaluation.json"
@@ -242,11 +248,11 @@ def _accuracies(
 ) -> tuple[float, dict[str, float]]:
     """Return the clean accuracy and those under attack, by radius."""
     accuracies: dict[float, float] = {}
-    with tqdm(
+    with progress_bar(
         total=1 + len(radii),
         desc=f"{norm} attacks on {run.config.data} {run.config.name} seed {run.config.seed}",
-        unit=" radii", disable=None, leave=False, dynamic_ncols=True,
-    ) as bar:  # fmt: skip
+        unit=" radii",
+    ) as bar:
         for radius, right in withstood(
             run.apply, run.params, dataset.test_images, dataset.test_labels,
             order=ORDERS[norm], radii=radii, key=jax.random.key(run.config.seed),

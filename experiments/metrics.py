@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.processes import led
+
 _STEP = "step"
 # Among the metrics of a step: its place in a row of refused ones, from 1; 0 if it was applied.
 _REFUSED = "refused"
@@ -50,9 +52,7 @@ class Log:
         line: dict[str, float] = {_STEP: steps[-1][_STEP], "epoch": epoch, **_means(steps)}
         if refused := sum(step[_REFUSED] > 0 for step in steps):
             line[_REFUSED] = refused
-        # Whole, so that a reader at work meets no half of one.
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append(json.dumps(line) + "\n")
         self._waiting = []
         self.accuracy = line.get("accuracy", 0.0)
         return line
@@ -75,7 +75,18 @@ class Log:
         Raises:
             ValueError: if earlier lines are missing.
         """
-        there, size = self._size(), content["size"]
+        self._cut(content["size"])
+        self._waiting, self.accuracy = list(content["waiting"]), content["accuracy"]
+
+    @led
+    def _append(self, line: str) -> None:
+        # Whole, so that a reader at work meets no half of one.
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    @led
+    def _cut(self, size: int) -> None:
+        there = self._size()
         if there < size:
             raise ValueError(
                 f"{self._path} has {there} bytes, but {size} when its checkpoint was made: "
@@ -83,7 +94,6 @@ class Log:
             )
         if there > size:
             os.truncate(self._path, size)
-        self._waiting, self.accuracy = list(content["waiting"]), content["accuracy"]
 
     def _fetched(self) -> list[dict[str, Any]]:
         """Bring what is still on the device here, as plain numbers."""

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from filelock import FileLock, Timeout
 
 from experiments import models
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.files import read_arrays, read_json, write_arrays, write_json
+from experiments.processes import led
 from hessjax.objective import Apply
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
@@ -73,6 +75,7 @@ def network(config: Config, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+@led
 def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
     """Begin a run's folder, or begin it again if it holds one of the same configuration.
 
@@ -87,6 +90,7 @@ def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
     write_json(path / "config.json", content)
 
 
+@led
 def check_free(path: Path, config: Config) -> None:
     """Raise unless the folder is empty, missing, or holds a run of this configuration.
 
@@ -103,6 +107,7 @@ def check_free(path: Path, config: Config) -> None:
         )
 
 
+@led
 def resume(path: Path) -> None:
     """Note that another commit of the program, if it is one, goes on with a run."""
     content = _read(path)
@@ -119,10 +124,19 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         OSError: if another process works on it, or it cannot be made.
     """
+    lock = FileLock(path / _LOCK, timeout=0)
+    _take(lock, path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@led
+def _take(lock: FileLock, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path / _LOCK, timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise OSError(
             f"another process works on {path}: wait for its end, or name another folder"
@@ -144,6 +158,7 @@ def read_config(path: Path) -> Config:
     return _config(path, _read(path))
 
 
+@led
 def is_trained(path: Path, config: Config) -> bool:
     """Tell whether the folder holds a whole training with this configuration."""
     try:
@@ -160,15 +175,10 @@ def load(path: Path) -> Run:
     Raises:
         ValueError: if the folder holds no run, or not its weights.
     """
-    content = _read(path)
-    config = _config(path, content)
-    for name in ("weights.npz", "training.json"):
-        if not (path / name).is_file():
-            raise ValueError(f"{path} has no {name}: its training kept nothing, train it again")
+    content, config, params, training = _left(path)
     try:
         model = models.create(**content["network"], seed=config.seed)
         apply, template = models.functional(model)
-        params, training = read_arrays(path / "weights.npz"), read_json(path / "training.json")
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}/config.json names no network ({error}): train it again"
@@ -181,6 +191,21 @@ def load(path: Path) -> Run:
         raise ValueError(f"{path}/weights.npz has the arrays {shapes}, expected {expected}")
     params = jax.tree.map(jax.numpy.asarray, params)
     return Run(path, config, apply, params, content.get("commit", "unknown"), training)
+
+
+@led
+def _left(path: Path) -> tuple[dict[str, Any], Config, dict[str, np.ndarray], dict[str, Any]]:
+    """Read what a training left: config.json, the configuration in it, weights and its end."""
+    content = _read(path)
+    config = _config(path, content)
+    for name in ("weights.npz", "training.json"):
+        if not (path / name).is_file():
+            raise ValueError(f"{path} has no {name}: its training kept nothing, train it again")
+    try:
+        params, training = read_arrays(path / "weights.npz"), read_json(path / "training.json")
+    except ValueError as error:
+        raise ValueError(f"{error}: delete {path} to train it again") from error
+    return content, config, params, training
 
 
 def provenance() -> dict[str, Any]:

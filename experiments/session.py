@@ -20,6 +20,7 @@ from experiments.files import write_json
 from experiments.interruption import Interrupted, noted
 from experiments.laps import Laps
 from experiments.metrics import Log
+from experiments.processes import heard, leads, led, progress_bar
 from hessjax import TrainState
 from hessjax.training import Step
 
@@ -76,9 +77,10 @@ class Session:
                 for number in range(first + 1, self.total + 1):
                     self._advance(number)
                     writes = number in {1, self.total} or len(self.log) >= _LOG_EVERY
-                    saves = number % self.checkpoint_every == 0 or number == self.total or signals
+                    saves = number % self.checkpoint_every == 0 or number == self.total
+                    stop = heard(signals, now=writes or saves)
                     # The first step is awaited by itself, for it is the one that compiles.
-                    if not writes and not saves and number > first + 1:
+                    if not (writes or saves or stop) and number > first + 1:
                         continue
                     refused = self.log.refused()
                     laps.mark(number)
@@ -90,16 +92,19 @@ class Session:
                     bar.update(number - bar.n)
                     if len(refused) >= _MOST_REFUSED:
                         self._give_up(refused, laps)
-                    if saves:
-                        self._save(laps, needed=bool(signals))
-                    if signals and number < self.total:
-                        raise Interrupted(signals[0])
+                    if saves or stop:
+                        self._save(laps, needed=bool(stop))
+                    if stop and number < self.total:
+                        raise Interrupted(stop)
             training["completed"] = True
         finally:
             training["seconds"] = self.before + laps.seconds
             training["compile_seconds"] = laps.first
             training["seconds_per_step"] = laps.seconds_per_step
-            runs.finish(self.path, kept, training)
+            if training["completed"]:
+                led(runs.finish)(self.path, kept, training)
+            elif leads():  # alone, for the others may be elsewhere
+                runs.finish(self.path, kept, training)
         return training
 
     def _advance(self, number: int) -> None:
@@ -126,7 +131,7 @@ class Session:
     def _give_up(self, refused: list[int], laps: Laps) -> None:
         """Say which steps and examples had no finite loss and gradient, and stop."""
         examples = {str(number): self.indices(number - 1).tolist() for number in refused}
-        write_json(self.path / "diverged.json", {"steps": refused, "examples": examples})
+        led(write_json)(self.path / "diverged.json", {"steps": refused, "examples": examples})
         self._save(laps, needed=False)
         raise DivergedError(
             f"training diverged: loss or gradient was not finite in steps {refused[0]} to "
@@ -135,13 +140,10 @@ class Session:
         )
 
     def _bar(self) -> tqdm:
-        """Return a progress bar in images that is silent when not on a terminal."""
-        return tqdm(
+        """Return a progress bar in images."""
+        return progress_bar(
             total=self.total,
             desc=f"{self.config.data} {self.config.name} seed {self.config.seed}",
             unit=" images",
             unit_scale=self.config.batch_size or 1,
-            disable=None,
-            leave=False,
-            dynamic_ncols=True,
         )

@@ -19,6 +19,7 @@ from experiments.data import Dataset, batch_indices, load, validation_split
 from experiments.files import read_json
 from experiments.interruption import Interrupted, exit_code
 from experiments.metrics import Log
+from experiments.processes import leads, led, start
 from experiments.session import DivergedError, Session
 from hessjax import TrainState, check_apply, check_batch, train_step
 from hessjax.objective import Apply, Objective
@@ -38,6 +39,7 @@ def main(
     resume: bool = False,
     checkpoint_every: int | None = None,
     num_devices: int | None = None,
+    distributed: bool = False,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> None:
@@ -56,10 +58,14 @@ def main(
         resume: go on from the newest whole checkpoint, or begin if there is none.
         checkpoint_every: steps between checkpoints; an epoch's, but at least 100, if not given.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
+        distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
+            environment tells of, each given this same command; see experiments/README.md.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
     """
     try:
+        if distributed:
+            start()
         config = config.resolved()
         path = out or Path(
             "runs", config.data.replace("/", "-"), config.name, f"seed-{config.seed}"
@@ -158,7 +164,7 @@ def train(
     runs.check_free(path, config)
     with runs.locked(path):
         if resume and runs.is_trained(path, config):
-            return read_json(path / "training.json")
+            return led(read_json)(path / "training.json")
         log, seconds = Log(path / runs.METRICS), 0.0
         found = _newest(path, state) if resume else None
         if found is None:
@@ -168,7 +174,8 @@ def train(
             # Copied, for steps give their buffers away.
             state, seconds = jax.tree.map(jnp.array, found.state), found.progress["seconds"]
             log.go_on(found.progress["log"])
-            print(f"{path}: going on after step {int(state.step)}", file=sys.stderr)
+            if leads():
+                print(f"{path}: going on after step {int(state.step)}", file=sys.stderr)
         return Session(
             path=path,
             config=config,
@@ -189,7 +196,7 @@ def train(
 
 def _newest(path: Path, like: TrainState) -> Snapshot | None:
     folder = path / runs.CHECKPOINTS
-    return Checkpoints(folder).latest(like) if folder.is_dir() else None
+    return Checkpoints(folder).latest(like) if led(folder.is_dir)() else None
 
 
 def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:

@@ -1,5 +1,6 @@
 """A small training, attack and evaluation, on whatever devices; as a process, one of several."""
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,11 @@ import hessjax
 from experiments import auto, devices, masking, runs
 from experiments.config import Config
 from experiments.data import Dataset
+from experiments.files import write_json
 from experiments.robustness import withstood
 from hessjax import _compilation
 from hessjax.attacks import AttackResult, apgd_attack, auto_attack, fab_attack, square_attack
-from tests import cases
+from tests import cases, several
 
 SIZE = 12
 # Every estimate starts from the example's own key.
@@ -136,11 +138,12 @@ def everything(mesh: Mesh | None, path: Path) -> list[Any]:
 def main(path: Path) -> None:
     """Be one of the processes that the environment tells of, and write what it sees."""
     _compilation.CPU_OPTIONS.update(cases.QUICK)
-    devices.start()
+    own = path / os.environ["JAX_PROCESS_ID"]
+    told = several.trainings(own)
     assert len(jax.devices()) == 2 * jax.process_count() > len(jax.local_devices())
-    own = path / str(jax.process_index())
-    own.mkdir()
-    np.savez(own.with_suffix(".npz"), *everything(devices.mesh(), own))
+    left = sorted(found.name for found in own.glob("*"))
+    write_json(own / "told.json", {**told, "left": left})
+    np.savez(own / "found.npz", *everything(devices.mesh(), own))
 
 
 if __name__ == "__main__":

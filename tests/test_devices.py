@@ -1,11 +1,14 @@
 """Several devices: the same results as on one, for their share of the work, with one exchange."""
 
+import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +19,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import hessjax
-from experiments import devices, landscape, methods, robustness
+from experiments import devices, landscape, methods, processes, robustness, runs
+from experiments.files import read_json
 from hessjax import _placement
 from hessjax.attacks import STANDARD, AttackResult, batches
 from tests import cases, layouts
@@ -84,8 +88,10 @@ def test_an_attack_goes_on_with_other_devices() -> None:
     assert_same_verdicts(layouts.found(layouts.attacked(devices.mesh(8), resume=resumed)))
 
 
-def test_two_processes(tmp_path: Any) -> None:
-    """Of two devices each, over the loopback."""
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of two processes that are done, of two devices each, over the loopback."""
+    path = tmp_path_factory.mktemp("pair")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -97,11 +103,11 @@ def test_two_processes(tmp_path: Any) -> None:
         "JAX_ENABLE_X64": "1",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "JAX_PLATFORMS": "cpu",
-        # As tests/cases.py says, for whatever is compiled there.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        # Most of their time they compile.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = [sys.executable, "-m", "tests.layouts", str(tmp_path)]
-    processes = [
+    command = [sys.executable, "-m", "tests.layouts", str(path)]
+    both = [
         subprocess.Popen(
             command,
             env={**os.environ, **told, "JAX_PROCESS_ID": str(number)},
@@ -112,23 +118,44 @@ def test_two_processes(tmp_path: Any) -> None:
         for number in range(2)
     ]
     try:
-        for process in processes:
+        for process in both:
             output, _ = process.communicate(timeout=300)
             assert process.returncode == 0, output
     finally:
-        for process in processes:
+        for process in both:
             process.kill()
+    return path
+
+
+def test_processes_see_the_same(pair: Path, tmp_path: Path) -> None:
     precisions = (np.float64, np.float32)
     evaluation = layouts.evaluated(None, tmp_path)
     wanted = [*map(trained_on_one, precisions), layouts.found(attacked_on_one()), evaluation]
     for number in range(2):
-        with np.load(tmp_path / f"{number}.npz") as file:
+        with np.load(pair / str(number) / "found.npz") as file:
             leaves = [file[name] for name in file.files]
         *training, found, evaluated = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
         for got, dtype in zip(training, precisions, strict=True):
             assert_same_training(got, dtype)
         assert_same_verdicts(found)
         cases.assert_tree_close(evaluated, evaluation, rtol=1e-9, atol=1e-9)
+
+
+def test_processes_train_as_one_does(pair: Path, run: Path) -> None:
+    """Stopped by a signal to the second, and gone on with."""
+    both = [read_json(pair / str(number) / "told.json") for number in range(2)]
+    assert [told["left"] for told in both] == [["full", "run"], []]
+    for told in both:
+        assert told["stopped"] == 128 + signal.SIGTERM
+        assert told["resumed"] == 0
+        assert "run holds a run with other settings (seed 0, not 1)" in told["refused"]
+        assert told["full"] == "error: [Errno 27] File too large"
+    there, here = pair / "0" / "run", run
+    alone = [json.loads(line) for line in (here / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (there / "metrics.jsonl").read_text().splitlines()]
+    for line, wanted in zip(lines, alone, strict=True):
+        assert line == pytest.approx(wanted, rel=1e-4)
+    cases.assert_tree_close(runs.load(there).params, runs.load(here).params, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -238,17 +265,24 @@ def test_what_is_wrong_is_told(monkeypatch: Any) -> None:
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES must be a whole number of at least 1"):
-        devices.start()
+        processes.start()
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
     with pytest.raises(ValueError, match=r"JAX_PROCESS_ID must be from 0 to 1, as .* is 2, got 2"):
-        devices.start()
+        processes.start()
 
 
-def test_a_process_alone_has_nothing_to_join(monkeypatch: Any) -> None:
-    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-    devices.start()
-    assert devices.leads()
+def test_without_others_to_join_it_is_told_what_is_missing(monkeypatch: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="no processes to join, set JAX_COORDINATOR_ADDRESS, "):
+        processes.start()
+    assert processes.leads()
 
 
 # The compiled programs.
