@@ -55,8 +55,14 @@ def torch_twin(
         ``(N, num_classes)``. Its weights are frozen: only images have gradients.
 
     Raises:
-        ValueError: if the images do not fit the parameters, or the activation is unknown.
+        ValueError: if the images do not fit the parameters, the activation is unknown, or the
+            network computes in bfloat16, which the plain layers here do not.
     """
+    if (precision := architecture.get("precision", "float32")) != "float32":
+        raise ValueError(
+            f"the network computes in {precision}, and its PyTorch twin in float32 would be "
+            "another function"
+        )
     height, width, channels = architecture["input_shape"]
     activation = _activation(architecture)
     statistics = [

@@ -162,7 +162,8 @@ def finite_step_operator_norm(
 
     With h of the size of the attack's ε it sees curvature over the ball rather than at its center.
     It tends to ``‖Hv‖`` as h goes to 0 and never exceeds the largest ``‖H‖`` on the way from x to
-    x + hv, but may exceed that at x; and it is not linear in v.
+    x + hv, but may exceed that at x; and it is not linear in v. Two gradients are subtracted: a
+    short step leaves their rounding, divided by h, and an ``apply`` in bfloat16 bears no short one.
 
     Args:
         f: one example to its loss.

@@ -138,6 +138,9 @@ def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path,
 def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp_path, monkeypatch):
     out = shutil.copytree(folder, tmp_path / "out")
     before = read_json(out / "comparison.json")
+    # As one that was made before there was this setting.
+    del before["setup"]["precision"]
+    write_json(out / "comparison.json", before)
     shutil.copytree(out / "none" / "seed-0", out / "none" / "seed-1")
     trained = read_json(out / "none" / "seed-1" / "config.json")
     write_json(
@@ -157,6 +160,7 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
         ]
         assert after["runs"][:2] == before["runs"]
         assert after["command"] == f"{before['command']} && second"
+        assert after["setup"]["precision"] == "float32"
 
     # Other radii: the earlier accuracies do not belong into the same table.
     tyro.cli(compare.main, args=[*options, "--linf", "0.2"])

@@ -104,6 +104,7 @@ def test_a_wrong_method_is_told(text, message):
         ),
         ({"model": "vit"}, "unknown model 'vit': there are mlp, cnn"),
         ({"activation": "swish"}, "unknown activation 'swish': there are relu, softplus, gelu, ta"),
+        ({"precision": "float16"}, "unknown precision 'float16': there are float32, bfloat16"),
         ({"norm": "l1"}, "unknown norm 'l1': there are l2, linf"),
     ],
 )

@@ -13,6 +13,7 @@ from experiments.models import (
     pixel_statistics,
     softplus,
 )
+from tests.cases import quick_jit
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -49,6 +50,11 @@ def convolve(x, kernel, bias):
     return np.einsum("ijhwc,hwcf->ijf", np.array(patches), np.float64(kernel)) + np.float64(bias)
 
 
+def rounded(array):
+    """Return the numbers that bfloat16 has, in double precision."""
+    return np.asarray(array).astype(jnp.bfloat16).astype(np.float64)
+
+
 def with_random_biases(params):
     """Biases start at zero, which would hide a missing one."""
     random = np.random.default_rng(1)
@@ -81,6 +87,53 @@ def test_cnn_is_the_formula(activation):
         hidden = ACTIVATIONS[activation](convolve(hidden, kernel, bias))
     expected = dense_layers(params, hidden.reshape(-1), ACTIVATIONS[activation])
     np.testing.assert_allclose(apply(params, x), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_in_bfloat16_products_and_activations_are_rounded_and_nothing_else(channels):
+    shape = {"input_shape": (7, 8, channels), "mean": (0.3,), "std": (0.1,)}
+    apply, params = functional(network("cnn", "relu", precision="bfloat16", **shape))
+    params = with_random_biases(params)
+    x = np.float32(examples(7, 8, channels))
+    hidden = rounded((x - np.float32(0.3)) / np.float32(0.1))
+    for i in range(2):
+        kernel, bias = params[f"convolutions/{i}/kernel"], params[f"convolutions/{i}/bias"]
+        product = rounded(convolve(hidden, rounded(kernel), np.zeros_like(bias)))
+        hidden = rounded(np.maximum(product + np.float64(bias), 0))
+    hidden = hidden.reshape(-1)
+    for i in range(2):
+        kernel, bias = params[f"dense/{i}/kernel"], params[f"dense/{i}/bias"]
+        product = rounded(hidden @ rounded(kernel))
+        hidden = rounded(np.maximum(product + np.float64(bias), 0))
+    expected = hidden @ np.float64(params["dense/2/kernel"]) + np.float64(params["dense/2/bias"])
+    # One operation after the other: where XLA compiles several as one, it leaves roundings out.
+    logits = apply(params, x)
+    assert logits.dtype == jnp.float32
+    # Sums in single precision round to another number than those in double here and there.
+    tolerance = 2e-3 * np.linalg.norm(expected)
+    assert np.linalg.norm(logits - expected) < tolerance
+    single = functional(network("cnn", "relu", **shape))[0](params, x)
+    assert np.linalg.norm(single - expected) > tolerance
+
+
+def test_in_bfloat16_sums_over_batch_and_positions_are_of_single_precision():
+    """A sum in bfloat16 stops growing long before a thousand terms."""
+    apply, params = functional(network("cnn", input_shape=(7, 8, 1), precision="bfloat16"))
+    image = jnp.asarray(examples(7, 8, 1), jnp.float32)
+
+    def gradient(count):
+        def mean(params):
+            logits = jax.vmap(apply, (None, 0))(params, jnp.stack([image] * count))
+            return jnp.mean(jnp.sum(logits**2, axis=-1))
+
+        return quick_jit(jax.grad(mean))(params)
+
+    one, many = gradient(1), gradient(1024)
+    for path, value in one.items():
+        assert value.dtype == jnp.float32
+        # 1024 is a power of two: what is summed are the same numbers, smaller.
+        scale = np.max(np.abs(value))
+        np.testing.assert_allclose(many[path], value, atol=1e-5 * scale, rtol=0, err_msg=path)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -221,7 +274,8 @@ def test_networks_that_differ_in_their_weights_alone_share_what_is_compiled():
     assert apply(seed=0) is apply(seed=1)
     assert apply(activation="softplus", seed=0) is apply(activation="softplus", seed=1)
     first = apply(activation="softplus")
-    for changed in ({"beta": 2.0}, {"mean": (0.2,)}, {"std": (0.2,)}, {"activation": "relu"}):
+    others = [{"beta": 2.0}, {"mean": (0.2,)}, {"std": (0.2,)}, {"activation": "relu"}]
+    for changed in [*others, {"precision": "bfloat16"}]:
         assert apply(**({"activation": "softplus"} | changed)) is not first
 
 
@@ -248,6 +302,7 @@ def test_pixel_statistics():
     [
         ({"name": "resnet"}, "unknown model 'resnet': there are mlp, cnn"),
         ({"activation": "elu"}, "unknown activation 'elu': there are relu, softplus, gelu, tanh"),
+        ({"precision": "half"}, "unknown precision 'half': there are float32, bfloat16"),
         ({"input_shape": (8, 8)}, r"inputs of shape \(8, 8\)"),
         ({"input_shape": (8, 0, 1)}, r"inputs of shape \(8, 0, 1\)"),
         ({"num_classes": 1}, "1 classes"),

@@ -39,6 +39,27 @@ def test_a_network_comes_back_as_it_was(run):
     assert loaded.commit == runs.provenance()["commit"]
 
 
+def test_a_run_from_before_a_setting_has_its_default(run):
+    content = read_json(run / "config.json")
+    for part in ("config", "network"):
+        del content[part]["precision"]
+    write_json(run / "config.json", content)
+    assert runs.read_config(run) == CONFIG
+    assert runs.is_trained(run, CONFIG)
+    loaded = runs.load(run)
+    assert loaded.apply is models.functional(models.create(**runs.network(CONFIG, DATA), seed=1))[0]
+
+
+def test_a_run_in_bfloat16_comes_back_in_it(tmp_path):
+    config = dataclasses.replace(CONFIG, precision="bfloat16")
+    architecture = runs.network(config, DATA)
+    apply, params = models.functional(models.create(**architecture, seed=1))
+    runs.start(tmp_path, config, architecture)
+    runs.finish(tmp_path, params, {"completed": True})
+    assert runs.load(tmp_path).apply is apply
+    assert {value.dtype.name for value in runs.load(tmp_path).params.values()} == {"float32"}
+
+
 def test_commits_are_joined_once_each():
     assert runs.joined_commits("b", "a, b", "a") == "a, b"
 

@@ -77,6 +77,11 @@ def test_statistics_of_each_channel_and_widths(name):
     assert_twins(architecture(name, **changed), torch.float64)
 
 
+def test_a_network_in_bfloat16_has_no_twin():
+    with pytest.raises(ValueError, match="computes in bfloat16, and its PyTorch twin in float32"):
+        torch_twin(architecture(precision="bfloat16"), {})
+
+
 def test_softplus_keeps_double_precision():
     """PyTorch's own threshold takes what is lost here for nothing."""
     settings = architecture("mlp", "softplus", (1, 1, 1), widths=(1,), beta=8.0)
