@@ -197,20 +197,28 @@ def _attacked(
     return result, before
 
 
-@led
 def _read_part(path: Path, identity: str) -> tuple[Progress | None, float]:
     """Return what an interrupted call left, and its seconds; nothing if it had other settings."""
-    if not path.is_file():
+    part = _part(path, identity)
+    if part is None:
         return None, 0.0
+    seconds = part.pop("seconds")
+    return Progress(**{**part, "x": jnp.asarray(part["x"])}), seconds
+
+
+@led
+def _part(path: Path, identity: str) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
     try:
         part = read_arrays(path)
         if str(part["identity"]) != identity:
-            return None, 0.0
-        x, broken_by, tried = jnp.asarray(part["x"]), part["broken_by"], part["tried"]
-        progress = Progress(x, broken_by, tried, int(part["num_runs"]), str(part["attack"]))
+            return None
+        whole = {name: part[name] for name in ("x", "broken_by", "tried")}
+        numbers = {"num_runs": int(part["num_runs"]), "seconds": float(part["seconds"])}
+        return {**whole, **numbers, "attack": str(part["attack"])}
     except (ValueError, KeyError) as error:
         raise ValueError(f"{error}: delete {path} to attack anew") from error
-    return progress, float(part["seconds"])
 
 
 @led

@@ -105,12 +105,14 @@ class Checkpoints:
         found = self._newest(like)
         if found is None:
             return None
-        key = jax.random.wrap_key_data(found.state.key, impl=jax.random.key_impl(like.key))
-        return found._replace(state=found.state._replace(key=key))
+        leaves, progress = found
+        state: TrainState = jax.tree.unflatten(jax.tree.structure(_plain(like)), leaves)
+        key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
+        return Snapshot(state._replace(key=key), progress)
 
     @led
-    def _newest(self, like: TrainState) -> Snapshot | None:
-        """Return what `latest` does, with the bits of the key in its place."""
+    def _newest(self, like: TrainState) -> tuple[list[np.ndarray], dict[str, Any]] | None:
+        """Return the arrays and the progress of what `latest` does."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             folder = self._folder / str(step)
             fault = _fault(folder)
@@ -123,7 +125,7 @@ class Checkpoints:
             shutil.rmtree(folder)
         return None
 
-    def _read(self, step: int, like: TrainState) -> Snapshot:
+    def _read(self, step: int, like: TrainState) -> tuple[list[np.ndarray], dict[str, Any]]:
         wanted = jax.tree.map(np.asarray, _plain(like))
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore()
@@ -133,14 +135,14 @@ class Checkpoints:
             found: Any = self._manager.restore(step, args=items)
         except Exception as error:  # whatever the difference between the trees leads to
             raise ValueError(f"{folder} does not fit this training: {_reason(error)}") from error
-        pairs = zip(jax.tree.leaves(found.state), jax.tree.leaves(wanted), strict=True)
-        for there, here in pairs:
+        leaves = jax.tree.leaves(found.state)
+        for there, here in zip(leaves, jax.tree.leaves(wanted), strict=True):
             if (there.shape, there.dtype) != (here.shape, here.dtype):
                 raise ValueError(
                     f"{folder} does not fit this training: it has an array of {there.dtype} "
                     f"{there.shape}, expected {here.dtype} {here.shape}"
                 )
-        return Snapshot(found.state, found.progress)
+        return leaves, found.progress
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Several processes as one: the first keeps the files, and all of them see the same."""
 
 import os
-import pickle
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from flax.serialization import msgpack_restore, msgpack_serialize
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ _ADDRESS, _COUNT, _NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX
 # All leave within moments of each other: one that is waited for longer has failed by itself.
 _LEAVING_SECONDS = 30
 # What a user can mend, said by one sentence; anything else ends its process, and thus the others.
-_TOLD = (ValueError, ImportError, OSError)
+_TOLD = {kind.__name__: kind for kind in (ValueError, ImportError, OSError)}
 _leading = ContextVar("_leading", default=False)
 
 
@@ -75,8 +75,8 @@ def led(work: Callable[Given, Result]) -> Callable[Given, Result]:
     """Make a function one that the first process calls, while all return or raise what it does.
 
     All processes have to come by it, in the same order, and its arguments count in the first one
-    alone. What it returns travels as a pickle. Inside of another such function, and in a process
-    alone, it is the function itself.
+    alone. It returns what JSON could hold, and arrays; a tuple arrives as a list. Inside of another
+    such function, and in a process alone, it is the function itself.
     """
 
     @wraps(work)
@@ -87,29 +87,37 @@ def led(work: Callable[Given, Result]) -> Callable[Given, Result]:
         if leads():
             token = _leading.set(True)
             try:
-                told = work(*args, **kwargs), None
-            except _TOLD as error:
-                told = None, error
+                told = [work(*args, **kwargs), None, None]
+            except tuple(_TOLD.values()) as error:
+                kind = next(name for name, kind in _TOLD.items() if isinstance(error, kind))
+                told = [None, kind, str(error)]
             finally:
                 _leading.reset(token)
-        result, error = _from_first(told)
-        if error is not None:
-            raise error
+        result, kind, sentence = _from_first(told)
+        if kind is not None:
+            raise _TOLD[kind](sentence)
         return result
 
     return shared
 
 
-def _from_first(told: Result) -> Result:
+def _from_first(told: object) -> Any:  # noqa: ANN401 - what it is only the first one knows
     """Return what the first process was given in every one."""
-    data = np.frombuffer(pickle.dumps(told), np.uint8)
+    data = np.frombuffer(msgpack_serialize(_listed(told)), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(data))))
     # Of few lengths, for each is a program of its own.
     padded = np.zeros(1 << size.bit_length(), np.uint8)
     if leads():
         padded[:size] = data
     received = multihost_utils.broadcast_one_to_all(padded)
-    return told if leads() else pickle.loads(received[:size].tobytes())
+    return msgpack_restore(received[:size].tobytes())
+
+
+def _listed(value: Any) -> Any:  # noqa: ANN401 - likewise
+    """Return a value with lists in place of its tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return [_listed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def heard(signals: Sequence[int], *, now: bool) -> int:

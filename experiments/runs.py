@@ -176,7 +176,8 @@ def load(path: Path) -> Run:
     Raises:
         ValueError: if the folder holds no run, or not its weights.
     """
-    content, config, params, training = _left(path)
+    content, params, training = _left(path)
+    config = _config(path, content)
     try:
         model = models.create(**content["network"], seed=config.seed)
         apply, template = models.functional(model)
@@ -195,10 +196,9 @@ def load(path: Path) -> Run:
 
 
 @led
-def _left(path: Path) -> tuple[dict[str, Any], Config, dict[str, np.ndarray], dict[str, Any]]:
-    """Read what a training left: config.json, the configuration in it, weights and its end."""
+def _left(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """Read what a training left: config.json, weights and how it ended."""
     content = _read(path)
-    config = _config(path, content)
     for name in ("weights.npz", "training.json"):
         if not (path / name).is_file():
             raise ValueError(f"{path} has no {name}: its training kept nothing, train it again")
@@ -206,7 +206,7 @@ def _left(path: Path) -> tuple[dict[str, Any], Config, dict[str, np.ndarray], di
         params, training = read_arrays(path / "weights.npz"), read_json(path / "training.json")
     except ValueError as error:
         raise ValueError(f"{error}: delete {path} to train it again") from error
-    return content, config, params, training
+    return content, params, training
 
 
 def provenance() -> dict[str, Any]:
