@@ -12,7 +12,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from hessjax import LpBall, dlr_loss, fgsm, hessian_operator_norm, margin
 from hessjax._compilation import compiled
-from hessjax._placement import each, following, gathered, mesh_of, replicated
+from hessjax._placement import each, following, gathered, mesh_of
 from hessjax.attacks import Attack, AttackResult, apgd_attack, auto_attack, batches
 from hessjax.attacks.attack import Logits
 from hessjax.attacks.autoattack import MISCLASSIFIED
@@ -100,7 +100,7 @@ def examine(
     """
     broken_by = np.asarray(result.broken_by)
     right = broken_by != MISCLASSIFIED
-    given = replicated(mesh_of(x), batches.problem(logits_fn, ball, x.dtype))
+    given = batches.problem(logits_fn, ball, x.dtype)
     looks = _each(given, x, y, _look)
     spared = _each(given, x, y, _fgsm)["right"]
 
