@@ -119,7 +119,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     try:
         for process in both:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=600)
             assert process.returncode == 0, output
     finally:
         for process in both:
