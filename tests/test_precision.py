@@ -78,10 +78,11 @@ def test_kept_bytes_are_those_between_the_ways():
     """Of the square of an output, the outputs; neither batch nor parameters."""
 
     def apply(params, x):
-        return x @ params
+        return x @ params["w"]
 
     objective = second_order(apply, lambda z, _: z @ z, 0, 0)
-    params, batch = jnp.ones((6, 8), jnp.float32), (jnp.ones((4, 6), jnp.float32), jnp.zeros(4))
+    params = {"w": jnp.ones((6, 8), jnp.float32)}
+    batch = jnp.ones((4, 6), jnp.float32), jnp.zeros(4)
     assert precision.kept_bytes(objective, params, batch) == 4 * 8 * 4
 
 
