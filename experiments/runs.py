@@ -197,8 +197,9 @@ def load(path: Path) -> Run:
 
 @led
 def _left(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
-    """Read what a training left: config.json, weights and how it ended."""
+    """Read what a training left: config.json, a configuration in it, weights and how it ended."""
     content = _read(path)
+    _config(path, content)
     for name in ("weights.npz", "training.json"):
         if not (path / name).is_file():
             raise ValueError(f"{path} has no {name}: its training kept nothing, train it again")
