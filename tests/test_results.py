@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments import crosscheck, parity
-from experiments.benchmarks import records, report
+from experiments.benchmarks import precision, records, report
 from experiments.files import read_json
 from experiments.table import read, table
 
@@ -68,6 +68,15 @@ def test_published_attacks_on_lazy_trainings_are_those_of_the_results():
         assert f"| {data} | {network} | {told} | {sum(found) / len(found):.1f} |" in published
     for cell in cells:
         assert "with changes" not in cell["commit"] + cell["training_commit"]
+
+
+def test_published_effects_of_bfloat16_are_those_of_the_results():
+    results = read_json(ROOT / "experiments" / "results" / "bfloat16" / "precision.json")
+    published = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    for table_ in precision.table(results["rows"]).split("\n\n"):
+        assert table_ in published
+    assert not results["dirty"]
+    assert {"command", "commit", "versions", "device", "environment"} <= set(results)
 
 
 @pytest.mark.parametrize("folder", DEVICES, ids=lambda path: path.name)
