@@ -1,0 +1,206 @@
+"""How far the decision boundary is from test examples: by estimates, and by attacks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from foolbox.attacks.ddn import DDNAttack
+from foolbox.models.pytorch import PyTorchModel
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from experiments import runs
+from experiments.data import Dataset
+from experiments.models import Params
+from experiments.twin import run_twin
+from hessjax import LpBall, hessian_operator, lanczos
+from hessjax._compilation import compiled
+from hessjax._numerics import PyTree, ScalarFunction, safe_norm
+from hessjax.attacks import apgd, fab
+from hessjax.bounds import (
+    cross_entropy_gap,
+    first_order_distance_estimate,
+    second_order_distance_estimate,
+)
+from hessjax.eigen import ONE_PRODUCT, gradient_start
+from hessjax.objective import Apply
+
+_PRODUCTS = 10
+# So many products leave less than a tenth of a percent.
+_EXACT_PRODUCTS = 30
+# In what smaller balls APGD looks, one after the other, for points nearer than those of the others.
+_SHRINKING = (0.08, 0.04, 0.02, 0.01, 0.005)
+_FAB_STEPS, _DDN_STEPS, _APGD_STEPS = 50, 200, 30
+ESTIMATES = ("loss_first", "loss_second", "margin_first", "margin_second")
+
+
+class _Network(NamedTuple):
+    """What the measurements are compiled for."""
+
+    apply: Apply
+    num_classes: int
+
+
+class _Example(NamedTuple):
+    """One example, or all of them."""
+
+    x: jax.Array
+    y: jax.Array
+    key: jax.Array
+
+
+def measure(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, np.ndarray]:
+    """Measure estimates and found distances of the first rightly classified test examples.
+
+    Returns:
+        Arrays with an entry each: ``index`` in the test set; the `ESTIMATES`, in input units;
+        ``found``, the least ℓ₂ distance that an attack needed, and ``fab``, ``ddn`` by themselves;
+        ``gradient_norm`` and ``hessian_norm`` of the cross-entropy, the latter by 30 Lanczos
+        products; ``one_product``, its default estimate, and ``residual``, of that.
+
+    Raises:
+        ValueError: if no example is rightly classified.
+    """
+    network = _Network(run.apply, dataset.num_classes)
+    index = _right(run, dataset, num_examples)
+    seed = jax.random.key(run.config.seed)
+    keys = jax.vmap(partial(jax.random.fold_in, seed))(jnp.asarray(index))
+    x, y = dataset.test_images[index], dataset.test_labels[index]
+    examples = _Example(jnp.asarray(x), jnp.asarray(y), keys)
+    looks = _each(_look, network, run.params, examples)
+    by_fab = _each(_by_fab, network, run.params, examples)["distance"]
+    by_ddn = _by_ddn(run, x, y)
+    nearest = np.minimum(by_fab, by_ddn)
+    for shrinking in _SHRINKING:
+        given = jnp.asarray(nearest), jnp.full(len(index), 1 - shrinking, nearest.dtype)
+        nearest = _each(_nearer, network, run.params, examples, *given)["found"]
+    return {
+        "index": index,
+        **looks,
+        "fab": by_fab,
+        "ddn": by_ddn,
+        "found": nearest,
+    }
+
+
+def _right(run: runs.Run, dataset: Dataset, count: int) -> np.ndarray:
+    """Return the places of the first rightly classified test examples."""
+    logits = jax.jit(jax.vmap(partial(run.apply, run.params)))
+    # A tenth more than wanted is enough for a good network; the rest is there for others.
+    for some in (round(1.2 * count) + 10, len(dataset.test_labels)):
+        images, labels = dataset.test_images[:some], dataset.test_labels[:some]
+        right = np.flatnonzero(np.argmax(logits(images), axis=1) == labels)
+        if len(right) >= count:
+            break
+    if len(right) == 0:
+        raise ValueError(
+            f"{run.path} classifies no test example rightly: there is nothing to measure"
+        )
+    return right[:count]
+
+
+def _mapped(
+    measure: tuple[Callable[..., dict[str, jax.Array]], _Network], params: Params, *examples: PyTree
+) -> dict[str, jax.Array]:
+    one, network = measure
+    return jax.vmap(partial(one, network, params))(*examples)
+
+
+def _each(
+    one: Callable[..., dict[str, jax.Array]],
+    network: _Network,
+    params: Params,
+    *examples: PyTree,
+    size: int = 50,
+) -> dict[str, np.ndarray]:
+    """Apply a function of one example to all, in batches of one size, the last one filled up."""
+    count = len(jax.tree.leaves(examples)[0])
+    size = min(size, count)
+    parts = []
+    for first in range(0, count, size):
+        places = np.minimum(np.arange(first, first + size), count - 1)
+        batch = jax.tree.map(lambda array, places=places: array[places], examples)
+        parts.append(jax.device_get(compiled(_mapped, 0)((one, network), params, *batch)))
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def _look(network: _Network, params: Params, example: _Example) -> dict[str, jax.Array]:
+    """Return the estimates of one example, and the norms behind them."""
+    x, y, key = example
+    logits_fn = partial(network.apply, params)
+
+    def loss(t: jax.Array) -> jax.Array:
+        return cross_entropy(logits_fn(t), y)
+
+    slope, norm = _norms(loss, x, key, _EXACT_PRODUCTS)
+    default = ONE_PRODUCT(hessian_operator(loss, x), gradient_start(jax.grad(loss)(x), key))
+    gap = cross_entropy_gap(loss(x))
+
+    def to_class(j: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def f(t: jax.Array) -> jax.Array:
+            logits = logits_fn(t)
+            return logits[j] - logits[y]
+
+        slope, norm = _norms(f, x, key, _PRODUCTS)
+        first = first_order_distance_estimate(-f(x), slope)
+        second = second_order_distance_estimate(-f(x), slope, norm)
+        return jnp.where(j == y, jnp.inf, first), jnp.where(j == y, jnp.inf, second)
+
+    first, second = jax.vmap(to_class)(jnp.arange(network.num_classes))
+    return {
+        "loss_first": first_order_distance_estimate(gap, slope),
+        "loss_second": second_order_distance_estimate(gap, slope, norm),
+        "margin_first": jnp.min(first),
+        "margin_second": jnp.min(second),
+        "gradient_norm": slope,
+        "hessian_norm": norm,
+        "one_product": jnp.abs(default.value),
+        "residual": default.residual,
+    }
+
+
+def _norms(
+    f: ScalarFunction, x: jax.Array, key: jax.Array, num_products: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the norms of gradient and Hessian."""
+    gradient = jax.grad(f)(x)
+    start = gradient_start(gradient, key)
+    pair = lanczos(hessian_operator(f, x), start, num_iters=num_products)
+    return safe_norm(gradient), jnp.abs(pair.value)
+
+
+def _by_fab(network: _Network, params: Params, example: _Example) -> dict[str, jax.Array]:
+    """Return the distance of the point that FAB finds, infinite if there is none."""
+    x, y, key = example
+    found = fab(
+        partial(network.apply, params), x, y, LpBall(1.0, 2), key,
+        num_targets=network.num_classes - 1, num_steps=_FAB_STEPS,
+    )  # fmt: skip
+    distance = safe_norm(found - x)
+    return {"distance": jnp.where(distance == 0, jnp.inf, distance)}
+
+
+def _by_ddn(run: runs.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the distances of the points that DDN finds, infinite where there is none."""
+    model = PyTorchModel(run_twin(run), bounds=(0, 1), device="cpu")
+    tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
+    torch.manual_seed(0)
+    found, _, success = DDNAttack(steps=_DDN_STEPS)(model, *tensors, epsilons=None)
+    distance = np.sqrt(np.sum((found.numpy() - tensors[0].numpy()) ** 2, axis=(1, 2, 3)))
+    return np.where(success.numpy() & (distance > 0), distance, np.inf)
+
+
+def _nearer(
+    network: _Network, params: Params, example: _Example, nearest: jax.Array, factor: jax.Array
+) -> dict[str, jax.Array]:
+    """Try APGD in a ball a little smaller than the distance that was found so far."""
+    x, y, key = example
+    logits_fn = partial(network.apply, params)
+    # Where nothing was found, in one that holds the whole box.
+    radius = factor * jnp.where(jnp.isfinite(nearest), nearest, 2 * jnp.sqrt(x.size))
+    point = apgd(logits_fn, x, y, LpBall(radius, 2), key, num_steps=_APGD_STEPS)
+    wrong = jnp.argmax(logits_fn(point)) != y
+    return {"found": jnp.where(wrong, jnp.minimum(safe_norm(point - x), nearest), nearest)}

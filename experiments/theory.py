@@ -1,0 +1,136 @@
+"""Hold the theory against trained networks: distances, and the honesty of the norm's estimate."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from scipy.stats import spearmanr
+
+from experiments import runs
+from experiments.distances import ESTIMATES, measure
+from experiments.files import read_json, write_arrays, write_json
+from experiments.train import load_for
+
+# An estimate of the norm is off, and a residual warns of it, from this share of the norm on.
+_OFF = 0.1
+
+
+def main(
+    run: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    num_examples: int = 500,
+    out: Path = Path("runs/theory.json"),
+    data_dir: Path | None = None,
+) -> None:
+    """Hold estimates of the distance to the decision boundary against what attacks find.
+
+    The ℓ₂ distance estimated from gap and gradient (first order), and with curvature (second
+    order), of the loss and of all margins, against the nearest of the points that FAB, DDN
+    (foolbox) and APGD in shrinking balls find. Needs the extra hessjax[reference]. A run that is in
+    the file already is not measured again.
+
+    Args:
+        run: folders that experiments.train wrote.
+        num_examples: so many of the test set, the first that are rightly classified.
+        out: the JSON file that a summary of each run is added to; arrays go into RUN/distances.npz.
+        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+    """
+    try:
+        for path in run:
+            loaded = runs.load(path)
+            cells = read_json(out)["cells"] if out.is_file() else []
+            cell: dict[str, Any] = {
+                "data": loaded.config.data,
+                "model": loaded.config.model,
+                "method": loaded.config.name,
+                "seed": loaded.config.seed,
+                "wanted": num_examples,
+            }
+            if not any(cell.items() <= done.items() for done in cells):
+                arrays = measure(loaded, load_for(loaded.config, data_dir), num_examples)
+                write_arrays(path / "distances.npz", arrays)
+                cell |= summary(arrays) | runs.provenance()
+                write_json(out, {"cells": [*cells, cell]})
+                print(table([cell]).splitlines()[-1])
+    except (ValueError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def summary(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return what a table shows of `measure`: numbers over the examples.
+
+    Returns:
+        ``num_examples``; means ``found``, ``gradient_norm``, ``hessian_norm``; for each of
+        `ESTIMATES` its ``rank_correlation`` (Spearman) with the found distance, the median
+        ``ratio`` to it and the share ``too_large`` of examples where it exceeds it, which makes it
+        no certificate; ``curvature_correlation``, of the Hessian's norm with the found distance; of
+        the norm's default estimate, the share that is ``off`` by more than a tenth, the share of
+        these that the residual ``warned`` of, and the share of all the warnings that were
+        ``false_alarms``, None where there are none.
+    """
+    found, norm = arrays["found"], arrays["hessian_norm"]
+    off = arrays["one_product"] < (1 - _OFF) * norm
+    warned = arrays["residual"] > _OFF * arrays["one_product"]
+    estimates = {
+        name: {
+            "rank_correlation": _rank_correlation(arrays[name], found),
+            "ratio": float(np.median(arrays[name] / found)),
+            "too_large": float(np.mean(arrays[name] > found)),
+        }
+        for name in ESTIMATES
+    }
+    return {
+        "num_examples": len(found),
+        "found": float(found.mean()),
+        "gradient_norm": float(arrays["gradient_norm"].mean()),
+        "hessian_norm": float(norm.mean()),
+        "estimates": estimates,
+        "curvature_correlation": _rank_correlation(norm, found),
+        "off": float(off.mean()),
+        "warned": float(warned[off].mean()) if off.any() else None,
+        "false_alarms": float(np.mean(~off[warned])) if warned.any() else None,
+    }
+
+
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the summaries as a Markdown table."""
+    lines = [
+        "| data | method | found | ‖H‖ | "
+        + " | ".join(f"{name.replace('_', ' ')}: ρ, ratio, too large" for name in ESTIMATES)
+        + " | ρ of ‖H‖ | off | warned | false alarms |",
+        f"| --- | --- | --: | --: |{' --: |' * (len(ESTIMATES) + 4)}",
+    ]
+    for cell in cells:
+        told = [
+            f"{found['rank_correlation']:.2f}, {found['ratio']:.2f}, {_share(found['too_large'])}"
+            for found in (cell["estimates"][name] for name in ESTIMATES)
+        ]
+        values = [
+            cell["data"],
+            cell["method"],
+            f"{cell['found']:.2f}",
+            f"{cell['hessian_norm']:.3g}",
+            *told,
+            f"{cell['curvature_correlation']:.2f}",
+            *(_share(cell[name]) for name in ("off", "warned", "false_alarms")),
+        ]
+        lines.append(f"| {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(spearmanr(a, b).statistic)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.theory")

@@ -1,0 +1,103 @@
+"""Estimates and found distances where the boundary is known, and what is told of them."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import distances, models, runs, theory
+from experiments.config import Config
+from experiments.data import load
+from experiments.files import write_json
+
+SHAPE = (8, 8, 1)
+
+
+def linear(tmp_path: Path) -> runs.Run:
+    """Return a network without a bend: all layers but the last one copy."""
+    config = Config(data="digits", model="mlp", activation="relu", method="none").resolved()
+    network = {"name": "mlp", "activation": "relu", "input_shape": SHAPE, "num_classes": 10}
+    write_json(tmp_path / "config.json", {"config": {}, "network": network})
+    apply, template = models.functional(models.create(**network, seed=0))
+    rng = np.random.default_rng(0)
+    copy = np.eye(256)
+    params = {
+        "dense/0/kernel": copy[:64],
+        "dense/0/bias": np.zeros(256),
+        "dense/1/kernel": copy,
+        "dense/1/bias": np.zeros(256),
+        "dense/2/kernel": np.vstack([rng.normal(size=(64, 10)), np.zeros((192, 10))]),
+        "dense/2/bias": np.zeros(10),
+    }
+    assert {name: leaf.shape for name, leaf in params.items()} == {
+        name: leaf.shape for name, leaf in template.items()
+    }
+    params = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in params.items()}
+    return runs.Run(tmp_path, config, apply, params, "unknown", {})
+
+
+def test_the_distance_of_a_linear_network_is_its_margin_over_the_slope(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A Hessian of rank 9 needs no more, that of a linear margin none; it saves compiling.
+    monkeypatch.setattr(distances, "_EXACT_PRODUCTS", 6)
+    monkeypatch.setattr(distances, "_PRODUCTS", 1)
+    run = linear(tmp_path)
+    dataset = load("digits")
+    # Away from the box, so that it takes no perturbation away.
+    images = 0.3 + 0.4 * dataset.test_images[:40].astype(np.float32)
+    weights = np.asarray(run.params["dense/2/kernel"])[:64]
+    logits = images.reshape(40, -1) @ weights
+    labels = logits.argmax(axis=1).astype(np.int32)
+    labels[3] = (labels[3] + 1) % 10
+    dataset = dataset._replace(test_images=images, test_labels=labels)
+    found = distances.measure(run, dataset, 6)
+    np.testing.assert_array_equal(found["index"], [0, 1, 2, 4, 5, 6])
+    exact = []
+    for i in found["index"]:
+        others = np.delete(np.arange(10), labels[i])
+        slopes = np.linalg.norm(weights[:, others].T - weights[:, labels[i]], axis=1)
+        exact.append(np.min((logits[i, labels[i]] - logits[i, others]) / slopes))
+    np.testing.assert_allclose(found["margin_first"], exact, rtol=1e-4)
+    np.testing.assert_allclose(found["margin_second"], exact, rtol=1e-4)
+    # An attack stops a little behind the boundary.
+    assert np.all(found["found"] > np.asarray(exact) * (1 - 1e-4))
+    np.testing.assert_allclose(found["found"], exact, rtol=0.02)
+    assert np.all(found["found"] <= np.minimum(found["fab"], found["ddn"]))
+    # Of a piecewise-linear network the loss is convex: the tangent sees the boundary too far.
+    assert np.all(found["loss_second"] <= found["loss_first"])
+    x, y = images[found["index"]], labels[found["index"]]
+    loss = lambda t, label: -jax.nn.log_softmax(t.ravel() @ weights)[label]  # noqa: E731
+    slope = jnp.linalg.norm(jax.vmap(jax.grad(loss))(x, y).reshape(6, -1), axis=1)
+    np.testing.assert_allclose(found["gradient_norm"], slope, rtol=1e-3, atol=1e-6)
+    hessian = jax.vmap(jax.hessian(loss))(x, y).reshape(6, 64, 64)
+    norm = np.abs(np.linalg.eigvalsh(hessian)).max(axis=1)
+    np.testing.assert_allclose(found["hessian_norm"], norm, rtol=1e-2, atol=1e-6)
+
+
+def test_a_summary_counts_what_it_says() -> None:
+    found = np.array([1.0, 2.0, 3.0, 4.0])
+    arrays = {
+        "found": found,
+        "gradient_norm": found,
+        "hessian_norm": np.array([4.0, 3.0, 2.0, 1.0]),
+        # Off: the first two. Warned of: the first and the last.
+        "one_product": np.array([3.0, 2.0, 1.9, 1.0]),
+        "residual": np.array([0.4, 0.1, 0.1, 0.2]),
+        **dict(zip(distances.ESTIMATES, (2 * found, found, 0.5 * found, 1.5 * found), strict=True)),
+    }
+    told = theory.summary(arrays)
+    assert told["found"] == 2.5
+    assert told["curvature_correlation"] == pytest.approx(-1)
+    assert (told["off"], told["warned"], told["false_alarms"]) == (0.5, 0.5, 0.5)
+    assert [told["estimates"][name]["ratio"] for name in distances.ESTIMATES] == [2, 1, 0.5, 1.5]
+    assert [told["estimates"][name]["too_large"] for name in distances.ESTIMATES] == [1, 0, 0, 1]
+    assert told["estimates"]["loss_first"]["rank_correlation"] == pytest.approx(1)
+    nothing = theory.summary(
+        {**arrays, "residual": 0 * found, "one_product": arrays["hessian_norm"]}
+    )
+    assert (nothing["off"], nothing["warned"], nothing["false_alarms"]) == (0, None, None)
+    cell = {"data": "digits", "method": "none", **told}
+    assert theory.table([cell]).splitlines()[-1].endswith("| -1.00 | 50 % | 50 % | 50 % |")
