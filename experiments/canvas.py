@@ -23,6 +23,20 @@ _COLORS = {
     "gauss-newton": "#8C8C8C",
     "adversarial": "#D55E00",
 }
+# Relatives of these share their color and stand apart by the marker.
+_RELATIVES = {
+    "hessian-cheap": ("hessian", "<"),
+    "hessian-lanczos": ("hessian", ">"),
+    "gradient-hessian": ("gradient", "p"),
+    "hessian-only-lanczos": ("hessian-only", ">"),
+    "hessian-only-power": ("hessian-only", "<"),
+    "hessian-only-ascent": ("hessian-only", "p"),
+    "hessian-frobenius": ("hessian-only", "8"),
+    "jacobian-operator": ("jacobian", "H"),
+    "trades": ("adversarial", "X"),
+    "fgsm": ("adversarial", "<"),
+    "hot": ("none", "h"),
+}
 _OTHER = "#6A3D9A"
 _MARKERS = dict(zip(_COLORS, "osDd^vPX*", strict=True))
 _LINES = ("-", "--", ":", "-.")
@@ -50,9 +64,8 @@ class Style(NamedTuple):
 
 def style(method: str, variant: int = 0) -> Style:
     """Return the look of a method; the line tells apart ``variant`` 0, 1, ... of its settings."""
-    return Style(
-        _COLORS.get(method, _OTHER), _MARKERS.get(method, "h"), _LINES[variant % len(_LINES)]
-    )
+    relative, marker = _RELATIVES.get(method, (method, _MARKERS.get(method, "h")))
+    return Style(_COLORS.get(relative, _OTHER), marker, _LINES[variant % len(_LINES)])
 
 
 def norm_name(norm: str | float) -> str:

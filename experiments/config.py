@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -10,7 +10,17 @@ from experiments import methods, models
 
 Norm = Literal["l2", "linf"]
 ORDERS: dict[str, float] = {"l2": 2, "linf": math.inf}
-_SAVINGS = ("every", "parts")
+# What may follow a method's numbers, as in ``hessian:2,every=4``: the type, and what stands for
+# "not given".
+_OPTIONS: Mapping[str, tuple[Callable[[str], Any], Any]] = {
+    "weight": (float, None),
+    "norm": (str, "l2"),
+    "every": (int, 1),
+    "parts": (int, 1),
+}
+
+
+_SECOND = {"gradient-hessian": 1.0, "trades": 6.0}
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,7 @@ class Recipe:
         epochs, batch_size, warmup_epochs: as in `Setup`.
         strengths: of each method; which ones are tuned, on a validation split, is told in
             experiments/README.md.
+        weights: the second ones, of the methods that have two.
         step: h of the finite-step methods, in input units.
         radii: ε by norm, for evaluating.
     """
@@ -29,6 +40,7 @@ class Recipe:
     batch_size: int = 256
     warmup_epochs: float = 2
     strengths: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=lambda: _SECOND)
     step: float = 1.0
     radii: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {"l2": (0.25, 0.5, 0.75, 1.0), "linf": (2 / 255, 4 / 255, 8 / 255)}
@@ -41,12 +53,19 @@ _UNTUNED = {
     "hessian": 1,
     "hessian-cheap": 1,
     "hessian-lanczos": 1,
+    "gradient-hessian": 1,
     "hessian-only": 1,
+    "hessian-only-lanczos": 1,
+    "hessian-only-power": 1,
+    "hessian-only-ascent": 1,
+    "hessian-frobenius": 1,
     "finite-step": 1,
     "curvature": 1,
     "jacobian": 0.01,
+    "jacobian-operator": 0.1,
     "gauss-newton": 1,
     "adversarial": 1,
+    "trades": 1,
     "fgsm": 1,
     "hot": 100,
 }
@@ -103,7 +122,6 @@ class Setup:
         beta: sharpness of softplus.
         precision: float32, or bfloat16 for the network's products and activations; weights, logits,
             loss, penalties and optimizer stay in float32.
-        norm: norm of the ball of adversarial and fgsm training.
         epochs: passes over the training set; the data set's default if not given.
         batch_size: training examples a step; likewise.
         warmup_epochs: epochs over which the penalty's weight grows from 0 to its value; the data
@@ -118,7 +136,6 @@ class Setup:
     activation: str = "gelu"
     beta: float = 8.0
     precision: str = "float32"
-    norm: Norm = "l2"
     epochs: int | None = None
     batch_size: int | None = None
     warmup_epochs: float | None = None
@@ -131,13 +148,17 @@ class Config(Setup):
     """What decides the result of one training.
 
     Attributes:
-        method: none, gradient, hessian, hessian-cheap, hessian-lanczos, hessian-only, finite-step,
-            curvature, jacobian, gauss-newton, adversarial, fgsm or hot.
-        strength: the method's one number: a penalty's weight, the ε of hessian, adversarial and
-            fgsm in input units, or the temperature of hot; the data set's default if not given
-            (in an ℓ∞ ball: the middle one of its ℓ∞ radii). experiments/README.md lists methods
+        method: none, gradient, hessian, hessian-cheap, hessian-lanczos, gradient-hessian,
+            hessian-only, hessian-only-lanczos, hessian-only-power, hessian-only-ascent,
+            hessian-frobenius, finite-step, curvature, jacobian, jacobian-operator, gauss-newton,
+            adversarial, trades, fgsm or hot.
+        strength: the method's one number: a penalty's weight, the ε of hessian, adversarial, trades
+            and fgsm in input units, or the temperature of hot; the data set's default if not given
+            (for an ℓ∞ ball: the middle one of its ℓ∞ radii). experiments/README.md lists methods
             and defaults.
         step: length h of the finite step of finite-step and curvature, in input units; likewise.
+        weight: the second weight, λ_h of gradient-hessian or β of trades; likewise.
+        norm: of the ball of gradient, adversarial, trades and fgsm.
         every: evaluate the penalty on every so many steps only, so many times as heavy.
         parts: evaluate it on one of so many random parts of each batch only, likewise.
         seed: of the weights, the order of the examples and every random start.
@@ -146,6 +167,8 @@ class Config(Setup):
     method: str = "hessian"
     strength: float | None = None
     step: float | None = None
+    weight: float | None = None
+    norm: Norm = "l2"
     every: int = 1
     parts: int = 1
     seed: int = 0
@@ -174,6 +197,10 @@ class Config(Setup):
             known["step"] = defaults.step
         elif self.step is not None:
             raise ValueError(f"the method {self.method!r} takes no step, got {self.step:g}")
+        if method.weight is not None:
+            known["weight"] = defaults.weights[self.method]
+        elif self.weight is not None:
+            raise ValueError(f"the method {self.method!r} takes no weight, got {self.weight:g}")
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **missing)
         config.check()
@@ -181,11 +208,11 @@ class Config(Setup):
 
     def check(self) -> None:
         """Raise unless every number is in its range."""
-        for name in ("epochs", "batch_size", "step", "learning_rate", "beta", *_SAVINGS):
+        for name in ("epochs", "batch_size", "step", "learning_rate", "beta", "every", "parts"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite positive number, got {value}")
-        for name in ("strength", "warmup_epochs", "validation", "seed"):
+        for name in ("strength", "weight", "warmup_epochs", "validation", "seed"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number, at least 0, got {value}")
@@ -206,19 +233,27 @@ class Config(Setup):
         method = methods.find(self.method)
         if method.positive and self.strength == 0:
             raise ValueError(f"strength, the {method.strength}, must be positive, got 0")
-        if self.savings and not method.penalizes:
-            raise ValueError(f"the method {self.method!r} has no penalty, got {self.savings[0]}")
+        if self.norm != "l2" and not method.takes_ball:
+            raise ValueError(f"the method {self.method!r} has no ball, got norm={self.norm}")
+        savings = [word for word in self.options if word.startswith(("every", "parts"))]
+        if savings and not method.penalizes:
+            raise ValueError(f"the method {self.method!r} has no penalty, got {savings[0]}")
 
     @property
     def name(self) -> str:
         """The method and its numbers, as in ``finite-step:1:1.5`` or ``hessian:2,every=4``."""
         numbers = [f"{n:g}" for n in (self.strength, self.step) if n is not None]
-        return ",".join([":".join([self.method, *numbers]), *self.savings])
+        return ",".join([":".join([self.method, *numbers]), *self.options])
 
     @property
-    def savings(self) -> list[str]:
-        """What is not paid for on every step and example, as in ``every=4``."""
-        return [f"{name}={n}" for name in _SAVINGS if (n := getattr(self, name)) != 1]
+    def options(self) -> list[str]:
+        """What follows the numbers, as in ``every=4`` or ``norm=linf``."""
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        return [
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in given.items()
+            if value != _OPTIONS[name][1]
+        ]
 
 
 def parse_method(text: str) -> dict[str, Any]:
@@ -227,17 +262,19 @@ def parse_method(text: str) -> dict[str, Any]:
     Raises:
         ValueError: if the method is unknown, or what follows it is something else.
     """
-    first, *options = text.split(",")
+    first, *words = text.split(",")
     name, *numbers = first.split(":")
     methods.find(name)
     try:
         values = [float(number) for number in numbers]
-        savings = {key: int(value) for key, value in (word.split("=") for word in options)}
-    except ValueError:
-        values, savings = [math.nan] * 3, {}
-    if len(values) > 2 or not savings.keys() <= set(_SAVINGS):
+        options = {
+            key: _OPTIONS[key][0](value) for key, value in (word.split("=") for word in words)
+        }
+    except (ValueError, KeyError):
+        values, options = [math.nan] * 3, {}
+    if len(values) > 2:
         raise ValueError(
             f"{text!r} must be a method, method:strength or method:strength:step, "
-            "and may go on with ,every=N or ,parts=N"
+            f"and may go on with {' or '.join(f',{key}=...' for key in _OPTIONS)}"
         )
-    return {"method": name, **dict(zip(("strength", "step"), values, strict=False)), **savings}
+    return {"method": name, **dict(zip(("strength", "step"), values, strict=False)), **options}

@@ -9,26 +9,29 @@ import jax.numpy as jnp
 import optax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
+from experiments import adversarial
 from experiments.models import Params
 from hessjax import (
     Lazy,
     curvature_along_gradient,
     finite_step_operator_norm,
     gauss_newton_operator_norm,
+    hessian_squared_frobenius_norm,
+    input_gradient_norm,
+    jacobian_operator_norm,
     jacobian_squared_frobenius_norm,
     lanczos,
+    norm_ascent,
+    power_iteration,
+    random_start,
     regularized,
     second_order,
 )
 from hessjax._placement import each
-from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
-from hessjax.eigen import ONE_PRODUCT, Solver
+from hessjax.attacks import LpBall
+from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start
 from hessjax.lazy import Metrics, Objective
 from hessjax.objective import Apply, Penalty
-
-_ATTACK_STEPS = 10
-Logits = Callable[[jax.Array], jax.Array]
-_Attack = Callable[[Logits, jax.Array, jax.Array, LpBall, jax.Array], jax.Array]
 
 
 class Setting(NamedTuple):
@@ -37,8 +40,9 @@ class Setting(NamedTuple):
     Attributes:
         strength: see `METHODS`; not negative.
         step: h, the length of a finite step in input units, where the method takes one.
-        order: p of the ball of adversarial training.
+        order: p of the ball, where the method has one.
         ramp: schedule of the training step from 0 to 1 that every weight is multiplied by.
+        weight: the second weight, where the method takes one.
         every, parts: as in `hessjax.regularized`; for methods with a penalty.
     """
 
@@ -46,6 +50,7 @@ class Setting(NamedTuple):
     step: float
     order: float
     ramp: optax.Schedule
+    weight: float = 0.0
     every: int = 1
     parts: int = 1
 
@@ -61,18 +66,24 @@ class Method(NamedTuple):
     Attributes:
         build: ``(apply, setting) -> objective``.
         strength: what the strength is, in a word or two; None if there is none.
+        weight: what the second weight is, likewise.
         takes_step: whether it takes a finite step.
-        takes_ball: whether its strength is the radius of a ball.
+        takes_ball: whether it trains for a ball of either norm, with the radius as its strength.
         positive: whether its strength must not be 0.
         penalizes: whether it adds a penalty, which can be left to some of the steps or examples.
     """
 
     build: Callable[[Apply, Setting], Objective]
     strength: str | None
+    weight: str | None = None
     takes_step: bool = False
     takes_ball: bool = False
     positive: bool = False
     penalizes: bool = True
+
+
+def _ramped(setting: Setting, weight: float) -> Callable[[Any], Any]:
+    return lambda step: weight * setting.ramp(step)
 
 
 def _none(apply: Apply, _: Setting) -> Objective:
@@ -80,37 +91,51 @@ def _none(apply: Apply, _: Setting) -> Objective:
 
 
 def _gradient(apply: Apply, setting: Setting) -> Objective:
+    if setting.order != 2:
+        penalty = partial(input_gradient_norm, order=setting.order)
+        return _penalized(apply, setting, name="gradient_norm", penalty=penalty)
     weight = _ramped(setting, setting.strength)
     return second_order(apply, cross_entropy, weight, 0, **setting.savings)
 
 
-def _hessian(apply: Apply, setting: Setting, *, solver: Solver | None = ONE_PRODUCT) -> Objective:
+def _surrogate(apply: Apply, setting: Setting, *, solver: Solver | None = ONE_PRODUCT) -> Objective:
     epsilon = setting.strength
     weights = (_ramped(setting, epsilon), _ramped(setting, epsilon**2 / 2))
     return second_order(apply, cross_entropy, *weights, solver=solver, **setting.savings)
 
 
-def _hessian_only(apply: Apply, setting: Setting) -> Objective:
+def _two_weights(apply: Apply, setting: Setting) -> Objective:
+    weights = (_ramped(setting, setting.strength), _ramped(setting, setting.weight))
+    return second_order(apply, cross_entropy, *weights, **setting.savings)
+
+
+def _hessian_only(
+    apply: Apply, setting: Setting, *, solver: Solver = ONE_PRODUCT, start: Start = gradient_start
+) -> Objective:
     weight = _ramped(setting, setting.strength)
-    return second_order(apply, cross_entropy, 0, weight, **setting.savings)
+    return second_order(
+        apply, cross_entropy, 0, weight, solver=solver, start=start, **setting.savings
+    )
 
 
-def _finite_step(apply: Apply, setting: Setting) -> Objective:
-    penalty = partial(finite_step_operator_norm, step=setting.step, squared=True)
-    return _penalized(apply, setting, "finite_step_norm", penalty)
+def _penalized(apply: Apply, setting: Setting, *, name: str, penalty: Penalty) -> Objective:
+    weight = _ramped(setting, setting.strength)
+    return regularized(apply, cross_entropy, {name: (weight, penalty)}, **setting.savings)
 
 
-def _curvature(apply: Apply, setting: Setting) -> Objective:
-    penalty = partial(curvature_along_gradient, step=setting.step)
-    return _penalized(apply, setting, "curvature", penalty)
+def _stepping(apply: Apply, setting: Setting, *, name: str, penalty: Penalty) -> Objective:
+    return _penalized(apply, setting, name=name, penalty=partial(penalty, step=setting.step))
 
 
-def _jacobian(apply: Apply, setting: Setting) -> Objective:
-    return _penalized(apply, setting, "jacobian_norm", jacobian_squared_frobenius_norm)
+def _attacked(apply: Apply, setting: Setting, *, attack: adversarial.Attack) -> Objective:
+    radius = _ramped(setting, setting.strength)
+    return adversarial.attacked(apply, attack, radius, order=setting.order)
 
 
-def _gauss_newton(apply: Apply, setting: Setting) -> Objective:
-    return _penalized(apply, setting, "gauss_newton_norm", gauss_newton_operator_norm)
+def _trades(apply: Apply, setting: Setting) -> Objective:
+    penalty = partial(adversarial.divergence, ball=LpBall(setting.strength, setting.order))
+    weight = _ramped(setting, setting.weight)
+    return regularized(apply, cross_entropy, {"divergence": (weight, penalty)}, **setting.savings)
 
 
 def _hot(apply: Apply, setting: Setting) -> Objective:
@@ -121,81 +146,87 @@ def _hot(apply: Apply, setting: Setting) -> Objective:
     return second_order(apply, cooled, 0, 0)
 
 
-def _attacked(apply: Apply, setting: Setting, attack: _Attack) -> Objective:
-    plain = second_order(apply, cross_entropy, 0, 0)
-
-    def objective(
-        params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
-    ) -> tuple[jax.Array, Metrics]:
-        x, y, *mask = batch
-        epsilon = jnp.maximum(setting.strength * setting.ramp(step), 1e-6)
-
-        def one(shared: tuple, x: jax.Array, y: jax.Array, place: jax.Array) -> jax.Array:
-            params, epsilon, key = shared
-            ball = LpBall(epsilon, setting.order)
-            return attack(partial(apply, params), x, y, ball, jax.random.fold_in(key, place))
-
-        shared = jax.lax.stop_gradient(params), epsilon, key
-        hard = each(one, shared, jnp.asarray(x), jnp.asarray(y), jnp.arange(len(x)))
-        return plain(params, (hard, y, *mask), key, step)
-
-    return objective
-
-
-def _by_pgd(
-    logits_fn: Logits, x: jax.Array, y: jax.Array, ball: LpBall, key: jax.Array
-) -> jax.Array:
-    state = pgd_init(logits_fn, x, y, ball, key)
-    # Written out: a loop over convolutions is slow on the CPU. The last iterate, not the first
-    # misclassified one, which would be an easier example to train on.
-    for _ in range(_ATTACK_STEPS):
-        length = 2.5 * ball.epsilon / _ATTACK_STEPS
-        state = pgd_step(logits_fn, x, y, ball, state, step_size=length)
-    return state.x
-
-
-def _by_fgsm(
-    logits_fn: Logits, x: jax.Array, y: jax.Array, ball: LpBall, key: jax.Array
-) -> jax.Array:
-    del key
-    return fgsm(logits_fn, x, y, ball)
-
-
-def _ramped(setting: Setting, weight: float) -> Callable[[Any], Any]:
-    return lambda step: weight * setting.ramp(step)
-
-
-def _penalized(apply: Apply, setting: Setting, name: str, penalty: Penalty) -> Objective:
-    weight = _ramped(setting, setting.strength)
-    return regularized(apply, cross_entropy, {name: (weight, penalty)}, **setting.savings)
-
-
+_FIVE = {
+    "power": partial(power_iteration, num_iters=5),
+    # A step of ten over the matrix comes near to power iteration where that has entries about 1.
+    "ascent": partial(norm_ascent, num_iters=5, step_size=10.0),
+    "lanczos": partial(lanczos, num_iters=5),
+}
 METHODS = {
     "none": Method(_none, None, penalizes=False),
-    "gradient": Method(_gradient, "weight of ‖∇f‖₂"),
-    "hessian": Method(_hessian, "ε of the surrogate f + ε‖∇f‖₂ + ½ε²‖∇²f‖"),
+    "gradient": Method(_gradient, "weight of ‖∇f‖₂", takes_ball=True),
+    "hessian": Method(_surrogate, "ε of the surrogate f + ε‖∇f‖₂ + ½ε²‖∇²f‖"),
     "hessian-cheap": Method(
-        partial(_hessian, solver=None), "ε of the surrogate with |ĝᵀ∇²f ĝ|, ĝ = ∇f/‖∇f‖"
+        partial(_surrogate, solver=None), "ε of the surrogate with |ĝᵀ∇²f ĝ|, ĝ = ∇f/‖∇f‖"
     ),
     "hessian-lanczos": Method(
-        partial(_hessian, solver=partial(lanczos, num_iters=5)),
+        partial(_surrogate, solver=_FIVE["lanczos"]),
         "ε of the surrogate, ‖∇²f‖ by five Lanczos products",
     ),
+    "gradient-hessian": Method(_two_weights, "weight of ‖∇f‖₂", "weight of ‖∇²f‖"),
     "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),
-    "finite-step": Method(_finite_step, "weight of (‖∇f(x+hv) − ∇f(x)‖₂/h)²", takes_step=True),
-    "curvature": Method(_curvature, "weight of CURE's ‖∇f(x+hz) − ∇f(x)‖₂", takes_step=True),
-    "jacobian": Method(_jacobian, "weight of ‖J‖²_F"),
-    "gauss-newton": Method(_gauss_newton, "weight of the Gauss-Newton norm"),
+    "hessian-only-lanczos": Method(
+        partial(_hessian_only, solver=_FIVE["lanczos"]), "weight of ‖∇²f‖, five Lanczos products"
+    ),
+    "hessian-only-power": Method(
+        partial(_hessian_only, solver=_FIVE["power"], start=random_start),
+        "weight of ‖∇²f‖, five power iterations from a random start",
+    ),
+    "hessian-only-ascent": Method(
+        partial(_hessian_only, solver=_FIVE["ascent"], start=random_start),
+        "weight of ‖∇²f‖, five steps of gradient ascent from a random start, as published",
+    ),
+    "hessian-frobenius": Method(
+        partial(_penalized, name="squared_hessian_norm", penalty=hessian_squared_frobenius_norm),
+        "weight of ‖∇²f‖²_F",
+    ),
+    "finite-step": Method(
+        partial(
+            _stepping,
+            name="finite_step_norm",
+            penalty=partial(finite_step_operator_norm, squared=True),
+        ),
+        "weight of (‖∇f(x+hv) − ∇f(x)‖₂/h)²",
+        takes_step=True,
+    ),
+    "curvature": Method(
+        partial(_stepping, name="curvature", penalty=curvature_along_gradient),
+        "weight of CURE's ‖∇f(x+hz) − ∇f(x)‖₂",
+        takes_step=True,
+    ),
+    "jacobian": Method(
+        partial(_penalized, name="jacobian_norm", penalty=jacobian_squared_frobenius_norm),
+        "weight of ‖J‖²_F",
+    ),
+    "jacobian-operator": Method(
+        partial(
+            _penalized,
+            name="jacobian_operator_norm",
+            penalty=partial(jacobian_operator_norm, solver=_FIVE["lanczos"]),
+        ),
+        "weight of ‖J‖, five Lanczos products",
+    ),
+    "gauss-newton": Method(
+        partial(_penalized, name="gauss_newton_norm", penalty=gauss_newton_operator_norm),
+        "weight of the Gauss-Newton norm",
+    ),
     "adversarial": Method(
-        partial(_attacked, attack=_by_pgd),
-        f"ε of PGD-{_ATTACK_STEPS} training",
+        partial(_attacked, attack=adversarial.by_pgd),
+        f"ε of PGD-{adversarial.STEPS} training",
         takes_ball=True,
         positive=True,
         penalizes=False,
     ),
+    "trades": Method(
+        _trades,
+        f"ε of TRADES, PGD of {adversarial.STEPS} steps",
+        "weight β of the divergence",
+        takes_ball=True,
+        positive=True,
+    ),
     # The last two mask gradients rather than withstand: an evaluation has to find them out.
     "fgsm": Method(
-        partial(_attacked, attack=_by_fgsm),
+        partial(_attacked, attack=adversarial.by_fgsm),
         "ε of FGSM training",
         takes_ball=True,
         positive=True,

@@ -66,6 +66,11 @@ def _check(comparison: dict[str, Any], path: Path) -> None:
         for norm, radius in _radii(comparison):
             if radius not in run["robust"].get(norm, {}):
                 raise ValueError(f"run {i} of {path} has no accuracy at {norm} radius {radius}")
+        for norm, radius in _auto_radii(comparison):
+            if radius not in run.get("auto", {}).get(norm, {}):
+                raise ValueError(
+                    f"run {i} of {path} has no accuracy under AutoAttack at {norm} radius {radius}"
+                )
 
 
 def _check_run(run: dict[str, Any], where: str) -> None:
@@ -73,7 +78,7 @@ def _check_run(run: dict[str, Any], where: str) -> None:
     for key in _NUMBERS:
         if not isinstance(run[key], float | int | None):
             raise TypeError(f"the {key} {run[key]!r} is no number")
-    words = [run["method"], run["path"], *run.get("savings", ())]
+    words = [run["method"], run["path"], *run.get("options", ())]
     if not all(isinstance(word, str) for word in words):
         raise TypeError(f"{words!r} are not all words")
     run["clean"] = _accuracy(run["clean"])
@@ -81,6 +86,16 @@ def _check_run(run: dict[str, Any], where: str) -> None:
         norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
         for norm, accuracies in run["robust"].items()
     }
+    run["auto"] = {
+        norm: {float(radius): _ball(found) for radius, found in balls.items()}
+        for norm, balls in run.get("auto", {}).items()
+    }
+
+
+def _ball(found: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(found["verdict"], str):
+        raise TypeError(f"{found['verdict']!r} is no verdict")
+    return {"robust": _accuracy(found["robust"]), "verdict": found["verdict"]}
 
 
 def _accuracy(value: object) -> float:
@@ -100,8 +115,8 @@ def group(comparison: dict[str, Any]) -> list[Method]:
     """Gather the seeds of each method and setting, in order of appearance."""
     gathered: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in comparison["runs"]:
-        # Comparisons from before there were savings have none.
-        setting = (run["method"], run["strength"], run["step"], *run.get("savings", ()))
+        # Comparisons from before there were options have none.
+        setting = (run["method"], run["strength"], run["step"], *run.get("options", ()))
         gathered.setdefault(setting, []).append(run)
     methods = []
     for setting, runs in gathered.items():
@@ -119,13 +134,15 @@ def table(comparison: dict[str, Any]) -> str:
     several seeds; the norms are means over test images and seeds; time is relative to "none".
     """
     methods = group(comparison)
-    radii = _radii(comparison)
+    radii, strongest = _radii(comparison), _auto_radii(comparison)
     plain = [run["seconds_per_step"] for run in comparison["runs"] if run["method"] == "none"]
     unit = _mean(plain)
     rows = [
         [
             *("method", "strength", "clean"),
             *(f"{_NORMS[norm]} {radius_name(radius)}" for norm, radius in radii),
+            *(f"AA {_NORMS[norm]} {radius_name(radius)}" for norm, radius in strongest),
+            *(["masking"] if strongest else []),
             *("mean ‖g‖₂", "mean ‖H‖", "time/step", "seeds"),
         ]
     ]
@@ -137,12 +154,17 @@ def table(comparison: dict[str, Any]) -> str:
         rows.append(
             [
                 runs[0]["method"],
-                _setting(runs[0]["strength"], runs[0]["step"], *runs[0].get("savings", ())),
+                _setting(runs[0]["strength"], runs[0]["step"], *runs[0].get("options", ())),
                 _percent([run["clean"] for run in runs]),
                 *(
                     _percent([run["robust"][norm][radius] for run in runs])
                     for norm, radius in radii
                 ),
+                *(
+                    _percent([run["auto"][norm][radius]["robust"] for run in runs])
+                    for norm, radius in strongest
+                ),
+                *([_masking(runs)] if strongest else []),
                 _NOTHING if gradient is None else f"{gradient:.3g}",
                 _NOTHING if hessian is None else f"{hessian:.3g}",
                 _NOTHING if not unit or seconds is None else f"{seconds / unit:.2f}×",
@@ -166,10 +188,25 @@ def _radii(comparison: dict[str, Any]) -> list[tuple[str, float]]:
     return [(norm, radius) for norm, radii in comparison["norms"].items() for radius in radii]
 
 
-def _setting(strength: float | None, step: float | None, *savings: str) -> str:
+def _auto_radii(comparison: dict[str, Any]) -> list[tuple[str, float]]:
+    """Return the balls of AutoAttack; comparisons from before there was one have none."""
+    norms = comparison.get("auto", {"norms": {}})["norms"]
+    return [(norm, radius) for norm, radii in norms.items() for radius in radii]
+
+
+def _masking(runs: Sequence[dict[str, Any]]) -> str:
+    """Return at how many of all runs and balls a sign of masked gradients was seen."""
+    verdicts = [
+        ball["verdict"] for run in runs for radii in run["auto"].values() for ball in radii.values()
+    ]
+    seen = sum(verdict.startswith("masking") for verdict in verdicts)
+    return f"{seen} of {len(verdicts)}" if seen else "none"
+
+
+def _setting(strength: float | None, step: float | None, *options: str) -> str:
     parts = [f"{strength:g}"] if strength is not None else []
     parts += [f"step {step:g}"] if step is not None else []
-    return ", ".join([*parts, *savings]) or _NOTHING
+    return ", ".join([*parts, *options]) or _NOTHING
 
 
 def _percent(accuracies: Sequence[float]) -> str:

@@ -204,6 +204,7 @@ def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:
     setting = methods.Setting(
         strength=config.strength or 0.0,
         step=config.step or 0.0,
+        weight=config.weight or 0.0,
         order=ORDERS[config.norm],
         ramp=optax.linear_schedule(0, 1, warmup) if warmup else optax.constant_schedule(1),
         every=config.every,

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import compare, evaluate, runs, session
+from experiments import auto, compare, comparison, evaluate, masking, runs, session
 from experiments.files import read_json, write_json
 from experiments.table import read
 from experiments.train import load_for
+from hessjax.attacks import apgd_attack
 
 ARGUMENTS = [
     *("--methods", "none", "gradient:0.5", "--model", "mlp", "--activation", "relu"),
@@ -63,11 +64,35 @@ def test_the_same_command_does_nothing_twice(folder, monkeypatch):
     def refuse(*_, **__):
         pytest.fail("done before")
 
-    monkeypatch.setattr(compare, "train", refuse)
+    monkeypatch.setattr(comparison, "train", refuse)
     monkeypatch.setattr(evaluate, "withstood", refuse)
     monkeypatch.setattr(evaluate, "landscape", refuse)
     tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(folder)])
     assert read_json(folder / "comparison.json")["runs"] == before
+
+
+def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkeypatch):
+    """A short one."""
+    out = shutil.copytree(folder, tmp_path / "out")
+    short = (apgd_attack(num_steps=2, name="apgd-ce"),)
+    monkeypatch.setitem(auto.VERSIONS, "standard", short)
+    for name in ("_ONE", "_BOTH", "_MORE"):
+        monkeypatch.setattr(masking, name, short)
+    options = [*ARGUMENTS, "--auto-linf", "0.1", "--auto-examples", "6", "--out", str(out)]
+    tyro.cli(compare.main, args=options)
+    found = read(out)
+    assert found["auto"] == {"norms": {"linf": [0.1]}, "num_examples": 6}
+    for run in found["runs"]:
+        there = read_json(out / run["path"] / "auto_attack.json")
+        assert there["attack"]["num_examples"] == 6
+        told = there["results"]["linf"]["0.1"]
+        wanted = {"robust": told["robust"], "verdict": told["verdict"]}
+        assert run["auto"] == {"linf": {0.1: wanted}}
+        assert 0 <= 6 * told["robust"] <= 6
+    assert "| AA ℓ∞ 0.1 | masking |" in (out / "report.md").read_text()
+    # A comparison without it, or by another one, is another comparison.
+    tyro.cli(compare.main, args=[*ARGUMENTS, "--methods", "none", "--out", str(out)])
+    assert [run["method"] for run in read(out)["runs"]] == ["none"]
 
 
 def test_other_settings_are_refused_before_any_work(folder):
@@ -209,7 +234,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(folder, tmp_pat
         tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
     reason = f"{out}/none/seed-0/weights.npz is damaged"
     assert str(stopped.value.code).startswith(
-        f"error: 1 of 2 runs failed:\n  none/seed-0: {reason}"
+        f"error: 1 of the runs failed:\n  none/seed-0: {reason}"
     )
     assert f"failed: none/seed-0: {reason}" in capsys.readouterr().err
     comparison = read(out)

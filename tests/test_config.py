@@ -15,6 +15,7 @@ def test_defaults_fill_every_gap(data, method):
     assert None not in (config.epochs, config.batch_size, config.warmup_epochs)
     assert (config.strength is None) == (METHODS[method].strength is None)
     assert (config.step is None) != METHODS[method].takes_step
+    assert (config.weight is None) == (METHODS[method].weight is None)
     assert config.resolved() == config
 
 
@@ -46,6 +47,8 @@ def test_what_is_given_is_kept():
         ("hessian:2", {"method": "hessian", "strength": 2.0}),
         ("finite-step:1:1.5", {"method": "finite-step", "strength": 1.0, "step": 1.5}),
         ("hessian:2,every=4", {"method": "hessian", "strength": 2.0, "every": 4}),
+        ("adversarial:0.1,norm=linf", {"method": "adversarial", "strength": 0.1, "norm": "linf"}),
+        ("trades:1.5,weight=3", {"method": "trades", "strength": 1.5, "weight": 3.0}),
         (
             "gradient:1,every=2,parts=3",
             {"method": "gradient", "strength": 1.0, "every": 2, "parts": 3},
@@ -63,7 +66,7 @@ def test_a_method_is_read_with_its_numbers(text, expected):
         ("hesian", "unknown method 'hesian': there are none, gradient, hessian"),
         ("hessian:two", "'hessian:two' must be a method, method:strength or"),
         ("hessian:", "'hessian:' must be a method, method:strength or"),
-        ("hessian:1,every", "'hessian:1,every' must be a method, .* ,every=N or ,parts=N"),
+        ("hessian:1,every", "'hessian:1,every' must be a method, .* ,weight=... or ,norm=... or"),
         ("hessian,every=1.5", "'hessian,every=1.5' must be a method, method:strength or"),
         ("hessian,often=2", "'hessian,often=2' must be a method, method:strength or"),
         ("finite-step:1:2:3", "'finite-step:1:2:3' must be a method, method:strength or"),
@@ -105,6 +108,12 @@ def test_a_wrong_method_is_told(text, message):
         ({"model": "vit"}, "unknown model 'vit': there are mlp, cnn"),
         ({"activation": "swish"}, "unknown activation 'swish': there are relu, softplus, gelu, ta"),
         ({"precision": "float16"}, "unknown precision 'float16': there are float32, bfloat16"),
+        ({"weight": 1.0}, "the method 'hessian' takes no weight, got 1"),
+        (
+            {"method": "trades", "weight": -1.0},
+            "weight must be a finite number, at least 0, got -1",
+        ),
+        ({"norm": "linf"}, "the method 'hessian' has no ball, got norm=linf"),
         ({"norm": "l1"}, "unknown norm 'l1': there are l2, linf"),
     ],
 )

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from experiments import canvas, figures
+from experiments import canvas, figures, methods
 
 TEXT: dict[str, Any] = {"title": "A title", "note": "400 test images; seeds 0, 1, 2. " * 6}
 NONE, HESSIAN = canvas.style("none"), canvas.style("hessian")
@@ -159,6 +159,8 @@ def test_methods_look_different_and_settings_of_one_share_its_color():
     assert first.color == second.color
     assert first.line != second.line
     assert canvas.style("something new").color not in {look.color for look in looks}
+    every = {(look.color, look.marker) for look in map(canvas.style, methods.METHODS)}
+    assert len(every) == len(methods.METHODS)
 
 
 def test_accuracy_line_is_the_mean_and_band_the_sample_deviation(pages, tmp_path):

@@ -120,6 +120,28 @@ def test_table_holds_hand_computed_means_and_sample_deviations(directory):
     ]
 
 
+def test_table_tells_autoattack_and_how_often_masking_was_seen(directory):
+    def found(robust, verdict):
+        return {"linf": {"0.1": {"robust": robust, "verdict": verdict}}}
+
+    runs = [
+        run("none", 0, auto=found(0.25, "masking: the gradient is zero")),
+        run("none", 1, auto=found(0.35, "trustworthy: no sign of masking seen")),
+        run("gradient", 0, auto=found(0.5, "trustworthy: no sign of masking seen")),
+    ]
+    content = comparison(runs) | {"auto": {"norms": {"linf": [0.1]}, "num_examples": 500}}
+    file = directory / "comparison.json"
+    file.write_text(json.dumps(content))
+    head, _, *rows = cells(directory)
+    place = head.index("AA ℓ∞ 0.1")
+    assert head[place + 1] == "masking"
+    assert [row[place : place + 2] for row in rows] == [["30.0 ± 7.1", "1 of 2"], ["50.0", "none"]]
+    del runs[2]["auto"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"run 2 .* no accuracy under AutoAttack at linf"):
+        read(directory)
+
+
 def test_table_lines_are_markdown_of_one_width(directory):
     lines = table(read(directory)).splitlines()
     assert len({len(line) for line in lines}) == 1

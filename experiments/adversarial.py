@@ -1,0 +1,117 @@
+"""Training on attacked inputs: PGD training, one-step training, and TRADES."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from optax.losses import kl_divergence_with_log_targets
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
+
+from experiments.models import Params
+from hessjax import second_order
+from hessjax._placement import each
+from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
+from hessjax.lazy import Metrics, Objective
+from hessjax.objective import Apply
+from hessjax.operators import Composite
+
+STEPS = 10
+Logits = Callable[[jax.Array], jax.Array]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Attack = Callable[[Logits, jax.Array, jax.Array, LpBall, jax.Array], jax.Array]
+
+
+def attacked(
+    apply: Apply, attack: Attack, radius: Callable[[Any], Any], *, order: float
+) -> Objective:
+    """Build the mean cross-entropy at attacked inputs.
+
+    Args:
+        apply: ``(params, x) -> logits`` of one example.
+        attack: ``(logits_fn, x, y, ball, key) -> x_adv`` of one example.
+        radius: schedule of the ball's ε, in input units.
+        order: p of the ball.
+    """
+    plain = second_order(apply, cross_entropy, 0, 0)
+
+    def objective(
+        params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
+    ) -> tuple[jax.Array, Metrics]:
+        x, y, *mask = batch
+        epsilon = jnp.maximum(radius(step), 1e-6)
+
+        def one(shared: tuple, x: jax.Array, y: jax.Array, place: jax.Array) -> jax.Array:
+            params, epsilon, key = shared
+            ball = LpBall(epsilon, order)
+            return attack(partial(apply, params), x, y, ball, jax.random.fold_in(key, place))
+
+        shared = jax.lax.stop_gradient(params), epsilon, key
+        hard = each(one, shared, jnp.asarray(x), jnp.asarray(y), jnp.arange(len(x)))
+        return plain(params, (hard, y, *mask), key, step)
+
+    return objective
+
+
+def by_pgd(
+    logits_fn: Logits,
+    x: jax.Array,
+    y: jax.Array,
+    ball: LpBall,
+    key: jax.Array,
+    *,
+    loss: Loss = cross_entropy,
+) -> jax.Array:
+    """Attack by PGD from a random start, with steps of 2.5 ε / `STEPS`.
+
+    The last iterate, not the first misclassified one, which would be an easier one to train on.
+    """
+    state = pgd_init(logits_fn, x, y, ball, key)
+    # Written out: a loop over convolutions is slow on the CPU.
+    for _ in range(STEPS):
+        length = 2.5 * ball.epsilon / STEPS
+        state = pgd_step(logits_fn, x, y, ball, state, step_size=length, loss=loss)
+    return state.x
+
+
+def by_fgsm(
+    logits_fn: Logits, x: jax.Array, y: jax.Array, ball: LpBall, key: jax.Array
+) -> jax.Array:
+    """Attack by one full step, without a random start."""
+    del key
+    return fgsm(logits_fn, x, y, ball)
+
+
+def divergence(f: Composite, x: jax.Array, key: jax.Array, *, ball: LpBall) -> jax.Array:
+    r"""Evaluate the penalty of TRADES: how far an attack moves the prediction.
+
+    .. math:: \max_{\|\delta\|_p \le \epsilon} KL(p(x) \,\|\, p(x + \delta))
+
+    The maximum by PGD from a random point of the ball, where the published code starts beside x:
+    at x itself there is no slope.
+
+    Args:
+        f: `Composite`; its loss is not looked at.
+        x: the example.
+        key: of the random start.
+        ball: where to search.
+
+    Source: Zhang et al., "Theoretically principled trade-off between robustness and accuracy",
+    2019.
+    """
+    clean = f.model(x)
+    fixed = jax.lax.stop_gradient(clean)
+
+    def away(logits: jax.Array, y: jax.Array) -> jax.Array:
+        del y
+        return _kl(fixed, logits)
+
+    label = jnp.argmax(fixed)
+    hard = by_pgd(f.model, jax.lax.stop_gradient(x), label, ball, key, loss=away)
+    return _kl(clean, f.model(jax.lax.stop_gradient(hard)))
+
+
+def _kl(logits: jax.Array, others: jax.Array) -> jax.Array:
+    """Return KL(p ‖ q) of the softmax p of the first logits and q of the second, in nats."""
+    return kl_divergence_with_log_targets(jax.nn.log_softmax(others), jax.nn.log_softmax(logits))

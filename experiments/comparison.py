@@ -1,0 +1,247 @@
+"""A comparison: networks trained by several methods with several seeds, and attacked alike."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from experiments import auto, report, runs
+from experiments.config import Config, Setup, parse_method
+from experiments.data import Dataset
+from experiments.evaluate import evaluate
+from experiments.files import read_json, write_json
+from experiments.processes import leads, led
+from experiments.session import DivergedError
+from experiments.table import read
+from experiments.train import load_for, train
+
+_DEFAULTS = dataclasses.asdict(Setup())
+
+
+class Attacks(NamedTuple):
+    """What the networks of a comparison are attacked with.
+
+    Attributes:
+        radii: of the balls by norm, for PGD.
+        pgd: from `experiments.evaluate.attack_settings`.
+        auto_radii: likewise for AutoAttack, which is left out where there are none.
+        auto_examples: how many, the first of the test set, AutoAttack gets; all if None.
+    """
+
+    radii: Mapping[str, Sequence[float]]
+    pgd: dict[str, Any]
+    auto_radii: Mapping[str, Sequence[float]]
+    auto_examples: int | None
+
+
+def compare(
+    setup: Setup,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    out: Path,
+    attacks: Attacks,
+    mesh: Mesh | None = None,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
+) -> dict[str, str]:
+    """Train and attack what a comparison is made of, and write it.
+
+    Args:
+        setup: what the trainings share.
+        methods: names with or without their numbers.
+        seeds: every method is trained once with each.
+        out: folder of the comparison.
+        attacks: what the networks are attacked with.
+        mesh: devices that share each batch.
+        data_dir: folder of prepared data sets.
+        manual_dir: folder of the data set's original files.
+
+    Returns:
+        By path, why those runs that failed did.
+
+    Raises:
+        ValueError: if a setting is out of range or a folder holds something else.
+        OSError: if another process works on the comparison.
+    """
+    configs = plan(setup, methods, seeds)
+    _check_paths(out, configs)
+    dataset = load_for(configs[0], data_dir, manual_dir)
+    with runs.locked(out):
+        trained = partial(train, dataset=dataset, resume=True, mesh=mesh)
+        evaluated = partial(_evaluated, dataset=dataset, attacks=attacks, mesh=mesh)
+        entries, failed = _entries(configs, out, trained, evaluated)
+        if not entries:
+            return failed
+        auto_radii = {norm: list(values) for norm, values in attacks.auto_radii.items() if values}
+        settings = {
+            "data": _describe(setup),
+            "num_test": len(dataset.test_labels),
+            "norms": {norm: list(values) for norm, values in attacks.radii.items() if values},
+            "attack": attacks.pgd,
+            "auto": {"norms": auto_radii, "num_examples": attacks.auto_examples},
+            "setup": {name: getattr(configs[0], name) for name in _DEFAULTS},
+        }
+        _write(out, settings, entries, failed)
+    return failed
+
+
+def plan(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Config]:
+    """Return the configurations to train, every method with one seed before the next seed.
+
+    Raises:
+        ValueError: if there are none, or a method or a number is wrong.
+    """
+    if not methods or not seeds:
+        raise ValueError("a comparison needs at least one method and one seed")
+    shared = dataclasses.asdict(setup)
+    configs = [
+        Config(**shared, **parse_method(method), seed=seed).resolved()
+        for seed in seeds
+        for method in methods
+    ]
+    return list(dict.fromkeys(configs))
+
+
+def _path(config: Config) -> Path:
+    """Return a run's folder inside that of its comparison."""
+    return Path(config.name.replace(":", "-"), f"seed-{config.seed}")
+
+
+@led
+def _check_paths(out: Path, configs: Sequence[Config]) -> None:
+    """Raise before any work if a folder holds something else, or two runs would share one."""
+    if (out / "config.json").exists() or (out.exists() and not out.is_dir()):
+        raise ValueError(f"{out} is a file or the folder of a run: name another for the comparison")
+    paths = [_path(config) for config in configs]
+    for path, config in zip(paths, configs, strict=True):
+        if paths.count(path) > 1:
+            raise ValueError(f"{config.name} is there twice, with numbers too near to tell apart")
+        runs.check_free(out / _path(config), config)
+
+
+def _entries(
+    configs: Sequence[Config],
+    out: Path,
+    trained: Callable[..., Any],
+    evaluated: Callable[[runs.Run], dict[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the results of the runs, and by path why those that have none failed."""
+    entries, failed = [], {}
+    for config in configs:
+        path = _path(config)
+        try:
+            entries.append(_entry(config, out / path, trained, evaluated))
+        except (ValueError, OSError, DivergedError) as error:
+            failed[str(path)] = str(error)
+            print(f"failed: {path}: {error}", file=sys.stderr)
+    return entries, failed
+
+
+def _evaluated(
+    run: runs.Run, *, dataset: Dataset, attacks: Attacks, mesh: Mesh | None
+) -> dict[str, Any]:
+    """Attack a network and return what was found, AutoAttack's part under ``auto``."""
+    found = evaluate(run, dataset, attacks.radii, attacks.pgd, mesh=mesh)
+    told = auto.settings("standard", attacks.auto_examples, run.config.seed)
+    by_norm = {}
+    for norm, radii in attacks.auto_radii.items():
+        if radii:
+            results = auto.evaluate(run, dataset, norm=norm, radii=radii, attack=told, mesh=mesh)
+            by_norm[norm] = {
+                radius: {"robust": result["robust"], "verdict": result["verdict"]}
+                for radius, result in results["results"][norm].items()
+            }
+    return {**found, "auto": by_norm}
+
+
+def _entry(
+    config: Config,
+    path: Path,
+    trained: Callable[..., Any],
+    evaluated: Callable[[runs.Run], dict[str, Any]],
+) -> dict[str, Any]:
+    """Train and evaluate one network, as far as that is not done, and return its results."""
+    if not runs.is_trained(path, config):
+        trained(config, path=path)
+    run = runs.load(path)
+    with runs.locked(path):
+        evaluation = evaluated(run)
+    if leads():
+        print(f"{path}: clean {100 * evaluation['clean']:.2f} %", file=sys.stderr)
+    return {
+        "method": config.method,
+        "seed": config.seed,
+        "strength": config.strength,
+        "step": config.step,
+        "options": config.options,
+        "path": str(_path(config)),
+        "clean": evaluation["clean"],
+        "robust": evaluation["robust"],
+        "auto": evaluation["auto"],
+        "train_seconds": run.training["seconds"],
+        "seconds_per_step": run.training["seconds_per_step"],
+        "gradient_norm_mean": evaluation["gradient_norm_mean"],
+        "hessian_norm_mean": evaluation["hessian_norm_mean"],
+        "evaluation_seconds": evaluation["seconds"],
+        "commit": runs.joined_commits(run.commit, evaluation["commit"]),
+    }
+
+
+@led
+def _write(
+    out: Path,
+    settings: dict[str, Any],
+    entries: Sequence[dict[str, Any]],
+    failed: Mapping[str, str],
+) -> None:
+    """Write comparison, report and figures, with the runs of earlier commands."""
+    comparison = {
+        **runs.provenance(),
+        "commit": runs.joined_commits(*(entry.pop("commit") for entry in entries)),
+        **settings,
+        "runs": list(entries),
+        "failed": dict(failed),
+    }
+    write_json(out / "comparison.json", _with_earlier(out / "comparison.json", comparison))
+    comparison = read(out)
+    report.write(out, comparison, report.read_landscapes(out, comparison))
+
+
+def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
+    """Add the runs that an earlier command, of the same settings, left in the file."""
+    earlier: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
+    same = ("data", "num_test", "norms", "attack", "auto", "setup")
+    paths = {run["path"] for run in comparison["runs"]}
+    others = [run for run in earlier["runs"] if run["path"] not in paths]
+    earlier.setdefault("auto", {"norms": {}, "num_examples": None})
+    # A setting that came after the file had its default, and one that went says nothing.
+    before = earlier.get("setup", {})
+    earlier["setup"] = {name: before.get(name, default) for name, default in _DEFAULTS.items()}
+    if not others or any(earlier.get(key) != comparison[key] for key in same):
+        return comparison
+    # In the order of the commands; one that is given again keeps its place.
+    commands = dict.fromkeys([*earlier["command"].split(" && "), comparison["command"]])
+    known = {run["path"] for run in earlier["runs"]}
+    new = {run["path"]: run for run in comparison["runs"]}
+    failed = {**earlier.get("failed", {}), **comparison["failed"]}
+    return {
+        **comparison,
+        "command": " && ".join(commands),
+        "commit": runs.joined_commits(earlier["commit"], comparison["commit"]),
+        "runs": [
+            *(new.get(run["path"], run) for run in earlier["runs"]),
+            *(run for run in comparison["runs"] if run["path"] not in known),
+        ],
+        "failed": {path: why for path, why in failed.items() if path not in known | paths},
+    }
+
+
+def _describe(setup: Setup) -> str:
+    held_out = f", {setup.validation} training examples held out" if setup.validation else ""
+    precision = f", in {setup.precision}" if setup.precision != Setup.precision else ""
+    return f"{setup.data}{held_out}{precision}"
