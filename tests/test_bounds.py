@@ -171,6 +171,18 @@ def test_shapes_broadcast_under_jit_and_vmap():
     np.testing.assert_allclose(got, by_row, rtol=1e-15)
 
 
+def test_the_widest_number_decides_the_precision_and_no_integer():
+    single, double = np.ones(2, np.float32), np.ones(2)
+    assert second_order(np.ones(2, np.int32), single, single).dtype == np.float32
+    assert second_order(double, single, single).dtype == np.float64
+    assert second_order(single, single, double).dtype == np.float64
+
+
+def test_none_of_nothing():
+    nothing = np.zeros(0)
+    assert first_order(nothing, nothing).shape == (0,)
+
+
 def test_a_negative_norm_is_refused():
     with pytest.raises(ValueError, match="gradient_norm is a norm and cannot be negative, got -1"):
         first_order(1.0, np.array([2.0, -1.0]))

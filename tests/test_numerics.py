@@ -1,5 +1,7 @@
 """The bottom layer: norms that survive zero, tiny and huge entries."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessjax._numerics import check_count, check_number, normalize, safe_norm, tree_vdot
+from hessjax._numerics import (
+    DIRECTION,
+    as_point,
+    as_tangent,
+    check_count,
+    check_number,
+    check_scalar,
+    hold,
+    normalize,
+    safe_norm,
+    tree_vdot,
+)
 from tests import cases
 
 TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": (jnp.asarray([-2.0, 0.5]), jnp.asarray(3.0))}
@@ -25,6 +38,10 @@ def test_norm_is_euclidean_over_all_leaves() -> None:
 def test_norm_of_zero_is_zero() -> None:
     assert safe_norm(ZERO) == 0
     assert safe_norm(jnp.asarray(0.0)) == 0
+
+
+def test_a_leaf_without_entries_adds_nothing() -> None:
+    assert safe_norm((jnp.ones(0), jnp.asarray(0.1))) == 0.1
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-18, 1.0, 1e12, 1e300])
@@ -136,3 +153,83 @@ def test_whole_numbers_are_counts(count: Any) -> None:
 def test_what_is_no_whole_number_is_named(count: Any) -> None:
     with pytest.raises(TypeError, match="num_iters must be a whole number, got "):
         check_count("num_iters", count)
+
+
+def test_counts_and_numbers_at_the_ends_of_their_ranges() -> None:
+    assert check_count("num_iters", 1) == 1
+    assert check_count("num_iters", 6, at_most=6) == 6
+    for number in (0.0, 0.5, 1.0):
+        check_number("weight", number, positive=False)
+    for number in (0.5, 1.0):
+        check_number("step", number, positive=True)
+
+
+def test_what_is_held_is_constant_and_bears_the_name() -> None:
+    cases.assert_tree_close(hold(TREE), TREE)
+    assert jax.grad(lambda x: x * hold(x))(3.0) == 3
+    assert f"name={DIRECTION}" in str(jax.make_jaxpr(hold)(3.0))
+
+
+def test_points_and_tangents_are_arrays_of_the_point_s_dtype() -> None:
+    x = as_point({"a": 1.0, "b": np.ones(2, np.float32)})
+    v = as_tangent(x, {"a": np.float16(2.0), "b": jnp.ones(2)})
+    for tree in (x, v):
+        assert [leaf.dtype for leaf in jax.tree.leaves(tree)] == [jnp.float64, jnp.float32]
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
+
+
+POINT, OTHER = jnp.ones(3), {"a": jnp.ones(3)}
+ONE, TREE_OF_ONE = jax.tree.structure(POINT), jax.tree.structure(OTHER)
+SCALAR = (
+    "f must return a scalar for one example, got shape (3,); batch with jax.vmap around the call"
+)
+MESSAGES: list[tuple[Callable[[], object], str]] = [
+    (
+        lambda: as_point(jnp.ones(3, jnp.int32)),
+        "x must hold floating-point numbers, got dtype int32",
+    ),
+    (lambda: as_point(jnp.ones(0)), "x holds no numbers: there is nothing to differentiate in"),
+    (lambda: as_tangent(POINT, jnp.ones(2)), "v must have the shape of x, (3,), got (2,)"),
+    (
+        lambda: as_tangent(POINT, jnp.ones(3, bool), "u"),
+        "u must hold floating-point numbers, got dtype bool",
+    ),
+    (
+        lambda: as_tangent(POINT, OTHER),
+        f"v must have the structure of x, {ONE}, got {TREE_OF_ONE}",
+    ),
+    (lambda: check_scalar(jnp.sin, POINT), SCALAR),
+    (
+        lambda: check_scalar(lambda x: x[0].astype(jnp.int32), POINT),
+        "f must return a floating-point number, got dtype int32",
+    ),
+    (
+        lambda: check_scalar(lambda x: {"a": x}, POINT),
+        f"f must return one scalar, got {TREE_OF_ONE}",
+    ),
+    (lambda: check_count("num_iters", 0), "num_iters must be at least 1, got 0"),
+    (
+        lambda: check_count("num_iters", 7, at_most=6),
+        "num_iters must be at most 6, the size of the input, got 7",
+    ),
+    *(
+        (
+            partial(check_number, "step", number, positive=kind == "positive"),
+            f"step must be a finite {kind} number, got {number}",
+        )
+        for number, kind in [
+            (0.0, "positive"),
+            (-0.5, "positive"),
+            (float("nan"), "positive"),
+            (-0.5, "nonnegative"),
+            (float("inf"), "nonnegative"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MESSAGES, ids=[message for _, message in MESSAGES])
+def test_messages(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        call()
+    assert str(raised.value) == message

@@ -220,24 +220,25 @@ CALLS: dict[str, Callable[..., Any]] = {
 calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
-@calls
-def test_bad_direction(call: Callable[..., Any]) -> None:
-    case = cases.mlp("gelu")
+@pytest.mark.parametrize("name", CALLS)
+def test_bad_direction(name: str) -> None:
+    call, case = CALLS[name], cases.mlp("gelu")
     f, x = case.function(), case.x
-    with pytest.raises(ValueError, match=r"\(5,\)"):
+    bad = "u" if name in {"directional_derivative", "u of second"} else "v"
+    with pytest.raises(ValueError, match=rf"^{bad} .* \(6,\), got \(5,\)"):
         call(f, x, jnp.ones(5))
-    with pytest.raises(ValueError, match="structure"):
+    with pytest.raises(ValueError, match=f"^{bad} .*structure"):
         call(f, x, {"a": x})
-    with pytest.raises(TypeError, match="int"):
+    with pytest.raises(TypeError, match=f"^{bad} .*int"):
         call(f, x, jnp.ones(6, jnp.int32))
-    with pytest.raises(TypeError, match="complex"):
+    with pytest.raises(TypeError, match=f"^{bad} .*complex"):
         call(f, x, jnp.ones(6, jnp.complex128))
 
 
 @calls
 def test_bad_point_or_function(call: Callable[..., Any]) -> None:
     f = cases.mlp("gelu").function()
-    with pytest.raises(TypeError, match="int"):
+    with pytest.raises(TypeError, match=r"^x .*int"):
         call(f, jnp.ones(6, jnp.int32), jnp.ones(6))
     vector_valued = hessjax.Composite(f.model, lambda z: z)
     with pytest.raises(ValueError, match=r"scalar.*\(5,\)"):
