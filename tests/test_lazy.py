@@ -65,6 +65,8 @@ def test_steps_between_are_the_loss_alone() -> None:
     assert [metrics_at(lazy, step) for step in (1, 2, 4)] == [{"loss"}] * 3
     every_one = {"loss", "gradient_norm", "hessian_norm", "residual"}
     assert [metrics_at(lazy, step) for step in (0, 3, np.int32(6))] == [every_one] * 3
+    # Step 0, if none is said.
+    assert set(jax.eval_shape(lambda: lazy(CASE.params, BATCH, KEY))[1]) == every_one
 
 
 def test_every_step_is_no_lazy_objective() -> None:
@@ -84,6 +86,17 @@ def test_a_step_known_only_at_run_time_branches() -> None:
         assert set(metrics) == metrics_at(lazy, 0)
         cases.assert_tree_close({name: metrics[name] for name in known}, known, rtol=1e-9)
         assert all(np.isnan(m) for name, m in metrics.items() if name not in known)
+
+
+def test_what_a_branch_does_not_evaluate_is_nan_like_the_metric() -> None:
+    def penalized(value: Any, *_: Any) -> Any:
+        return value, {"loss": value, "pair": jnp.ones(2, jnp.float32)}
+
+    lazy = Lazy(penalized, lambda value, *_: (value, {"loss": value}), 3)
+    metrics = jax.jit(lazy)(1.5, (), KEY, 1)[1]
+    assert metrics["loss"] == 1.5
+    assert metrics["pair"].dtype == jnp.float32
+    np.testing.assert_array_equal(metrics["pair"], [np.nan, np.nan])
 
 
 def step_operations(part: Any) -> float:
@@ -212,7 +225,7 @@ def test_both_parts_can_be_given_more_metrics() -> None:
 @pytest.mark.parametrize("option", ["every", "parts", "chunk_size"])
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-2, ValueError), (1.5, TypeError)])
 def test_bad_options(option: str, value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=option):
+    with pytest.raises(error, match=f"^{option} must"):
         second_order(APPLY, LOSS, 1.0, 0.5, **{option: value})
-    with pytest.raises(error, match=option):
+    with pytest.raises(error, match=f"^{option} must"):
         regularized(APPLY, LOSS, PENALTIES, **{option: value})

@@ -78,6 +78,31 @@ def test_hessian_matrix(name: str) -> None:
     assert relative_error(evaluated(name)[0].matrix, cases.dense(name).hessian) <= 1e-12
 
 
+@pytest.mark.parametrize("name", ["linear softmax", "mlp gelu"])
+def test_gauss_newton_matrix(name: str) -> None:
+    case = cases.ALL[name]()
+    got = cases.quick_jit(partial(hessjax.gauss_newton_matrix, case.function()))(case.x)
+    assert relative_error(got, cases.dense(name).gauss_newton) <= 1e-12
+
+
+def test_gauss_newton_matrix_of_a_tree_and_of_what_has_none() -> None:
+    def model(tree: dict[str, Any]) -> jax.Array:
+        return jnp.stack([2 * tree["a"][0], 3 * tree["b"], tree["a"][1]])
+
+    matrix = hessjax.gauss_newton_matrix
+    f = hessjax.Composite(model, lambda z: z @ z / 2)
+    tree = {"a": jnp.ones(2), "b": jnp.ones(())}
+    np.testing.assert_array_equal(matrix(f, tree), np.diag([4.0, 1.0, 9.0]))
+    with pytest.raises(TypeError, match=r"Composite.*got model$"):
+        matrix(model, tree)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^x .*int32"):
+        matrix(f, {"a": jnp.ones(2), "b": jnp.int32(1)})
+    with pytest.raises(ValueError, match=r"scalar.*\(3,\)"):
+        matrix(hessjax.Composite(model, jnp.sin), tree)
+    with pytest.raises(ValueError, match=r"outputs of shape \(C,\), got \(1, 3\)"):
+        matrix(hessjax.Composite(lambda t: model(t)[None], jnp.sum), tree)
+
+
 @functions
 def test_directional_derivatives(name: str) -> None:
     results, u, v = evaluated(name)
@@ -262,3 +287,5 @@ def test_gauss_newton_needs_a_composite() -> None:
 
     with pytest.raises(TypeError, match=r"Composite.*tanh_sum"):
         hessjax.gauss_newton_operator(tanh_sum, jnp.ones(3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Composite.*got partial$"):
+        hessjax.gauss_newton_operator(partial(jnp.sum), jnp.ones(3))  # type: ignore[arg-type]

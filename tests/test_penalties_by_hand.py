@@ -1,0 +1,132 @@
+"""Penalties where their values can be worked out by hand."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hessjax
+from hessjax import Composite, power_iteration
+from hessjax.eigen import ONE_PRODUCT
+from tests import cases
+
+ONES = jnp.ones(2)
+KEY = jax.random.key(50)
+
+NORM, FINITE = hessjax.hessian_operator_norm, hessjax.finite_step_operator_norm
+SLOPE, BEND = hessjax.input_gradient_norm, hessjax.curvature_along_gradient
+JACOBIAN = hessjax.jacobian_operator_norm
+TWO_PRODUCTS = partial(power_iteration, num_iters=2)
+
+
+def saddle(t: Any, x: jax.Array) -> jax.Array:
+    """At (1, 1) the gradient is (2, -6); the Hessian is diag(2, -6). Times t."""
+    return t * (x[0] ** 2 - 3 * x[1] ** 2)
+
+
+# Hĝ = (2, 18)/√10; the direction of the next product is (1, 9)/√82.
+ONE, TWO = np.sqrt(328 / 10), np.sqrt(2920 / 82)
+OF_THE_SADDLE: dict[str, tuple[Callable[..., jax.Array], float]] = {
+    "gradient": (SLOPE, np.sqrt(40)),
+    "gradient, linf ball": (partial(SLOPE, order=np.inf), 8),
+    "gradient, l1 ball": (partial(SLOPE, order=1), 6),
+    "gradient squared": (partial(SLOPE, squared=True), 40),
+    "hessian": (NORM, ONE),
+    "hessian squared": (partial(NORM, squared=True), ONE**2),
+    "hessian, two products": (partial(NORM, solver=TWO_PRODUCTS), TWO),
+    "hessian, own start": (partial(NORM, start=lambda *_: jnp.array([0.0, 2.0])), 6),
+    # |ĝᵀHĝ| = |2 - 54|/10, of a start that need not be normalized.
+    "no product": (partial(NORM, solver=None), 5.2),
+    "no product, squared": (partial(NORM, solver=None, squared=True), 5.2**2),
+    "no product, own start": (partial(NORM, solver=None, start=lambda g, _: 3 * g), 5.2),
+    "finite step": (partial(FINITE, step=0.5), ONE),
+    "finite step squared": (partial(FINITE, step=0.5, squared=True), ONE**2),
+    "finite step, twice": (partial(FINITE, step=0.5, num_iters=2), TWO),
+    # Along (1, -1)/√2; not divided by the step.
+    "curvature": (partial(BEND, step=0.5), 0.5 * np.sqrt(20)),
+    # The same for each probe, for the matrix is diagonal.
+    "frobenius": (hessjax.hessian_squared_frobenius_norm, 40),
+    "frobenius, three": (partial(hessjax.hessian_squared_frobenius_norm, num_samples=3), 40),
+}
+
+
+def check(value_of: Callable[[Any], jax.Array], wanted: float, degree: int) -> None:
+    """Compare the value, and the derivative in a factor by Euler's theorem."""
+    value, derivative = cases.quick_jit(jax.value_and_grad(value_of))(1.0)
+    np.testing.assert_allclose(value, wanted, rtol=1e-12)
+    np.testing.assert_allclose(derivative, degree * wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", OF_THE_SADDLE)
+def test_a_saddle(name: str) -> None:
+    penalty, wanted = OF_THE_SADDLE[name]
+    degree = 2 if name.endswith("squared") or name.startswith("frobenius") else 1
+    check(lambda t: penalty(partial(saddle, t), ONES, KEY), wanted, degree)
+
+
+def stretch(t: Any) -> Composite:
+    """The Jacobian is diag(3, -4) times t, the loss half the squared length."""
+    return Composite(lambda x: t * jnp.array([3.0, -4.0]) * x, lambda z: z @ z / 2)
+
+
+# Three products with diag(9, 16) of the gradient (9, 16), all of them used.
+V = np.array([9.0**4, 16.0**4])
+OF_THE_STRETCH: dict[str, tuple[Callable[..., jax.Array], float, int]] = {
+    "gauss-newton": (hessjax.gauss_newton_operator_norm, 16, 2),
+    "gauss-newton squared": (partial(hessjax.gauss_newton_operator_norm, squared=True), 256, 4),
+    "frobenius": (hessjax.jacobian_squared_frobenius_norm, 25, 2),
+    "frobenius, three": (partial(hessjax.jacobian_squared_frobenius_norm, num_samples=3), 25, 2),
+    "operator": (JACOBIAN, np.linalg.norm([3, -4] * V) / np.linalg.norm(V), 1),
+    "operator squared": (
+        partial(JACOBIAN, squared=True),
+        np.sum(([3, -4] * V) ** 2) / np.sum(V**2),
+        2,
+    ),
+    "operator, own start": (partial(JACOBIAN, start=lambda *_: jnp.array([1.0, 0.0])), 3, 1),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_STRETCH)
+def test_a_stretch(name: str) -> None:
+    penalty, wanted, degree = OF_THE_STRETCH[name]
+    check(lambda t: penalty(stretch(t), ONES, KEY), wanted, degree)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "wanted"),
+    [
+        (SLOPE, 3.0),
+        (NORM, 6.0),
+        # (3 (1 + h)² - 3)/h with h = 1/2.
+        (partial(FINITE, step=0.5), 7.5),
+        (partial(BEND, step=0.5), 3.75),
+        (hessjax.hessian_squared_frobenius_norm, 36.0),
+    ],
+)
+def test_a_cubic(penalty: Callable[..., jax.Array], wanted: float) -> None:
+    value = cases.quick_jit(lambda x: penalty(lambda t: t**3, x, KEY))(1.0)
+    np.testing.assert_allclose(value, wanted, rtol=1e-12)
+
+
+def test_chance_comes_from_the_key() -> None:
+    def f(x: jax.Array) -> jax.Array:
+        return x[0] * x[1] + x[0] ** 2
+
+    keys = jax.random.split(KEY, 6)
+
+    def draws(penalty: Callable[..., jax.Array]) -> np.ndarray:
+        values = cases.quick_jit(jax.vmap(lambda key: penalty(f, ONES, key)))(keys)
+        return np.unique(np.round(values, 9))
+
+    # ‖H(1, 1)‖² = 10 and ‖H(1, -1)‖² = 2.
+    np.testing.assert_array_equal(draws(hessjax.hessian_squared_frobenius_norm), [2, 10])
+    for solver in (ONE_PRODUCT, None):
+        assert len(draws(partial(NORM, start=hessjax.random_start, solver=solver))) == 6
+    with pytest.raises(
+        ValueError, match=r"^random probes need key=jax.random.key\(...\), got None$"
+    ):
+        hessjax.hessian_squared_frobenius_norm(f, ONES)
