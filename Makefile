@@ -23,7 +23,7 @@ MANUAL := $(if $(MANUAL_DIR),--manual-dir "$(MANUAL_DIR)")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo mnist fashion test check format docs clean
+.PHONY: help demo mnist fashion test mutants check format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,10 @@ fashion: $(VENV)/prepare.stamp ## the comparison on Fashion-MNIST [MANUAL_DIR=..
 test: $(VENV)/dev.stamp ## run every test and doctest [WORKERS=2]
 	XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 \
 	  $(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+mutants: $(VENV)/mutants.stamp ## which mutants the tests do not notice; hours, goes on [ARGS="hessjax.eigen.*"]
+	XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu \
+	  $(RUN) -m tests.mutants $(ARGS)
 
 check: $(VENV)/dev.stamp ## lint, formatting and types
 	$(VENV)/bin/ruff check

@@ -14,6 +14,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 # TF32 and bfloat16 products keep three digits, fewer than most tolerances here.
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# A command, which needs more than the tests do.
+collect_ignore = ["mutants.py"]
+
 # As tests/cases.py says of its own.
 _compilation.CPU_OPTIONS.update(cases.QUICK)
 
