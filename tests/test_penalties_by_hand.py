@@ -68,6 +68,16 @@ def test_a_saddle(name: str) -> None:
     check(lambda t: penalty(partial(saddle, t), ONES, KEY), wanted, degree)
 
 
+@pytest.mark.parametrize("name", ["finite step", "finite step, twice", "curvature"])
+def test_a_step_of_more_digits_does_not_widen_the_value(name: str) -> None:
+    penalty, wanted = OF_THE_SADDLE[name]
+    penalty = partial(penalty, step=np.float64(0.5))
+    f = partial(saddle, 1.0)
+    value = cases.quick_jit(lambda x: penalty(f, x, KEY))(ONES.astype(jnp.float32))
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+
+
 def stretch(t: Any) -> Composite:
     """The Jacobian is diag(3, -4) times t, the loss half the squared length."""
     return Composite(lambda x: t * jnp.array([3.0, -4.0]) * x, lambda z: z @ z / 2)
