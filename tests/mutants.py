@@ -35,7 +35,7 @@ from mutmut.mutation.file_mutation import (  # pyright: ignore[reportMissingImpo
 )
 from mutmut.state import state  # pyright: ignore[reportMissingImports]
 
-# Whose tests have to notice. What others would notice survives.
+# Whose tests have to notice, the small ones first. What others would notice survives.
 TESTS = {
     "_numerics": ["numerics", "operators"],
     "bounds": ["bounds"],
@@ -151,7 +151,7 @@ class Run:
     def __init__(self, mutants: list[Mutant], limit: float | None) -> None:
         self.mutants, self.limit = mutants, limit
         self.items: dict[str, pytest.Item] = {}
-        self.failed = False
+        self.failed = self.done = False
         # Seconds of each test without a mutant, and the functions it called.
         self.measured = {name: measured for line in read(TIMES) for name, measured in line.items()}
         self.killers: dict[str, list[str]] = defaultdict(list)
@@ -183,17 +183,25 @@ class Run:
                 self.confirm()
             if count == FULL:
                 os._exit(ANOTHER_PROCESS)
+        self.done = True
         return True
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """Return the tests of a mutant's module, the likeliest to fail and the quickest first."""
-        files = tuple(f"tests/test_{name}.py::" for name in TESTS[mutant.module])
-        names = [name for name in self.items if name.startswith(files)]
+        """Return the tests of a mutant's module, the likeliest to fail first."""
+        files = [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
+        file_of = {name: name.partition("::")[0] for name in self.items}
+        names = [name for name in self.items if file_of[name] in files]
         self.measure(names)
         function = f"hessjax.{mutant.module}.{mutant.function}"
         calling = {name for name in names if function in self.measured[name][1]}
-        # What calls nothing may use what another test that did has left in a cache.
-        names.sort(key=lambda name: (name not in calling, self.measured[name][0]))
+        # What does not call it may use what another test that did has left in a cache.
+        names.sort(
+            key=lambda name: (
+                name not in calling,
+                files.index(file_of[name]),
+                self.measured[name][0],
+            )
+        )
         if self.limit is not None:
             names = [name for name in names if name in calling]
             totals = itertools.accumulate(self.measured[name][0] for name in names)
@@ -273,7 +281,10 @@ def work(options: argparse.Namespace) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     files = {f"tests/test_{name}.py" for module in modules for name in TESTS[module]}
     arguments = ["-p", "no:terminal", "-p", "no:cacheprovider", "-s", *sorted(files)]
-    sys.exit(pytest.main(arguments, plugins=[Run(mutants, options.limit)]))
+    run = Run(mutants, options.limit)
+    pytest.main(arguments, plugins=[run])
+    if not run.done:
+        end("the tests could not be run")
 
 
 def report(options: argparse.Namespace) -> None:

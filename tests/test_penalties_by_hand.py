@@ -79,31 +79,44 @@ def test_a_step_of_more_digits_does_not_widen_the_value(name: str) -> None:
 
 
 def stretch(t: Any) -> Composite:
-    """The Jacobian is diag(3, -4) times t, the loss half the squared length."""
-    return Composite(lambda x: t * jnp.array([3.0, -4.0]) * x, lambda z: z @ z / 2)
+    """The Jacobian is diag(3, -4, 1) times t, the loss's own Hessian diag(4, 1, 2)."""
+    return Composite(
+        lambda x: jnp.asarray(t * jnp.array([3.0, -4.0, 1.0]), x.dtype) * x,
+        lambda z: (4 * z[0] ** 2 + z[1] ** 2 + 2 * z[2] ** 2) / 2,
+    )
 
 
-# Three products with diag(9, 16) of the gradient (9, 16), all of them used.
-V = np.array([9.0**4, 16.0**4])
+def first_axis(gradient: jax.Array, key: jax.Array) -> jax.Array:
+    """Return (1, 0, 0); it takes a key."""
+    return jnp.zeros_like(gradient).at[0].set(1) + 0 * jax.random.normal(key, dtype=gradient.dtype)
+
+
+# Three products with diag(9, 16, 1) of the gradient (36, 16, 2), all of them used.
+V = np.array([9.0**3 * 36, 16.0**3 * 16, 2])
+STRETCHED = np.linalg.norm([3, -4, 1] * V) / np.linalg.norm(V)
 OF_THE_STRETCH: dict[str, tuple[Callable[..., jax.Array], float, int]] = {
-    "gauss-newton": (hessjax.gauss_newton_operator_norm, 16, 2),
-    "gauss-newton squared": (partial(hessjax.gauss_newton_operator_norm, squared=True), 256, 4),
-    "frobenius": (hessjax.jacobian_squared_frobenius_norm, 25, 2),
-    "frobenius, three": (partial(hessjax.jacobian_squared_frobenius_norm, num_samples=3), 25, 2),
-    "operator": (JACOBIAN, np.linalg.norm([3, -4] * V) / np.linalg.norm(V), 1),
-    "operator squared": (
-        partial(JACOBIAN, squared=True),
-        np.sum(([3, -4] * V) ** 2) / np.sum(V**2),
-        2,
-    ),
-    "operator, own start": (partial(JACOBIAN, start=lambda *_: jnp.array([1.0, 0.0])), 3, 1),
+    "gauss-newton": (hessjax.gauss_newton_operator_norm, 36, 2),
+    "gauss-newton squared": (partial(hessjax.gauss_newton_operator_norm, squared=True), 36**2, 4),
+    "frobenius": (hessjax.jacobian_squared_frobenius_norm, 26, 2),
+    "frobenius, three": (partial(hessjax.jacobian_squared_frobenius_norm, num_samples=3), 26, 2),
+    "operator": (JACOBIAN, STRETCHED, 1),
+    "operator squared": (partial(JACOBIAN, squared=True), STRETCHED**2, 2),
+    "operator, own start": (partial(JACOBIAN, start=first_axis), 3, 1),
 }
 
 
 @pytest.mark.parametrize("name", OF_THE_STRETCH)
 def test_a_stretch(name: str) -> None:
     penalty, wanted, degree = OF_THE_STRETCH[name]
-    check(lambda t: penalty(stretch(t), ONES, KEY), wanted, degree)
+    check(lambda t: penalty(stretch(t), jnp.ones(3), KEY), wanted, degree)
+
+
+@pytest.mark.parametrize("name", ["gauss-newton", "frobenius", "operator"])
+def test_a_stretch_in_single_precision(name: str) -> None:
+    penalty, wanted, _ = OF_THE_STRETCH[name]
+    value = cases.quick_jit(partial(penalty, stretch(1.0)))(jnp.ones(3, jnp.float32), KEY)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
