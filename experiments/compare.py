@@ -18,7 +18,7 @@ from experiments.session import DivergedError
 from experiments.table import read, table
 from experiments.train import load_for, train
 
-_SHARED = tuple(field.name for field in dataclasses.fields(Setup))
+_DEFAULTS = dataclasses.asdict(Setup())
 _METHODS = ("none", "gradient", "hessian", "finite-step", "adversarial")
 
 
@@ -83,7 +83,7 @@ def main(
                     "num_test": len(dataset.test_labels),
                     "norms": {norm: list(values) for norm, values in radii.items() if values},
                     "attack": attack,
-                    "setup": {name: getattr(configs[0], name) for name in _SHARED},
+                    "setup": {name: getattr(configs[0], name) for name in _DEFAULTS},
                 }
                 _write(out, settings, entries, failed)
     except (ValueError, ImportError, OSError) as error:
@@ -205,6 +205,8 @@ def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     same = ("data", "num_test", "norms", "attack", "setup")
     paths = {run["path"] for run in comparison["runs"]}
     others = [run for run in earlier["runs"] if run["path"] not in paths]
+    # A setting that came after the file had its default.
+    earlier["setup"] = _DEFAULTS | earlier.get("setup", {})
     if not others or any(earlier.get(key) != comparison[key] for key in same):
         return comparison
     # In the order of the commands; one that is given again keeps its place.
@@ -226,7 +228,8 @@ def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(setup: Setup) -> str:
     held_out = f", {setup.validation} training examples held out" if setup.validation else ""
-    return f"{setup.data}{held_out}"
+    precision = f", in {setup.precision}" if setup.precision != Setup.precision else ""
+    return f"{setup.data}{held_out}{precision}"
 
 
 if __name__ == "__main__":

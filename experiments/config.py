@@ -101,6 +101,8 @@ class Setup:
         model: mlp or cnn.
         activation: relu, softplus, gelu or tanh.
         beta: sharpness of softplus.
+        precision: float32, or bfloat16 for the network's products and activations; weights, logits,
+            loss, penalties and optimizer stay in float32.
         norm: norm of the ball of adversarial and fgsm training.
         epochs: passes over the training set; the data set's default if not given.
         batch_size: training examples a step; likewise.
@@ -115,6 +117,7 @@ class Setup:
     model: str = "cnn"
     activation: str = "gelu"
     beta: float = 8.0
+    precision: str = "float32"
     norm: Norm = "l2"
     epochs: int | None = None
     batch_size: int | None = None
@@ -194,7 +197,7 @@ class Config(Setup):
             raise ValueError(
                 f"warmup_epochs must be at most the {epochs} epochs of the training, got {warmup}"
             )
-        models.check_names(self.model, self.activation)
+        models.check_names(self.model, self.activation, self.precision)
         if self.norm not in ORDERS:
             raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")
         self._check_method()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 Params = dict[str, Any]
 Activation = Callable[[jax.Array], jax.Array]
@@ -22,6 +22,8 @@ _Structure = Any
 
 # The filters of the convolutions and the widths of the dense layers between input and logits.
 _ACTIVATIONS = ("relu", "softplus", "gelu", "tanh")
+# What the layers cast to; for float32 nothing, so that double precision stays what it is.
+_PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
 _MODELS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mlp": ((), (256, 256)),
     "cnn": ((16, 32), (100,)),
@@ -48,6 +50,10 @@ class Network(nnx.Module):
 
     Batch normalization would couple the examples of a batch, and a Hessian with respect to one of
     them would mean nothing. Maps (..., H, W, C) with pixels in [0, 1] to logits (..., num_classes).
+
+    With a ``dtype``, everything between the normalized pixels and the logits is computed in it: the
+    hidden layers' products and activations. Weights stay as they are, and so does the last layer's
+    product, a small one: rounded logits would tie, and their loss would move in steps.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Network(nnx.Module):
         activation: Activation,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the weights; ``mean`` and ``std``, one for all channels or each, are constants."""
@@ -67,11 +74,15 @@ class Network(nnx.Module):
         self.activation, self.mean, self.std = activation, mean, std
         self.convolutions = nnx.List()
         for features in filters:
-            self.convolutions.append(nnx.Conv(channels, features, (4, 4), strides=2, rngs=rngs))
+            self.convolutions.append(
+                nnx.Conv(channels, features, (4, 4), strides=2, dtype=dtype, rngs=rngs)
+            )
             height, width, channels = math.ceil(height / 2), math.ceil(width / 2), features
         sizes = (height * width * channels, *widths, num_classes)
+        dtypes = [*[dtype] * len(widths), None]
         self.dense = nnx.List(
-            nnx.Linear(before, after, rngs=rngs) for before, after in itertools.pairwise(sizes)
+            nnx.Linear(before, after, dtype=kept, rngs=rngs)
+            for (before, after), kept in zip(itertools.pairwise(sizes), dtypes, strict=True)
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -92,9 +103,12 @@ def _convolve(convolution: nnx.Conv, x: jax.Array) -> jax.Array:
     # With three, patches make attacks faster but the derivatives of third order slower.
     if x.shape[-1] > 1:
         return convolution(x)
-    bias = convolution.bias
-    product = convolve_by_patches(x, convolution.kernel[...])
-    return product if bias is None else product + bias[...]
+    bias = None if convolution.bias is None else convolution.bias[...]
+    x, kernel, bias = convolution.promote_dtype(
+        (x, convolution.kernel[...], bias), dtype=convolution.dtype
+    )
+    product = convolve_by_patches(x, kernel)
+    return product if bias is None else product + bias
 
 
 def convolve_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -131,6 +145,7 @@ def create(
     beta: float = 8.0,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
+    precision: str = "float32",
 ) -> Network:
     """Create a network by name.
 
@@ -145,9 +160,11 @@ def create(
         beta: Sharpness of ``softplus``; the others have none.
         mean: Subtracted from the pixels: one number, or one for each channel.
         std: What they are then divided by, likewise. `pixel_statistics` gives both.
+        precision: ``float32``, or ``bfloat16`` between the normalized pixels and the logits.
 
     Raises:
-        ValueError: if there is no such network or activation, or a number is out of range.
+        ValueError: if there is no such network, activation or precision, or a number is out of
+            range.
     """
     activations: dict[str, Activation] = {
         "relu": jax.nn.relu,
@@ -155,7 +172,7 @@ def create(
         "gelu": jax.nn.gelu,
         "tanh": jnp.tanh,
     }
-    check_names(name, activation)
+    check_names(name, activation, precision)
     if len(input_shape) != 3 or min(input_shape) < 1 or num_classes < 2:
         raise ValueError(
             f"got inputs of shape {tuple(input_shape)} and {num_classes} classes, "
@@ -182,15 +199,17 @@ def create(
         activation=activations[activation],
         mean=tuple(mean),
         std=tuple(std),
+        dtype=_PRECISIONS[precision],
         rngs=nnx.Rngs(seed),
     )
 
 
-def check_names(model: str, activation: str) -> None:
-    """Raise unless there are a model and an activation of these names, naming those there are."""
+def check_names(model: str, activation: str, precision: str) -> None:
+    """Raise unless there are model, activation and precision of these names, naming those."""
     for kind, name, known in (
         ("model", model, _MODELS),
         ("activation", activation, _ACTIVATIONS),
+        ("precision", precision, _PRECISIONS),
     ):
         if name not in known:
             raise ValueError(f"unknown {kind} {name!r}: there are {', '.join(known)}")

@@ -66,6 +66,7 @@ def network(config: Config, dataset: Dataset) -> dict[str, Any]:
         "name": config.model,
         "activation": config.activation,
         "beta": config.beta,
+        "precision": config.precision,
         "input_shape": dataset.train_images.shape[1:],
         "num_classes": dataset.num_classes,
         "mean": mean,
