@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import ArrayLike, DTypeLike
 
 Params = dict[str, Any]
@@ -51,7 +52,7 @@ class Network(nnx.Module):
     Batch normalization would couple the examples of a batch, and a Hessian with respect to one of
     them would mean nothing. Maps (..., H, W, C) with pixels in [0, 1] to logits (..., num_classes).
 
-    With a ``dtype``, everything between the normalized pixels and the logits is computed in it: the
+    With a ``dtype``, what is between the normalized pixels and the logits is computed in it: the
     hidden layers' products and activations. Weights stay as they are, and so does the last layer's
     product, a small one: rounded logits would tie, and their loss would move in steps.
     """
@@ -71,30 +72,41 @@ class Network(nnx.Module):
     ) -> None:
         """Draw the weights; ``mean`` and ``std``, one for all channels or each, are constants."""
         height, width, channels = input_shape
-        self.activation, self.mean, self.std = activation, mean, std
+        self.activation, self.mean, self.std, self.dtype = activation, mean, std, dtype
+        options: dict[str, Any] = {"dtype": dtype, "promote_dtype": _promoted, "rngs": rngs}
         self.convolutions = nnx.List()
         for features in filters:
-            self.convolutions.append(
-                nnx.Conv(channels, features, (4, 4), strides=2, dtype=dtype, rngs=rngs)
-            )
+            self.convolutions.append(nnx.Conv(channels, features, (4, 4), strides=2, **options))
             height, width, channels = math.ceil(height / 2), math.ceil(width / 2), features
-        sizes = (height * width * channels, *widths, num_classes)
-        dtypes = [*[dtype] * len(widths), None]
-        self.dense = nnx.List(
-            nnx.Linear(before, after, dtype=kept, rngs=rngs)
-            for (before, after), kept in zip(itertools.pairwise(sizes), dtypes, strict=True)
-        )
+        sizes = (height * width * channels, *widths)
+        self.dense = nnx.List(nnx.Linear(*pair, **options) for pair in itertools.pairwise(sizes))
+        self.dense.append(nnx.Linear(sizes[-1], num_classes, rngs=rngs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the logits of one example, or of a batch."""
         x = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)
         for convolution in self.convolutions:
-            x = self.activation(_convolve(convolution, x))
+            x = self._activated(_convolve(convolution, x))
         x = x.reshape(*x.shape[:-3], -1)
         *hidden, last = self.dense
         for layer in hidden:
-            x = self.activation(layer(x))
+            x = self._activated(layer(x))
         return last(x)
+
+    def _activated(self, x: jax.Array) -> jax.Array:
+        return self.activation(x if self.dtype is None else x.astype(self.dtype))
+
+
+def _promoted(arrays: tuple, *, dtype: DTypeLike | None) -> tuple:
+    """Cast a layer's input and kernel to ``dtype``, but not its bias.
+
+    What is added to all examples and positions has their sum for a gradient. That of a bias in
+    bfloat16 would be summed in bfloat16, and 50,000 terms leave no digit of it.
+    """
+    if dtype is None:
+        return promote_dtype(arrays)
+    *factors, bias = arrays
+    return (*(factor.astype(dtype) for factor in factors), bias)
 
 
 def _convolve(convolution: nnx.Conv, x: jax.Array) -> jax.Array:
