@@ -1,0 +1,255 @@
+"""What computing the network in bfloat16 costs and changes, at the same weights."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.typing import ArrayLike
+
+from experiments import models, runs
+from experiments.benchmarks import harness, records
+from experiments.benchmarks.estimates import exact_cross_entropy
+from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
+from experiments.config import ORDERS
+from experiments.data import Dataset
+from experiments.files import read_json
+from experiments.robustness import withstood
+from experiments.train import load_for
+from hessjax import (
+    finite_step_operator_norm,
+    hessian_operator_norm,
+    input_gradient_norm,
+    lanczos,
+)
+from hessjax._compilation import compiler_options
+from hessjax.objective import Apply, Objective, Penalty
+
+NAME = "precision"
+PRECISIONS = ("float32", "bfloat16")
+_STEPS = ("none", "hessian")
+# Images on the device at a time.
+_BATCH = 250
+
+QUANTITIES: dict[str, Penalty] = {
+    "‖∇f‖": input_gradient_norm,
+    "‖Hĝ‖, one product": hessian_operator_norm,
+    "‖H‖, ten Lanczos products": partial(
+        hessian_operator_norm, solver=partial(lanczos, num_iters=10)
+    ),
+    **{
+        f"finite step {step:g}": partial(finite_step_operator_norm, step=step)
+        for step in (1.0, 0.1, 0.01)
+    },
+}
+
+
+class Settings(NamedTuple):
+    """As in `main`."""
+
+    epsilon: float
+    num_steps: int
+    num_images: int
+    batch_size: int
+    repeats: int
+
+
+def main(
+    run: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    epsilon: float = 1.5,
+    num_steps: int = 40,
+    num_images: int = 1000,
+    batch_size: int = 256,
+    repeats: int = 10,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Evaluate trained networks in float32 and in bfloat16, whichever they were trained in.
+
+    Of each run: accuracy clean and under PGD in both, and by how much the norms in bfloat16 differ
+    from those in float32, image by image. Of each architecture: what the plain step and the
+    surrogate's take in both. The same command goes on where it was interrupted:
+
+        python -m experiments.benchmarks.precision runs/mnist/none/seed-0
+
+    Args:
+        run: folders that experiments.train wrote.
+        epsilon: radius of the ℓ₂ ball, pixels in [0, 1].
+        num_steps: steps of each PGD attack.
+        num_images: the first of the test set, for attacks and norms.
+        batch_size: examples of a timed step.
+        repeats: measurements of each step, at least 10.
+        out: the JSON file; the device's in experiments/benchmarks/results if not given.
+        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+    """
+    try:
+        settings = Settings(epsilon, num_steps, num_images, batch_size, repeats)
+        harness.check_repeats(repeats)
+        path = records.place(NAME, out)
+        records.collect(NAME, settings._asdict(), _cells(run, settings, data_dir), path)
+        print(table(read_json(path)["rows"]))
+    except (ValueError, ArithmeticError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is done is kept", file=sys.stderr)
+        sys.exit(130)
+    print(f"written: {path}")
+
+
+def _cells(
+    folders: Sequence[Path], settings: Settings, data_dir: Path | None
+) -> list[records.Cell]:
+    cells: list[records.Cell] = []
+    loaded = [runs.load(folder) for folder in folders]
+    for run in loaded:
+        config, network = run.config, read_json(run.path / "config.json")["network"]
+        shape = {"model": config.model, "activation": config.activation}
+        applies = {name: _apply(network, name) for name in PRECISIONS}
+        cell = {"kind": "step", **shape, "input_shape": network["input_shape"]}
+        cells.append((cell, partial(_step_rows, applies, run, network, settings)))
+        told = {"data": config.data, "method": config.name, "epochs": config.epochs}
+        cell = {"kind": "run", **told, **shape, "seed": config.seed, "trained": config.precision}
+        cells.append((cell, partial(_run_rows, applies, run, settings, data_dir)))
+    return cells
+
+
+def _apply(network: Mapping[str, Any], precision: str) -> Apply:
+    return models.functional(models.create(**{**network, "precision": precision}, seed=0))[0]
+
+
+def _step_rows(
+    applies: Mapping[str, Apply], run: runs.Run, network: Mapping[str, Any], settings: Settings
+) -> list[dict[str, Any]]:
+    """Time the steps in both precisions, in turns."""
+    drawn = random_batch(network["input_shape"], network["num_classes"], settings.batch_size)
+    batch = jax.tree.map(jnp.asarray, drawn)
+    chosen = {
+        name if precision == "float32" else f"{name}, {precision}": objective
+        for precision, apply in applies.items()
+        for name, objective in objectives(apply, settings.batch_size).items()
+        if name in _STEPS
+    }
+    steps = {name: compile_step(each, run.params, batch) for name, each in chosen.items()}
+    rows = measure_steps(steps, {}, repeats=settings.repeats)
+    return [
+        row | {"kept_bytes": kept_bytes(chosen[row["step"]], run.params, batch)} for row in rows
+    ]
+
+
+def kept_bytes(objective: Objective, params: models.Params, batch: tuple) -> int:
+    """Return the bytes that the way back of a step keeps of the way there, on any device.
+
+    As traced, before a compiler decides to compute some anew; parameters and batch are not counted.
+    """
+
+    def pull(params: models.Params) -> Any:  # noqa: ANN401 - a tree of arrays
+        return jax.vjp(lambda p: objective(p, batch, jax.random.key(0))[0], params)[1]
+
+    jaxpr = jax.make_jaxpr(pull)(params).jaxpr
+    # By identity: an array that is kept twice takes its bytes once, and a number in place none.
+    made = {id(variable): variable.aval for equation in jaxpr.eqns for variable in equation.outvars}
+    kept: dict[int, Any] = {id(out): made[id(out)] for out in jaxpr.outvars if id(out) in made}
+    return sum(aval.size * aval.dtype.itemsize for aval in kept.values())
+
+
+def _run_rows(
+    applies: Mapping[str, Apply], run: runs.Run, settings: Settings, data_dir: Path | None
+) -> list[dict[str, Any]]:
+    dataset = load_for(run.config, data_dir)
+    few = dataset._replace(
+        test_images=dataset.test_images[: settings.num_images],
+        test_labels=dataset.test_labels[: settings.num_images],
+    )
+    predictions = {name: _predictions(apply, run, dataset) for name, apply in applies.items()}
+    rows = [
+        {
+            "evaluated": name,
+            "clean": float(np.mean(predictions[name] == dataset.test_labels)),
+            "changed": int(np.sum(predictions[name] != predictions["float32"])),
+            "robust": _robust(apply, run, few, settings),
+        }
+        for name, apply in applies.items()
+    ]
+    for quantity, penalty in QUANTITIES.items():
+        exact, rounded = (_values(apply, run, few, penalty) for apply in applies.values())
+        error = np.abs(rounded - exact) / exact
+        rows.append({
+            "quantity": quantity,
+            "mean": {"float32": float(exact.mean()), "bfloat16": float(rounded.mean())},
+            "median": float(np.median(error)),
+            "percentile_95": float(np.quantile(error, 0.95)),
+        })  # fmt: skip
+    return rows
+
+
+def _predictions(apply: Apply, run: runs.Run, dataset: Dataset) -> np.ndarray:
+    predict = jax.jit(lambda x: jnp.argmax(apply(run.params, x), axis=-1))
+    images = dataset.test_images
+    return np.concatenate([predict(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+
+
+def _robust(apply: Apply, run: runs.Run, dataset: Dataset, settings: Settings) -> float:
+    *_, (_, right) = withstood(
+        apply, run.params, dataset.test_images, dataset.test_labels, order=ORDERS["l2"],
+        radii=[settings.epsilon], key=jax.random.key(run.config.seed), num_steps=settings.num_steps,
+    )  # fmt: skip
+    return float(right.mean())
+
+
+def _values(apply: Apply, run: runs.Run, dataset: Dataset, penalty: Penalty) -> np.ndarray:
+    """Return a penalty of each image, of a cross-entropy in which float32 cancels no digits."""
+
+    def one(params: models.Params, x: jax.Array, y: ArrayLike) -> jax.Array:
+        return penalty(lambda t: exact_cross_entropy(apply(params, t), jnp.asarray(y)), x)
+
+    batched = jax.jit(jax.vmap(one, (None, 0, 0)), compiler_options=compiler_options())
+    images, labels = dataset.test_images, dataset.test_labels
+    parts = [
+        batched(run.params, images[i : i + _BATCH], labels[i : i + _BATCH])
+        for i in range(0, len(labels), _BATCH)
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as three Markdown tables: steps, accuracies and errors of the norms."""
+    lines = [
+        "| network | step | time | temporary MB | kept MB |",
+        "| --- | --- | --: | --: | --: |",
+    ]
+    for row in (row for row in rows if row["kind"] == "step"):
+        shape = "×".join(map(str, row["input_shape"]))
+        values = [
+            f"{row['model']}, {row['activation']}, {shape}", row["step"],
+            f"{row['plain_steps']:.2f}×",
+            *(f"{row[key] / 1e6:.1f}" for key in ("temporary_bytes", "kept_bytes")),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(values)} |")
+    lines += ["", "| data | method | seed | trained in | evaluated in | clean | changed | PGD |"]
+    lines += ["| --- | --- | --: | --- | --- | --: | --: | --: |"]
+    for row in (row for row in rows if "evaluated" in row):
+        lines.append(
+            f"| {row['data']} | {row['method']} | {row['seed']} | {row['trained']} "
+            f"| {row['evaluated']} | {100 * row['clean']:.2f} | {row['changed']} "
+            f"| {100 * row['robust']:.1f} |"
+        )
+    lines += ["", f"| data | method | seed | trained in | {' | '.join(QUANTITIES)} |"]
+    lines += [f"| --- | --- | --: | --- |{' --: |' * len(QUANTITIES)}"]
+    errors: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in (row for row in rows if "quantity" in row):
+        told = f"{100 * row['median']:.2g} / {100 * row['percentile_95']:.2g}"
+        key = (row["data"], row["method"], str(row["seed"]), row["trained"])
+        errors.setdefault(key, {})[row["quantity"]] = told
+    for key, found in errors.items():
+        lines.append(f"| {' | '.join([*key, *(found[name] for name in QUANTITIES)])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.benchmarks.precision")
