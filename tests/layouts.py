@@ -102,22 +102,25 @@ def found(result: AttackResult) -> dict[str, Any]:
 
 
 def evaluated(mesh: Mesh | None, path: Path) -> dict[str, Any]:
-    """Evaluate on these devices as the scripts do; a folder takes what they write."""
+    """Evaluate on these devices as the scripts do; a folder takes what they write.
+
+    The looks for masked gradients are left out: compiling them takes longest.
+    """
     given, key, y = (logits_fn, WEIGHTS), jax.random.key(3), labels()
     verdicts = dict(
         withstood(*given, IMAGES, y, order=2, radii=[0.1, 0.2], key=key, num_steps=2, mesh=mesh)
     )
     run = runs.Run(path, Config().resolved(), *given, "", {})
-    short = ATTACKS[:1]
+    unseen = {"num_examples": len(y), **{sign.figure: 0 for sign in masking.SIGNS}}
     with (
-        mock.patch.dict(auto.VERSIONS, standard=short),
-        mock.patch.multiple(masking, _ONE=short, _BOTH=short, _MORE=short),
+        mock.patch.dict(auto.VERSIONS, standard=ATTACKS[:1]),
+        mock.patch.object(masking, "examine", return_value=unseen),
     ):
         content = auto.evaluate(
             run, Dataset("", IMAGES, y, IMAGES, y, 5), norm="l2", radii=[0.1, 0.15],
             attack=auto.settings("standard", None, 0), batch_size=32, mesh=mesh,
         )  # fmt: skip
-    told = ("robust", "broken_by", "masking")
+    told = ("robust", "broken_by")
     judged = {
         radius: {name: result[name] for name in told}
         for radius, result in content["results"]["l2"].items()
