@@ -35,7 +35,7 @@ from mutmut.mutation.file_mutation import (  # pyright: ignore[reportMissingImpo
 )
 from mutmut.state import state  # pyright: ignore[reportMissingImports]
 
-# Whose tests have to notice, the small ones first. What others would notice survives.
+# Whose tests have to notice. What others would notice survives.
 TESTS = {
     "_numerics": ["numerics", "operators"],
     "bounds": ["bounds"],
@@ -188,20 +188,13 @@ class Run:
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests of a mutant's module, the likeliest to fail first."""
-        files = [f"tests/test_{name}.py" for name in TESTS[mutant.module]]
-        file_of = {name: name.partition("::")[0] for name in self.items}
-        names = [name for name in self.items if file_of[name] in files]
+        files = tuple(f"tests/test_{name}.py::" for name in TESTS[mutant.module])
+        names = [name for name in self.items if name.startswith(files)]
         self.measure(names)
         function = f"hessjax.{mutant.module}.{mutant.function}"
         calling = {name for name in names if function in self.measured[name][1]}
         # What does not call it may use what another test that did has left in a cache.
-        names.sort(
-            key=lambda name: (
-                name not in calling,
-                files.index(file_of[name]),
-                self.measured[name][0],
-            )
-        )
+        names.sort(key=lambda name: (name not in calling, self.measured[name][0]))
         if self.limit is not None:
             names = [name for name in names if name in calling]
             totals = itertools.accumulate(self.measured[name][0] for name in names)

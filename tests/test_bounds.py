@@ -172,10 +172,13 @@ def test_shapes_broadcast_under_jit_and_vmap():
 
 
 def test_the_widest_number_decides_the_precision_and_no_integer():
-    single, double = np.ones(2, np.float32), np.ones(2)
+    single, double = np.full(2, 0.7, np.float32), np.full(2, 0.3)
     assert second_order(np.ones(2, np.int32), single, single).dtype == np.float32
-    assert second_order(double, single, single).dtype == np.float64
-    assert second_order(single, single, double).dtype == np.float64
+    for mixed in ((double, single, single), (single, single, double)):
+        wanted = second_order(*(numbers.astype(np.float64) for numbers in mixed))
+        np.testing.assert_array_equal(second_order(*mixed), wanted, strict=True)
+    # As strong a type as that of other arrays.
+    assert not first_order(3, 2).weak_type
 
 
 def test_none_of_nothing():

@@ -40,7 +40,7 @@ SURROGATE = {
 }
 
 
-def own_start(gradient: jax.Array, key: jax.Array) -> jax.Array:
+def own_start(gradient: Any, key: Any) -> jax.Array:
     """Return (0, 2), of a length that does not matter; it takes a key."""
     return 0 * gradient + jnp.array([0.0, 2.0]) + 0 * jax.random.normal(key)
 
@@ -110,7 +110,7 @@ def test_a_saddle_by_separate_penalties() -> None:
 @pytest.mark.parametrize(
     "options", [{"parts": 2}, {"chunk_size": 1}, {"parts": 2, "chunk_size": 1}]
 )
-def test_parts_and_chunks_of_a_saddle(options: dict[str, int]) -> None:
+def test_parts_and_chunks_of_a_saddle(options: dict[str, Any]) -> None:
     objective = second_order(saddle, cases.output_itself, 0.7, 0.3, start=own_start, **options)
     evaluate = cases.quick_jit(objective)
     steps = [evaluate(1.0, BATCH, KEY, step) for step in (0, 1)]
@@ -129,7 +129,19 @@ def test_a_mask_and_a_schedule_on_a_saddle() -> None:
     value, metrics = cases.quick_jit(objective)(1.0, padded, KEY, 5)
     np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(40), rtol=1e-12)
     np.testing.assert_allclose(value, -2 + 0.5 * np.sqrt(40), rtol=1e-12)
+    # Step 0 if none is said; what is not zero counts, and counts once.
+    numbers = (*padded[:2], jnp.array([0.0, 2.0]))
+    assert cases.quick_jit(objective)(1.0, numbers, KEY)[0] == -2
     every = second_order(saddle, cases.output_itself, lambda step: 0.1 * step, 0, every=5)
     assert isinstance(every, hessjax.Lazy)
     np.testing.assert_allclose(every(1.0, BATCH, KEY, 5)[0], LOSS + 5 * 0.5 * SLOPE, rtol=1e-12)
     assert every(1.0, BATCH, KEY, 6)[0] == LOSS
+
+
+@pytest.mark.parametrize("options", [{}, {"parts": 2}, {"chunk_size": 1}, {"every": 2}])
+def test_single_precision_stays(options: dict[str, Any]) -> None:
+    weights = np.float64(0.7), lambda step: np.float64(0.3) * step
+    objective = second_order(saddle, cases.output_itself, *weights, **options)
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (*BATCH, jnp.ones(2)))
+    shapes = jax.eval_shape(objective, jnp.float32(1), single, KEY, 0)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}

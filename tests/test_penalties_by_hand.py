@@ -28,6 +28,11 @@ def saddle(t: Any, x: jax.Array) -> jax.Array:
     return t * (x[0] ** 2 - 3 * x[1] ** 2)
 
 
+def second_axis(gradient: Any, key: Any) -> jax.Array:
+    """Return (0, 2), of a length that does not matter; it takes a key."""
+    return 0 * gradient + jnp.array([0.0, 2.0]) + 0 * jax.random.normal(key)
+
+
 # Hĝ = (2, 18)/√10; the direction of the next product is (1, 9)/√82.
 ONE, TWO = np.sqrt(328 / 10), np.sqrt(2920 / 82)
 OF_THE_SADDLE: dict[str, tuple[Callable[..., jax.Array], float]] = {
@@ -38,11 +43,11 @@ OF_THE_SADDLE: dict[str, tuple[Callable[..., jax.Array], float]] = {
     "hessian": (NORM, ONE),
     "hessian squared": (partial(NORM, squared=True), ONE**2),
     "hessian, two products": (partial(NORM, solver=TWO_PRODUCTS), TWO),
-    "hessian, own start": (partial(NORM, start=lambda *_: jnp.array([0.0, 2.0])), 6),
-    # |ĝᵀHĝ| = |2 - 54|/10, of a start that need not be normalized.
+    "hessian, own start": (partial(NORM, start=second_axis), 6),
+    # |ĝᵀHĝ| = |2 - 54|/10.
     "no product": (partial(NORM, solver=None), 5.2),
     "no product, squared": (partial(NORM, solver=None, squared=True), 5.2**2),
-    "no product, own start": (partial(NORM, solver=None, start=lambda g, _: 3 * g), 5.2),
+    "no product, own start": (partial(NORM, solver=None, start=second_axis), 6),
     "finite step": (partial(FINITE, step=0.5), ONE),
     "finite step squared": (partial(FINITE, step=0.5, squared=True), ONE**2),
     "finite step, twice": (partial(FINITE, step=0.5, num_iters=2), TWO),
@@ -86,14 +91,14 @@ def stretch(t: Any) -> Composite:
     )
 
 
-def first_axis(gradient: jax.Array, key: jax.Array) -> jax.Array:
+def first_axis(gradient: Any, key: Any) -> jax.Array:
     """Return (1, 0, 0); it takes a key."""
     return jnp.zeros_like(gradient).at[0].set(1) + 0 * jax.random.normal(key, dtype=gradient.dtype)
 
 
 # Three products with diag(9, 16, 1) of the gradient (36, 16, 2), all of them used.
 V = np.array([9.0**3 * 36, 16.0**3 * 16, 2])
-STRETCHED = np.linalg.norm([3, -4, 1] * V) / np.linalg.norm(V)
+STRETCHED = float(np.linalg.norm([3, -4, 1] * V) / np.linalg.norm(V))
 OF_THE_STRETCH: dict[str, tuple[Callable[..., jax.Array], float, int]] = {
     "gauss-newton": (hessjax.gauss_newton_operator_norm, 36, 2),
     "gauss-newton squared": (partial(hessjax.gauss_newton_operator_norm, squared=True), 36**2, 4),
@@ -141,12 +146,15 @@ def test_chance_comes_from_the_key() -> None:
 
     keys = jax.random.split(KEY, 6)
 
-    def draws(penalty: Callable[..., jax.Array]) -> np.ndarray:
-        values = cases.quick_jit(jax.vmap(lambda key: penalty(f, ONES, key)))(keys)
+    def draws(penalty: Callable[..., jax.Array], x: jax.Array = ONES) -> np.ndarray:
+        values = cases.quick_jit(jax.vmap(lambda key: penalty(f, x, key)))(keys)
         return np.unique(np.round(values, 9))
 
     # ‖H(1, 1)‖² = 10 and ‖H(1, -1)‖² = 2.
     np.testing.assert_array_equal(draws(hessjax.hessian_squared_frobenius_norm), [2, 10])
+    # Where the gradient vanishes the direction is (±1, ±1)/√2.
+    for penalty in (NORM, partial(FINITE, step=0.5)):
+        np.testing.assert_allclose(draws(penalty, 0 * ONES), [1, np.sqrt(5)], rtol=1e-8)
     for solver in (ONE_PRODUCT, None):
         assert len(draws(partial(NORM, start=hessjax.random_start, solver=solver))) == 6
     with pytest.raises(
