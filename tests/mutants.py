@@ -100,19 +100,17 @@ def difference(mutant: Mutant) -> str:
 
 
 class Mutating(MetaPathFinder):
-    """Finds some modules with their mutants."""
+    """Finds the modules with their mutants."""
 
     class _Loader(SourceFileLoader):
         def get_code(self, fullname: str) -> Any:
             return compile(mutated(fullname.rpartition(".")[2]).code, self.path, "exec")
 
-    def __init__(self, modules: Iterable[str]) -> None:
-        self.modules = {f"hessjax.{module}" for module in modules}
-
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         """Return where the module comes from, None for all others."""
         del path, target
-        if fullname not in self.modules:
+        package, _, module = fullname.rpartition(".")
+        if package != "hessjax" or module not in TESTS:
             return None
         file = Path.cwd() / fullname.replace(".", "/")
         return importlib.util.spec_from_loader(fullname, self._Loader(fullname, f"{file}.py"))
@@ -266,13 +264,12 @@ def work(options: argparse.Namespace) -> None:
     mutants = [mutant for mutant in chosen(options) if known.get(mutant) not in settled]
     if not mutants:
         return
-    modules = {mutant.module for mutant in mutants}
-    sys.meta_path.insert(0, Mutating(modules))
+    sys.meta_path.insert(0, Mutating())
     # What a mutant leaves alone is compiled once.
     jax.config.update("jax_compilation_cache_dir", str((FOLDER / "compiled").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    files = {f"tests/test_{name}.py" for module in modules for name in TESTS[module]}
+    files = {f"tests/test_{name}.py" for mutant in mutants for name in TESTS[mutant.module]}
     arguments = ["-p", "no:terminal", "-p", "no:cacheprovider", "-s", *sorted(files)]
     run = Run(mutants, options.limit)
     pytest.main(arguments, plugins=[run])

@@ -393,6 +393,14 @@ def test_gradient_start_falls_back_to_the_key_or_a_fixed_one() -> None:
     assert jnp.linalg.norm(without) > 0.99
 
 
+def test_every_entry_of_the_fallback_has_a_sign_of_its_own() -> None:
+    # More entries than a random word has bits. Within five standard errors.
+    keys = jax.random.split(jax.random.key(5), 400)
+    starts = jax.vmap(hessjax.gradient_start, (None, 0))(jnp.zeros(70), keys) * np.sqrt(70)
+    np.testing.assert_allclose(np.abs(starts), 1, rtol=1e-12)
+    np.testing.assert_allclose(starts.T @ starts / 400, np.eye(70), atol=5 / np.sqrt(400))
+
+
 def test_random_start_follows_its_key_alone() -> None:
     key = jax.random.key(3)
     one, other = hessjax.random_start(jnp.ones(5), key), hessjax.random_start(jnp.arange(5.0), key)
