@@ -123,19 +123,28 @@ def test_parts_and_chunks_of_a_saddle(options: dict[str, Any]) -> None:
     np.testing.assert_allclose(slopes, wanted, rtol=1e-12, atol=1e-14)
 
 
-def test_a_mask_and_a_schedule_on_a_saddle() -> None:
-    objective = second_order(saddle, cases.output_itself, lambda step: 0.1 * step, 0)
-    padded = (jnp.array([[jnp.nan, 1.0], [1.0, 1.0]]), jnp.zeros(2), jnp.array([False, True]))
-    value, metrics = cases.quick_jit(objective)(1.0, padded, KEY, 5)
-    np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(40), rtol=1e-12)
-    np.testing.assert_allclose(value, -2 + 0.5 * np.sqrt(40), rtol=1e-12)
-    # Step 0 if none is said; what is not zero counts, and counts once.
-    numbers = (*padded[:2], jnp.array([0.0, 2.0]))
-    assert cases.quick_jit(objective)(1.0, numbers, KEY)[0] == -2
-    every = second_order(saddle, cases.output_itself, lambda step: 0.1 * step, 0, every=5)
+SCHEDULED = partial(second_order, saddle, cases.output_itself, lambda step: 0.1 * step, 0)
+
+
+def test_a_mask_on_a_saddle() -> None:
+    x = jnp.concatenate([jnp.full((1, 2), jnp.nan), X])
+    # What is not zero counts, and counts once.
+    for mask in (jnp.array([False, True, True]), jnp.array([0.0, 2.0, 0.5])):
+        value, metrics = cases.quick_jit(SCHEDULED())(1.0, (x, jnp.zeros(3), mask), KEY, 5)
+        np.testing.assert_allclose(metrics["gradient_norm"], SLOPE, rtol=1e-12)
+        np.testing.assert_allclose(value, LOSS + 0.5 * SLOPE, rtol=1e-12)
+
+
+def test_a_schedule_on_a_saddle() -> None:
+    every = SCHEDULED(every=5)
     assert isinstance(every, hessjax.Lazy)
-    np.testing.assert_allclose(every(1.0, BATCH, KEY, 5)[0], LOSS + 5 * 0.5 * SLOPE, rtol=1e-12)
+    value = cases.quick_jit(every.at(5))(1.0, BATCH, KEY, 5)[0]
+    np.testing.assert_allclose(value, LOSS + 5 * 0.5 * SLOPE, rtol=1e-12)
     assert every(1.0, BATCH, KEY, 6)[0] == LOSS
+
+
+def test_the_step_is_0_if_none_is_said() -> None:
+    assert cases.quick_jit(SCHEDULED())(1.0, BATCH, KEY)[0] == LOSS
 
 
 @pytest.mark.parametrize("options", [{}, {"parts": 2}, {"chunk_size": 1}, {"every": 2}])

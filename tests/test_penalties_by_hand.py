@@ -152,6 +152,10 @@ def test_chance_comes_from_the_key() -> None:
 
     # ‖H(1, 1)‖² = 10 and ‖H(1, -1)‖² = 2.
     np.testing.assert_array_equal(draws(hessjax.hessian_squared_frobenius_norm), [2, 10])
+    # ‖Jᵀ(1, 1)‖² = 5 and ‖Jᵀ(1, -1)‖² = 1; one probe, unless told.
+    pair = Composite(lambda x: jnp.array([x[0] + x[1], x[0]]), lambda z: z @ z)
+    jacobian = hessjax.jacobian_squared_frobenius_norm
+    np.testing.assert_array_equal(draws(lambda _, x, key: jacobian(pair, x, key)), [1, 5])
     # Where the gradient vanishes the direction is (±1, ±1)/√2.
     for penalty in (NORM, partial(FINITE, step=0.5)):
         np.testing.assert_allclose(draws(penalty, 0 * ONES), [1, np.sqrt(5)], rtol=1e-8)
