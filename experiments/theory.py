@@ -129,7 +129,7 @@ def _share(value: float | None) -> str:
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(spearmanr(a, b).statistic)
+    return float(np.asarray(spearmanr(a, b))[0])
 
 
 if __name__ == "__main__":

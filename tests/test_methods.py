@@ -160,12 +160,12 @@ def test_the_gradient_of_trades_is_that_at_a_fixed_attack(problem):
     objective = plain("trades", 0.3)
 
     def point(x, key):
-        f = Composite(partial(apply, params), None)
-        fixed = f.model(x)
+        logits_fn = partial(apply, params)
+        fixed = logits_fn(x)
         away = lambda logits, _: jnp.sum(  # noqa: E731
             jax.nn.softmax(fixed) * (jax.nn.log_softmax(fixed) - jax.nn.log_softmax(logits))
         )
-        return adversarial.by_pgd(f.model, x, jnp.argmax(fixed), LpBall(0.3, 2), key, loss=away)
+        return adversarial.by_pgd(logits_fn, x, jnp.argmax(fixed), LpBall(0.3, 2), key, loss=away)
 
     keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(KEY, i), 0) for i in range(len(x))])
     hard = cases.quick_jit(jax.vmap(point))(x, keys)
