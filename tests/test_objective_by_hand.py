@@ -128,11 +128,16 @@ SCHEDULED = partial(second_order, saddle, cases.output_itself, lambda step: 0.1 
 
 def test_a_mask_on_a_saddle() -> None:
     x = jnp.concatenate([jnp.full((1, 2), jnp.nan), X])
+    evaluate = cases.quick_jit(SCHEDULED())
     # What is not zero counts, and counts once.
-    for mask in (jnp.array([False, True, True]), jnp.array([0.0, 2.0, 0.5])):
-        value, metrics = cases.quick_jit(SCHEDULED())(1.0, (x, jnp.zeros(3), mask), KEY, 5)
-        np.testing.assert_allclose(metrics["gradient_norm"], SLOPE, rtol=1e-12)
-        np.testing.assert_allclose(value, LOSS + 0.5 * SLOPE, rtol=1e-12)
+    for mask, loss, slope in [
+        (jnp.array([False, True, True]), LOSS, SLOPE),
+        (jnp.array([False, True, False]), -2, np.sqrt(40)),
+        (jnp.array([0.0, 2.0, 0.5]), LOSS, SLOPE),
+    ]:
+        value, metrics = evaluate(1.0, (x, jnp.zeros(3), mask), KEY, 5)
+        np.testing.assert_allclose(metrics["gradient_norm"], slope, rtol=1e-12)
+        np.testing.assert_allclose(value, loss + 0.5 * slope, rtol=1e-12)
 
 
 def test_a_schedule_on_a_saddle() -> None:
