@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from experiments import devices, masking, runs
 from experiments.config import ORDERS
 from experiments.data import Dataset
-from experiments.files import read_arrays, read_json, write_arrays, write_json
+from experiments.files import number_key, read_arrays, read_json, write_arrays, write_json
 from experiments.processes import leads, led, progress_bar
 from hessjax import LpBall
 from hessjax.attacks import PLUS, STANDARD, Attack, AttackResult, Progress, auto_attack
@@ -84,7 +84,7 @@ def evaluate(
     content, arrays = _earlier(run.path, attack)
     smaller: AttackResult | None = None
     for radius in sorted(set(radii)):
-        name = _name(radius)
+        name = number_key(radius)
         place = f"{norm}/{name}"
         ball = LpBall(radius, ORDERS[norm])
         if name not in content["results"].get(norm, {}):
@@ -126,20 +126,15 @@ def report(content: dict[str, Any], norm: str, radii: Sequence[float]) -> str:
     """Return some lines about the results at these radii."""
     lines = [f"clean accuracy: {100 * content['clean']:.2f} %"]
     for radius in sorted(set(radii)):
-        result = content["results"][norm][_name(radius)]
+        result = content["results"][norm][number_key(radius)]
         by = ", ".join(f"{name} {number}" for name, number in result["broken_by"].items())
         accuracy, seconds = f"{100 * result['robust']:.2f} %", f"{result['seconds']:.0f} s"
         lines += [
-            f"under AutoAttack, {norm} {_name(radius)}: {accuracy} (broken: {by}; {seconds})",
+            f"under AutoAttack, {norm} {number_key(radius)}: {accuracy} (broken: {by}; {seconds})",
             f"  {result['verdict']}",
             *(f"  warning: {warning}" for warning in result["warnings"]),
         ]
     return "\n".join(lines)
-
-
-def _name(radius: float) -> str:
-    """Return a radius as JSON writes numbers, all digits: it has to be found again."""
-    return repr(float(radius)).removesuffix(".0")
 
 
 def _attacked(

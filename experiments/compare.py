@@ -1,12 +1,12 @@
 """Train networks by several methods on one data set and compare them."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tyro
 
-from experiments import devices
+from experiments import auto, devices
 from experiments.comparison import Attacks, compare
 from experiments.config import Setup
 from experiments.evaluate import attack_settings, chosen_radii
@@ -73,9 +73,7 @@ def main(
             start()
         radii = chosen_radii(setup.data, l2=l2, linf=linf)
         pgd = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
-        strongest = {"l2": auto_l2, "linf": auto_linf}
-        if any(strongest.values()):
-            strongest = chosen_radii(setup.data, **strongest)
+        strongest = _strongest(setup.data, auto_l2, auto_linf, auto_examples)
         failed = compare(
             setup,
             methods,
@@ -93,7 +91,21 @@ def main(
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(exit_code(stop))
     if failed:
-        sys.exit(failures(failed))
+        sys.exit(_failures(failed))
+
+
+def _strongest(
+    data: str, l2: Sequence[float], linf: Sequence[float], num_examples: int | None
+) -> dict[str, tuple[float, ...]]:
+    """Return the radii for AutoAttack by norm, and check what it is told."""
+    if not (l2 or linf):
+        if num_examples is not None:
+            raise ValueError(
+                "auto_examples needs a radius for AutoAttack: give --auto-l2 or --auto-linf, too"
+            )
+        return {}
+    auto.settings("standard", num_examples, seed=0)  # raises if there are no examples
+    return chosen_radii(data, l2=l2, linf=linf)
 
 
 @led
@@ -104,7 +116,7 @@ def _tell(out: Path) -> None:
         print(f"\nWritten: {out / 'comparison.json'}, {out / 'report.md'} and figures beside them")
 
 
-def failures(failed: Mapping[str, str]) -> str:
+def _failures(failed: Mapping[str, str]) -> str:
     """Return a list of what failed, for the end of a program."""
     lines = [f"\n  {path}: {reason}" for path, reason in failed.items()]
     return f"error: {len(failed)} of the runs failed:{''.join(lines)}"

@@ -13,7 +13,7 @@ from experiments import auto, report, runs
 from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset
 from experiments.evaluate import evaluate
-from experiments.files import read_json, write_json
+from experiments.files import number_key, read_json, write_json
 from experiments.processes import leads, led
 from experiments.session import DivergedError
 from experiments.table import read
@@ -138,7 +138,8 @@ def _entries(
             entries.append(_entry(config, out / path, trained, evaluated))
         except (ValueError, OSError, DivergedError) as error:
             failed[str(path)] = str(error)
-            print(f"failed: {path}: {error}", file=sys.stderr)
+            if leads():
+                print(f"failed: {path}: {error}", file=sys.stderr)
     return entries, failed
 
 
@@ -151,10 +152,12 @@ def _evaluated(
     by_norm = {}
     for norm, radii in attacks.auto_radii.items():
         if radii:
-            results = auto.evaluate(run, dataset, norm=norm, radii=radii, attack=told, mesh=mesh)
+            content = auto.evaluate(run, dataset, norm=norm, radii=radii, attack=told, mesh=mesh)
+            # Earlier calls may have left results for other radii, too.
+            results = {name: content["results"][norm][name] for name in map(number_key, radii)}
             by_norm[norm] = {
-                radius: {"robust": result["robust"], "verdict": result["verdict"]}
-                for radius, result in results["results"][norm].items()
+                name: {"robust": result["robust"], "verdict": result["verdict"]}
+                for name, result in results.items()
             }
     return {**found, "auto": by_norm}
 

@@ -18,8 +18,9 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], Any]] = {
     "every": (int, 1),
     "parts": (int, 1),
 }
-
-
+# Strengths other than 1 that no data set has tuned.
+_UNTUNED = {"jacobian": 0.01, "jacobian-operator": 0.1, "hot": 100}
+# The second weights of the methods that have two.
 _SECOND = {"gradient-hessian": 1.0, "trades": 6.0}
 
 
@@ -29,8 +30,8 @@ class Recipe:
 
     Attributes:
         epochs, batch_size, warmup_epochs: as in `Setup`.
-        strengths: of each method; which ones are tuned, on a validation split, is told in
-            experiments/README.md.
+        strengths: of the methods for which it is not 1; which ones are tuned, on a validation
+            split, is told in experiments/README.md.
         weights: the second ones, of the methods that have two.
         step: h of the finite-step methods, in input units.
         radii: ε by norm, for evaluating.
@@ -39,7 +40,7 @@ class Recipe:
     epochs: int = 6
     batch_size: int = 256
     warmup_epochs: float = 2
-    strengths: Mapping[str, float] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=lambda: _UNTUNED)
     weights: Mapping[str, float] = field(default_factory=lambda: _SECOND)
     step: float = 1.0
     radii: Mapping[str, Sequence[float]] = field(
@@ -47,34 +48,11 @@ class Recipe:
     )
 
 
-_UNTUNED = {
-    "none": 0,
-    "gradient": 1,
-    "hessian": 1,
-    "hessian-cheap": 1,
-    "hessian-lanczos": 1,
-    "gradient-hessian": 1,
-    "hessian-only": 1,
-    "hessian-only-lanczos": 1,
-    "hessian-only-power": 1,
-    "hessian-only-ascent": 1,
-    "hessian-frobenius": 1,
-    "finite-step": 1,
-    "curvature": 1,
-    "jacobian": 0.01,
-    "jacobian-operator": 0.1,
-    "gauss-newton": 1,
-    "adversarial": 1,
-    "trades": 1,
-    "fgsm": 1,
-    "hot": 100,
-}
 RECIPES = {
     "digits": Recipe(
         epochs=30,
         batch_size=64,
         warmup_epochs=10,
-        strengths=_UNTUNED,
         radii={"l2": (0.25, 0.5, 0.75, 1.0), "linf": (0.05, 0.1, 0.15)},
     ),
     "mnist": Recipe(
@@ -107,7 +85,7 @@ RECIPES = {
 
 def recipe(data: str) -> Recipe:
     """Return the defaults of a data set; one that was never tuned gets general ones."""
-    return RECIPES.get(data, Recipe(strengths=_UNTUNED))
+    return RECIPES.get(data, Recipe())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +168,7 @@ class Config(Setup):
         if method.takes_ball and self.norm == "linf":
             known["strength"] = defaults.radii["linf"][len(defaults.radii["linf"]) // 2]
         elif method.strength is not None:
-            known["strength"] = defaults.strengths[self.method]
+            known["strength"] = defaults.strengths.get(self.method, 1)
         elif self.strength is not None:
             raise ValueError(f"the method {self.method!r} has no strength, got {self.strength:g}")
         if method.takes_step:

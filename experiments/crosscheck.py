@@ -22,9 +22,10 @@ from foolbox.attacks.projected_gradient_descent import (
 from foolbox.models.pytorch import PyTorchModel
 
 from experiments import runs
+from experiments.cells import measure_each
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
-from experiments.parity import NAMES, measure_each
+from experiments.parity import NAMES, balls
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import auto_attack
@@ -68,9 +69,8 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
-        measure_each(
-            run, norm, epsilon, num_examples, out=out, data_dir=data_dir, by=crosscheck, shown=table
-        )
+        settings = balls(run, norm, epsilon, num_examples)
+        measure_each(run, settings, out=out, data_dir=data_dir, by=crosscheck, shown=table)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -62,21 +62,31 @@ def measure(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, np.
         products; ``one_product``, its default estimate, and ``residual``, of that.
 
     Raises:
-        ValueError: if no example is rightly classified.
+        ValueError: if no example is rightly classified, no attack breaks one of them, or the
+            network has no twin in PyTorch.
     """
-    network = _Network(run.apply, dataset.num_classes)
-    index = _right(run, dataset, num_examples)
+    network, twin = _Network(run.apply, dataset.num_classes), run_twin(run)
+    whole = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
+    right = _each(_rightly, network, run.params, *whole, size=500)["right"]
+    index = np.flatnonzero(right)[:num_examples]
+    if len(index) == 0:
+        raise ValueError(f"{run.path} classifies no test example rightly: nothing to measure")
     seed = jax.random.key(run.config.seed)
     keys = jax.vmap(partial(jax.random.fold_in, seed))(jnp.asarray(index))
     x, y = dataset.test_images[index], dataset.test_labels[index]
     examples = _Example(jnp.asarray(x), jnp.asarray(y), keys)
     looks = _each(_look, network, run.params, examples)
     by_fab = _each(_by_fab, network, run.params, examples)["distance"]
-    by_ddn = _by_ddn(run, x, y)
+    by_ddn = _by_ddn(twin, x, y)
     nearest = np.minimum(by_fab, by_ddn)
     for shrinking in _SHRINKING:
         given = jnp.asarray(nearest), jnp.full(len(index), 1 - shrinking, nearest.dtype)
         nearest = _each(_nearer, network, run.params, examples, *given)["found"]
+    if missing := np.sum(np.isinf(nearest)):
+        raise ValueError(
+            f"no attack finds the decision boundary of {run.path} from {missing} of {len(index)} "
+            "examples: is it constant there?"
+        )
     return {
         "index": index,
         **looks,
@@ -86,20 +96,8 @@ def measure(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, np.
     }
 
 
-def _right(run: runs.Run, dataset: Dataset, count: int) -> np.ndarray:
-    """Return the places of the first rightly classified test examples."""
-    logits = jax.jit(jax.vmap(partial(run.apply, run.params)))
-    # A tenth more than wanted is enough for a good network; the rest is there for others.
-    for some in (round(1.2 * count) + 10, len(dataset.test_labels)):
-        images, labels = dataset.test_images[:some], dataset.test_labels[:some]
-        right = np.flatnonzero(np.argmax(logits(images), axis=1) == labels)
-        if len(right) >= count:
-            break
-    if len(right) == 0:
-        raise ValueError(
-            f"{run.path} classifies no test example rightly: there is nothing to measure"
-        )
-    return right[:count]
+def _rightly(network: _Network, params: Params, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    return {"right": jnp.argmax(network.apply(params, x)) == y}
 
 
 def _mapped(
@@ -183,9 +181,9 @@ def _by_fab(network: _Network, params: Params, example: _Example) -> dict[str, j
     return {"distance": jnp.where(distance == 0, jnp.inf, distance)}
 
 
-def _by_ddn(run: runs.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _by_ddn(twin: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the distances of the points that DDN finds, infinite where there is none."""
-    model = PyTorchModel(run_twin(run), bounds=(0, 1), device="cpu")
+    model = PyTorchModel(twin, bounds=(0, 1), device="cpu")
     tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
     torch.manual_seed(0)
     found, _, success = DDNAttack(steps=_DDN_STEPS)(model, *tensors, epsilons=None)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from experiments import auto, devices, runs
 from experiments.config import ORDERS, Norm, recipe
 from experiments.data import Dataset
-from experiments.files import read_json, write_arrays, write_json
+from experiments.files import number_key, read_json, write_arrays, write_json
 from experiments.landscape import landscape
 from experiments.processes import led, progress_bar, start
 from experiments.robustness import LOSSES, withstood
@@ -261,8 +261,7 @@ def _accuracies(
             accuracies[float(radius)] = float(right.mean())
             bar.update()
             bar.set_postfix_str(f"radius {radius:g}: {100 * right.mean():.1f} %")
-    # As JSON writes numbers, all digits: the radius that is asked for later has to be found.
-    return accuracies.pop(0.0), {repr(r).removesuffix(".0"): a for r, a in accuracies.items()}
+    return accuracies.pop(0.0), {number_key(r): a for r, a in accuracies.items()}
 
 
 if __name__ == "__main__":

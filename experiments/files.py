@@ -24,6 +24,15 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def number_key(number: float) -> str:
+    """Return a number as JSON writes it, all digits, for a key that has to be found again.
+
+    >>> number_key(1.0), number_key(2 / 255)
+    ('1', '0.00784313725490196')
+    """
+    return repr(float(number)).removesuffix(".0")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary, readable by people."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)

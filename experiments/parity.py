@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,9 @@ import tyro
 from pyautoattack import AutoAttack
 
 from experiments import runs
+from experiments.cells import measure_each
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
-from experiments.files import read_json, write_json
-from experiments.train import load_for
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import STANDARD, auto_attack
@@ -56,9 +55,8 @@ def main(
     """
     torch.set_num_threads(1)
     try:
-        measure_each(
-            run, norm, epsilon, num_examples, out=out, data_dir=data_dir, by=compare, shown=table
-        )
+        settings = balls(run, norm, epsilon, num_examples)
+        measure_each(run, settings, out=out, data_dir=data_dir, by=compare, shown=table)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -66,28 +64,16 @@ def main(
         sys.exit(130)
 
 
-def measure_each(
-    run: Sequence[Path],
-    norm: Norm,
-    epsilon: Sequence[float],
-    num_examples: int,
-    *,
-    out: Path,
-    data_dir: Path | None,
-    by: Callable[[runs.Run, Dataset, Norm, float, int], dict[str, Any]],
-    shown: Callable[[Sequence[Mapping[str, Any]]], str],
-) -> None:
-    """Measure the runs that are not in a file yet, add each to it, and print its row.
+def balls(
+    run: Sequence[Path], norm: Norm, epsilon: Sequence[float], num_examples: int
+) -> list[dict[str, Any]]:
+    """Return what each run is attacked with.
 
     Args:
         run: folders that experiments.train wrote.
         norm: of the balls.
         epsilon: radius of the balls: one for all runs, or one for each.
         num_examples: the first of the test set.
-        out: the JSON file.
-        data_dir: folder of prepared data sets.
-        by: ``(run, dataset, norm, radius, num_examples)`` to what is measured.
-        shown: measurements to a Markdown table.
 
     Raises:
         ValueError: if there is neither one radius for all nor one for each.
@@ -98,23 +84,7 @@ def measure_each(
             f"got {len(epsilon)}"
         )
     radii = list(epsilon) * (len(run) if len(epsilon) == 1 else 1)
-    for path, radius in zip(run, radii, strict=True):
-        loaded = runs.load(path)
-        results = read_json(out)["cells"] if out.is_file() else []
-        cell: dict[str, Any] = {
-            "data": loaded.config.data,
-            "model": loaded.config.model,
-            "method": loaded.config.name,
-            "seed": loaded.config.seed,
-            "norm": norm,
-            "epsilon": radius,
-            "num_examples": num_examples,
-        }
-        if not any(cell.items() <= done.items() for done in results):
-            dataset = load_for(loaded.config, data_dir)
-            cell |= by(loaded, dataset, norm, radius, num_examples) | runs.provenance()
-            write_json(out, {"cells": [*results, cell]})
-            print(shown([cell]).splitlines()[-1])
+    return [{"norm": norm, "epsilon": radius, "num_examples": num_examples} for radius in radii]
 
 
 def compare(

@@ -252,7 +252,7 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[st
     several = any(len(method.runs) > 1 for method in group(comparison))
     spread = "; mean ± sample standard deviation over seeds" if several else ""
     explanation = (
-        "strength: a penalty's weight, or the ε of hessian and adversarial. "
+        "strength: a penalty's weight, or the ε of hessian, adversarial and trades. "
         "Accuracy in percent of the test images, clean and under attack in the ball of the norm "
         f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
         "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "
@@ -267,6 +267,7 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[st
         f"- Device: {comparison['device']}",
         f"- Data: {_about(comparison)}",
         f"- Attack: {_attack(comparison['attack'])}",
+        *([f"- AA: {_strongest(comparison)}"] if _strongest(comparison) else []),
         *(f"- Failed: {path}: {why}" for path, why in comparison.get("failed", {}).items()),
         "",
         table(comparison),
@@ -281,6 +282,19 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[st
 def _about(comparison: dict[str, Any]) -> str:
     seeds = _seeds(run["seed"] for run in comparison["runs"])
     return f"{comparison['num_test']:,} test images of {comparison['data']}; {seeds}"
+
+
+def _strongest(comparison: dict[str, Any]) -> str:
+    """Return what AutoAttack attacked, and what the table tells of it; nothing if it didn't."""
+    told = comparison.get("auto", {})
+    if not told.get("norms"):
+        return ""
+    count = told["num_examples"]
+    examples = "all test images" if count is None else f"the first {count:,} test images"
+    return (
+        f"AutoAttack, standard version, on {examples}; masking: at how many of its runs and balls "
+        "a sign of masked gradients was seen"
+    )
 
 
 def _seeds(seeds: Iterable[int]) -> str:

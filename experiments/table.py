@@ -87,12 +87,13 @@ def _check_run(run: dict[str, Any], where: str) -> None:
         for norm, accuracies in run["robust"].items()
     }
     run["auto"] = {
-        norm: {float(radius): _ball(found) for radius, found in balls.items()}
+        norm: {float(radius): _ball(found, where) for radius, found in balls.items()}
         for norm, balls in run.get("auto", {}).items()
     }
 
 
-def _ball(found: dict[str, Any]) -> dict[str, Any]:
+def _ball(found: dict[str, Any], where: str) -> dict[str, Any]:
+    require(("robust", "verdict"), found, f"AutoAttack's part of {where}")
     if not isinstance(found["verdict"], str):
         raise TypeError(f"{found['verdict']!r} is no verdict")
     return {"robust": _accuracy(found["robust"]), "verdict": found["verdict"]}
@@ -190,7 +191,7 @@ def _radii(comparison: dict[str, Any]) -> list[tuple[str, float]]:
 
 def _auto_radii(comparison: dict[str, Any]) -> list[tuple[str, float]]:
     """Return the balls of AutoAttack; comparisons from before there was one have none."""
-    norms = comparison.get("auto", {"norms": {}})["norms"]
+    norms = comparison.get("auto", {}).get("norms", {})
     return [(norm, radius) for norm, radii in norms.items() for radius in radii]
 
 

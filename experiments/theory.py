@@ -10,9 +10,10 @@ import tyro
 from scipy.stats import spearmanr
 
 from experiments import runs
+from experiments.cells import measure_each
+from experiments.data import Dataset
 from experiments.distances import ESTIMATES, measure
-from experiments.files import read_json, write_arrays, write_json
-from experiments.train import load_for
+from experiments.files import write_arrays
 
 # An estimate of the norm is off, and a residual warns of it, from this share of the norm on.
 _OFF = 0.1
@@ -39,22 +40,8 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
-        for path in run:
-            loaded = runs.load(path)
-            cells = read_json(out)["cells"] if out.is_file() else []
-            cell: dict[str, Any] = {
-                "data": loaded.config.data,
-                "model": loaded.config.model,
-                "method": loaded.config.name,
-                "seed": loaded.config.seed,
-                "wanted": num_examples,
-            }
-            if not any(cell.items() <= done.items() for done in cells):
-                arrays = measure(loaded, load_for(loaded.config, data_dir), num_examples)
-                write_arrays(path / "distances.npz", arrays)
-                cell |= summary(arrays) | runs.provenance()
-                write_json(out, {"cells": [*cells, cell]})
-                print(table([cell]).splitlines()[-1])
+        settings = [{"num_examples": num_examples}] * len(run)
+        measure_each(run, settings, out=out, data_dir=data_dir, by=held, shown=table)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -62,17 +49,26 @@ def main(
         sys.exit(130)
 
 
+def held(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, Any]:
+    """Measure a run, keep the arrays in its folder, and return the `summary`."""
+    with runs.locked(run.path):
+        arrays = measure(run, dataset, num_examples)
+        write_arrays(run.path / "distances.npz", arrays)
+    return summary(arrays)
+
+
 def summary(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what a table shows of `measure`: numbers over the examples.
 
     Returns:
-        ``num_examples``; means ``found``, ``gradient_norm``, ``hessian_norm``; for each of
-        `ESTIMATES` its ``rank_correlation`` (Spearman) with the found distance, the median
-        ``ratio`` to it and the share ``too_large`` of examples where it exceeds it, which makes it
-        no certificate; ``curvature_correlation``, of the Hessian's norm with the found distance; of
-        the norm's default estimate, the share that is ``off`` by more than a tenth, the share of
-        these that the residual ``warned`` of, and the share of all the warnings that were
-        ``false_alarms``, None where there are none.
+        ``num_right``, of the examples; means ``found``, ``gradient_norm``, ``hessian_norm``; for
+        each of `ESTIMATES` its ``rank_correlation`` (Spearman) with the found distance, None if one
+        of the two is constant, the median ``ratio`` to it, None if infinite, and the share
+        ``too_large`` of examples where it exceeds it, which makes it no certificate;
+        ``curvature_correlation``, of the Hessian's norm with the found distance; of the norm's
+        default estimate, the share that is ``off`` by more than a tenth, the share of these that
+        the residual ``warned`` of, and the share of all the warnings that were ``false_alarms``,
+        None where there are none.
     """
     found, norm = arrays["found"], arrays["hessian_norm"]
     off = arrays["one_product"] < (1 - _OFF) * norm
@@ -80,13 +76,13 @@ def summary(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     estimates = {
         name: {
             "rank_correlation": _rank_correlation(arrays[name], found),
-            "ratio": float(np.median(arrays[name] / found)),
+            "ratio": _finite(np.median(arrays[name] / found)),
             "too_large": float(np.mean(arrays[name] > found)),
         }
         for name in ESTIMATES
     }
     return {
-        "num_examples": len(found),
+        "num_right": len(found),
         "found": float(found.mean()),
         "gradient_norm": float(arrays["gradient_norm"].mean()),
         "hessian_norm": float(norm.mean()),
@@ -108,7 +104,8 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
     ]
     for cell in cells:
         told = [
-            f"{found['rank_correlation']:.2f}, {found['ratio']:.2f}, {_share(found['too_large'])}"
+            f"{_rounded(found['rank_correlation'])}, {_rounded(found['ratio'])}, "
+            f"{_share(found['too_large'])}"
             for found in (cell["estimates"][name] for name in ESTIMATES)
         ]
         values = [
@@ -117,7 +114,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
             f"{cell['found']:.2f}",
             f"{cell['hessian_norm']:.3g}",
             *told,
-            f"{cell['curvature_correlation']:.2f}",
+            _rounded(cell["curvature_correlation"]),
             *(_share(cell[name]) for name in ("off", "warned", "false_alarms")),
         ]
         lines.append(f"| {' | '.join(values)} |")
@@ -128,8 +125,18 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    if min(len(np.unique(a)), len(np.unique(b))) < 2:
+        return None
     return float(np.asarray(spearmanr(a, b))[0])
+
+
+def _finite(value: np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 if __name__ == "__main__":

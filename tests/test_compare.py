@@ -89,7 +89,12 @@ def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkey
         wanted = {"robust": told["robust"], "verdict": told["verdict"]}
         assert run["auto"] == {"linf": {0.1: wanted}}
         assert 0 <= 6 * told["robust"] <= 6
-    assert "| AA ℓ∞ 0.1 | masking |" in (out / "report.md").read_text()
+    text = (out / "report.md").read_text()
+    assert "| AA ℓ∞ 0.1 | masking |" in text
+    assert "- AA: AutoAttack, standard version, on the first 6 test images; masking: " in text
+    # Another radius in the same folder: the table has what is asked for.
+    tyro.cli(compare.main, args=[*options, "--methods", "none", "--auto-linf", "0.05"])
+    assert [list(run["auto"]["linf"]) for run in read(out)["runs"]] == [[0.05]]
     # A comparison without it, or by another one, is another comparison.
     tyro.cli(compare.main, args=[*ARGUMENTS, "--methods", "none", "--out", str(out)])
     assert [run["method"] for run in read(out)["runs"]] == ["none"]
@@ -128,6 +133,12 @@ def test_evaluating_by_itself_is_the_same(folder, capsys):
         (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
         (["--data", "minst!"], "unknown data set 'minst!'"),
         (["--l2", "--linf"], "there is no radius to attack with: give l2 or linf one"),
+        (["--auto-l2", "-1"], "a radius of l2 must be a finite positive number, got -1"),
+        (["--auto-examples", "9"], "auto_examples needs a radius for AutoAttack"),
+        (
+            ["--auto-linf", "0.1", "--auto-examples", "0"],
+            "num_examples must be at least 1, got 0",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path):

@@ -1,16 +1,18 @@
 """Estimates and found distances where the boundary is known, and what is told of them."""
 
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
 from experiments import distances, models, runs, theory
 from experiments.config import Config
 from experiments.data import load
-from experiments.files import write_json
+from experiments.files import read_arrays, read_json, write_json
 
 SHAPE = (8, 8, 1)
 
@@ -99,5 +101,40 @@ def test_a_summary_counts_what_it_says() -> None:
         {**arrays, "residual": 0 * found, "one_product": arrays["hessian_norm"]}
     )
     assert (nothing["off"], nothing["warned"], nothing["false_alarms"]) == (0, None, None)
+    # Of saturated examples there is no gradient, and nothing that JSON could not hold.
+    flat = theory.summary({**arrays, "loss_first": np.full(4, np.inf)})["estimates"]["loss_first"]
+    assert flat == {"rank_correlation": None, "ratio": None, "too_large": 1}
     cell = {"data": "digits", "method": "none", **told}
     assert theory.table([cell]).splitlines()[-1].endswith("| -1.00 | 50 % | 50 % | 50 % |")
+
+
+def test_runs_are_measured_once_and_arrays_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("found", "gradient_norm", "hessian_norm", "one_product", "residual")
+    arrays = {name: np.arange(1.0, 4.0) for name in (*names, *distances.ESTIMATES)}
+    monkeypatch.setattr(theory, "measure", lambda *_: arrays)
+    copy = shutil.copytree(run, tmp_path / "run")
+    arguments = [str(copy), "--num-examples", "5", "--out", str(tmp_path / "theory.json")]
+    tyro.cli(theory.main, args=arguments)
+    (cell,) = read_json(tmp_path / "theory.json")["cells"]
+    assert (cell["num_examples"], cell["num_right"], cell["found"]) == (5, 3, 2)
+    assert capsys.readouterr().out.startswith("| digits | none | 2.00 |")
+    assert read_arrays(copy / "distances.npz").keys() == arrays.keys()
+    monkeypatch.setattr(theory, "measure", None)
+    tyro.cli(theory.main, args=arguments)
+    with runs.locked(copy), pytest.raises(SystemExit, match="another process works on"):
+        tyro.cli(theory.main, args=[*arguments, "--num-examples", "6"])
+    with pytest.raises(SystemExit, match="error: num_examples must be at least 1, got 0"):
+        tyro.cli(theory.main, args=[*arguments, "--num-examples", "0"])
+
+
+def test_a_constant_network_has_no_boundary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"right": np.ones(450, bool), "distance": np.inf}
+    monkeypatch.setattr(distances, "_each", lambda *_, **__: nothing)
+    monkeypatch.setattr(distances, "_SHRINKING", ())
+    monkeypatch.setattr(distances, "_by_ddn", lambda *_: np.full(3, np.inf))
+    with pytest.raises(ValueError, match=r"no attack finds .* from 3 of 3 examples"):
+        distances.measure(linear(tmp_path), load("digits"), 3)

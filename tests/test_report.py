@@ -136,6 +136,11 @@ def test_table_tells_autoattack_and_how_often_masking_was_seen(directory):
     place = head.index("AA ℓ∞ 0.1")
     assert head[place + 1] == "masking"
     assert [row[place : place + 2] for row in rows] == [["30.0 ± 7.1", "1 of 2"], ["50.0", "none"]]
+    del runs[1]["auto"]["linf"]["0.1"]["verdict"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"AutoAttack's part of run 1 .* lacks verdict"):
+        read(directory)
+    runs[1]["auto"]["linf"]["0.1"]["verdict"] = "trustworthy"
     del runs[2]["auto"]
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"run 2 .* no accuracy under AutoAttack at linf"):
