@@ -23,10 +23,10 @@ MANUAL := $(if $(MANUAL_DIR),--manual-dir "$(MANUAL_DIR)")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo mnist fashion test mutants check format docs clean
+.PHONY: help demo mnist fashion study study-quick test mutants check format docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/experiments.stamp ## train three networks on the embedded digits and compare them
 	$(COMPARE) --data digits --methods none gradient hessian --out runs/demo $(ARGS)
@@ -36,6 +36,12 @@ mnist: $(VENV)/prepare.stamp ## the comparison on MNIST [MANUAL_DIR=folder of th
 
 fashion: $(VENV)/prepare.stamp ## the comparison on Fashion-MNIST [MANUAL_DIR=...]
 	$(COMPARE) --data fashion_mnist --out runs/fashion $(MANUAL) $(ARGS)
+
+study: $(VENV)/prepare.stamp ## every method on MNIST and Fashion-MNIST; days on a CPU; goes on [ARGS=...]
+	$(RUN) -m experiments.study $(ARGS)
+
+study-quick: $(VENV)/experiments.stamp ## a try of the study on the digits, minutes
+	$(RUN) -m experiments.study --quick --out runs/study-quick $(ARGS)
 
 test: $(VENV)/dev.stamp ## run every test and doctest [WORKERS=2]
 	XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 \

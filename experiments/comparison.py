@@ -45,11 +45,12 @@ def compare(
     *,
     out: Path,
     attacks: Attacks,
+    known: bool = False,
     mesh: Mesh | None = None,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> dict[str, str]:
-    """Train and attack what a comparison is made of, and write it.
+    """Train and attack what a comparison is made of, and write it, each result when it is there.
 
     Args:
         setup: what the trainings share.
@@ -57,6 +58,8 @@ def compare(
         seeds: every method is trained once with each.
         out: folder of the comparison.
         attacks: what the networks are attacked with.
+        known: whether results that ``comparison.json`` has, of the same settings, count as done
+            although the folders of their runs are gone.
         mesh: devices that share each batch.
         data_dir: folder of prepared data sets.
         manual_dir: folder of the data set's original files.
@@ -71,23 +74,38 @@ def compare(
     configs = plan(setup, methods, seeds)
     _check_paths(out, configs)
     dataset = load_for(configs[0], data_dir, manual_dir)
+    settings = {
+        "data": _describe(setup),
+        "num_test": len(dataset.test_labels),
+        "norms": _given(attacks.radii),
+        "attack": attacks.pgd,
+        "auto": {"norms": _given(attacks.auto_radii), "num_examples": attacks.auto_examples},
+        "setup": {name: getattr(configs[0], name) for name in _DEFAULTS},
+    }
     with runs.locked(out):
         trained = partial(train, dataset=dataset, resume=True, mesh=mesh)
         evaluated = partial(_evaluated, dataset=dataset, attacks=attacks, mesh=mesh)
-        entries, failed = _entries(configs, out, trained, evaluated)
-        if not entries:
-            return failed
-        auto_radii = {norm: list(values) for norm, values in attacks.auto_radii.items() if values}
-        settings = {
-            "data": _describe(setup),
-            "num_test": len(dataset.test_labels),
-            "norms": {norm: list(values) for norm, values in attacks.radii.items() if values},
-            "attack": attacks.pgd,
-            "auto": {"norms": auto_radii, "num_examples": attacks.auto_examples},
-            "setup": {name: getattr(configs[0], name) for name in _DEFAULTS},
-        }
-        _write(out, settings, entries, failed)
+        done = {run["path"] for run in _earlier(out, settings)["runs"]} if known else set()
+        entries, failed = [], {}
+        for config in configs:
+            path = folder_of(config)
+            if str(path) in done:
+                continue
+            try:
+                entries.append(_entry(config, out / path, trained, evaluated))
+            except (ValueError, OSError, DivergedError) as error:
+                failed[str(path)] = str(error)
+                if leads():
+                    print(f"failed: {path}: {error}", file=sys.stderr)
+            if entries:
+                _write(out, settings, entries, failed)
+        if entries:
+            _draw(out)
     return failed
+
+
+def _given(radii: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    return {norm: list(values) for norm, values in radii.items() if values}
 
 
 def plan(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Config]:
@@ -107,7 +125,7 @@ def plan(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Con
     return list(dict.fromkeys(configs))
 
 
-def _path(config: Config) -> Path:
+def folder_of(config: Config) -> Path:
     """Return a run's folder inside that of its comparison."""
     return Path(config.name.replace(":", "-"), f"seed-{config.seed}")
 
@@ -117,30 +135,11 @@ def _check_paths(out: Path, configs: Sequence[Config]) -> None:
     """Raise before any work if a folder holds something else, or two runs would share one."""
     if (out / "config.json").exists() or (out.exists() and not out.is_dir()):
         raise ValueError(f"{out} is a file or the folder of a run: name another for the comparison")
-    paths = [_path(config) for config in configs]
+    paths = [folder_of(config) for config in configs]
     for path, config in zip(paths, configs, strict=True):
         if paths.count(path) > 1:
             raise ValueError(f"{config.name} is there twice, with numbers too near to tell apart")
-        runs.check_free(out / _path(config), config)
-
-
-def _entries(
-    configs: Sequence[Config],
-    out: Path,
-    trained: Callable[..., Any],
-    evaluated: Callable[[runs.Run], dict[str, Any]],
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the results of the runs, and by path why those that have none failed."""
-    entries, failed = [], {}
-    for config in configs:
-        path = _path(config)
-        try:
-            entries.append(_entry(config, out / path, trained, evaluated))
-        except (ValueError, OSError, DivergedError) as error:
-            failed[str(path)] = str(error)
-            if leads():
-                print(f"failed: {path}: {error}", file=sys.stderr)
-    return entries, failed
+        runs.check_free(out / folder_of(config), config)
 
 
 def _evaluated(
@@ -182,7 +181,7 @@ def _entry(
         "strength": config.strength,
         "step": config.step,
         "options": config.options,
-        "path": str(_path(config)),
+        "path": str(folder_of(config)),
         "clean": evaluation["clean"],
         "robust": evaluation["robust"],
         "auto": evaluation["auto"],
@@ -202,34 +201,47 @@ def _write(
     entries: Sequence[dict[str, Any]],
     failed: Mapping[str, str],
 ) -> None:
-    """Write comparison, report and figures, with the runs of earlier commands."""
+    """Write what there is so far, with the runs of earlier commands."""
     comparison = {
         **runs.provenance(),
-        "commit": runs.joined_commits(*(entry.pop("commit") for entry in entries)),
+        "commit": runs.joined_commits(*(entry["commit"] for entry in entries)),
         **settings,
-        "runs": list(entries),
+        "runs": [
+            {name: value for name, value in entry.items() if name != "commit"} for entry in entries
+        ],
         "failed": dict(failed),
     }
-    write_json(out / "comparison.json", _with_earlier(out / "comparison.json", comparison))
+    earlier = _earlier(out, settings)
+    write_json(out / "comparison.json", _joined(earlier, comparison))
+
+
+@led
+def _draw(out: Path) -> None:
     comparison = read(out)
     report.write(out, comparison, report.read_landscapes(out, comparison))
 
 
-def _with_earlier(path: Path, comparison: dict[str, Any]) -> dict[str, Any]:
-    """Add the runs that an earlier command, of the same settings, left in the file."""
-    earlier: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
-    same = ("data", "num_test", "norms", "attack", "auto", "setup")
-    paths = {run["path"] for run in comparison["runs"]}
-    others = [run for run in earlier["runs"] if run["path"] not in paths]
-    earlier.setdefault("auto", {"norms": {}, "num_examples": None})
+@led
+def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what earlier commands of the same settings left in a comparison's folder."""
+    path = out / "comparison.json"
+    found: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
+    found.setdefault("auto", {"norms": {}, "num_examples": None})
     # A setting that came after the file had its default, and one that went says nothing.
-    before = earlier.get("setup", {})
-    earlier["setup"] = {name: before.get(name, default) for name, default in _DEFAULTS.items()}
-    if not others or any(earlier.get(key) != comparison[key] for key in same):
+    before = found.get("setup", {})
+    found["setup"] = {name: before.get(name, default) for name, default in _DEFAULTS.items()}
+    same = all(found.get(key) == value for key, value in settings.items())
+    return found if same else {"runs": []}
+
+
+def _joined(earlier: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
+    """Return a comparison with the runs of an earlier one that it has no newer results of."""
+    paths = {run["path"] for run in comparison["runs"]}
+    known = {run["path"] for run in earlier["runs"]}
+    if not known - paths:
         return comparison
     # In the order of the commands; one that is given again keeps its place.
     commands = dict.fromkeys([*earlier["command"].split(" && "), comparison["command"]])
-    known = {run["path"] for run in earlier["runs"]}
     new = {run["path"]: run for run in comparison["runs"]}
     failed = {**earlier.get("failed", {}), **comparison["failed"]}
     return {

@@ -155,8 +155,13 @@ def attack_settings(*, num_steps: int = 40, num_restarts: int = 1) -> dict[str, 
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     return {
-        "name": "PGD", "num_steps": num_steps, "num_restarts": num_restarts, "losses": list(LOSSES)
-    }  # fmt: skip
+        "name": "PGD",
+        "num_steps": num_steps,
+        "num_restarts": num_restarts,
+        "losses": list(LOSSES),
+        # Before this was told, the smallest came first.
+        "radii": "from the largest",
+    }
 
 
 def evaluate(
@@ -261,7 +266,7 @@ def _accuracies(
             accuracies[float(radius)] = float(right.mean())
             bar.update()
             bar.set_postfix_str(f"radius {radius:g}: {100 * right.mean():.1f} %")
-    return accuracies.pop(0.0), {number_key(r): a for r, a in accuracies.items()}
+    return accuracies.pop(0.0), {number_key(r): a for r, a in sorted(accuracies.items())}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Reads ``comparison.json`` and each run's ``landscape.npz``; trains and evaluates
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -14,7 +14,7 @@ import tyro
 from experiments import figures
 from experiments.canvas import Style, norm_name
 from experiments.files import read_arrays, replacing
-from experiments.table import Method, group, read, require, table
+from experiments.table import Method, group, joined, read, require, table
 
 _LANDSCAPE_KEYS = (
     *("curvature", "gradient_norm", "shown", "shown_label", "shown_clean", "clean_prediction"),
@@ -40,19 +40,27 @@ class Landscapes(NamedTuple):
     arrays: Sequence[dict[str, np.ndarray]]
 
 
-def main(directory: Annotated[Path, tyro.conf.Positional]) -> None:
+def main(
+    directory: tyro.conf.Positional[Path], others: tyro.conf.Positional[tuple[Path, ...]] = ()
+) -> None:
     """Write the table and the figures of a comparison again, from its files alone.
 
     Reads comparison.json and the runs' landscape.npz as `python -m experiments.compare` left
     them. Writes report.md and figures/*.png beside them and prints the table. It trains nothing,
-    takes seconds and can be repeated. For example:
+    takes seconds and can be repeated. Of several comparisons on the same data, attacked alike, it
+    prints one table and writes nothing. For example:
 
         python -m experiments.report runs/demo
+        python -m experiments.report runs/study/mnist/cnn runs/study/mnist/mlp
 
     Args:
         directory: the folder of the comparison.
+        others: folders of more of them, for one table.
     """
     try:
+        if others:
+            print(table(joined([read(folder) for folder in (directory, *others)])))
+            return
         comparison = read(directory)
         landscapes = read_landscapes(directory, comparison)
         written = write(directory, comparison, landscapes)
@@ -249,16 +257,6 @@ def _clear_images(landscapes: Sequence[Landscapes], count: int) -> list[int]:
 
 def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[str]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in comparison["versions"].items())
-    several = any(len(method.runs) > 1 for method in group(comparison))
-    spread = "; mean ± sample standard deviation over seeds" if several else ""
-    explanation = (
-        "strength: a penalty's weight, or the ε of hessian, adversarial and trades. "
-        "Accuracy in percent of the test images, clean and under attack in the ball of the norm "
-        f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
-        "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "
-        "input, estimated from below. Both are means over test images and seeds. time/step: "
-        "seconds per training step over those of `none`."
-    )
     lines = [
         f"# Comparison on {comparison['data']}\n",
         f"- Command: `{comparison['command']}`",
@@ -266,17 +264,39 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[st
         f"- Versions: {versions}",
         f"- Device: {comparison['device']}",
         f"- Data: {_about(comparison)}",
-        f"- Attack: {_attack(comparison['attack'])}",
-        *([f"- AA: {_strongest(comparison)}"] if _strongest(comparison) else []),
+        *attacked(comparison),
         *(f"- Failed: {path}: {why}" for path, why in comparison.get("failed", {}).items()),
         "",
         table(comparison),
-        f"\n{explanation}\n",
+        f"\n{explained(comparison)}\n",
     ]
     if absent:
         lines.append(f"Without landscape.npz, so in the first figure only: {', '.join(absent)}.\n")
     lines += [f"![{path.stem}]({path.parent.name}/{path.name})\n" for path in drawn]
     return "\n".join(lines)
+
+
+def attacked(comparison: dict[str, Any]) -> list[str]:
+    """Return what the networks were attacked with, an item of a list each."""
+    strongest = _strongest(comparison)
+    return [
+        f"- Attack: {_attack(comparison['attack'])}",
+        *([f"- AA: {strongest}"] if strongest else []),
+    ]
+
+
+def explained(comparison: dict[str, Any]) -> str:
+    """Return what the columns of the table are."""
+    several = any(len(method.runs) > 1 for method in group(comparison))
+    spread = "; mean ± sample standard deviation over seeds" if several else ""
+    return (
+        "strength: a penalty's weight, or the ε of hessian, adversarial and trades. "
+        "Accuracy in percent of the test images, clean and under attack in the ball of the norm "
+        f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
+        "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "
+        "input, estimated from below. Both are means over test images and seeds. time/step: "
+        "seconds per training step over those of `none`."
+    )
 
 
 def _about(comparison: dict[str, Any]) -> str:

@@ -22,11 +22,19 @@ _NOTHING = "-"
 
 
 class Method(NamedTuple):
-    """One row of the table: the runs that differ in nothing but the seed."""
+    """One row of the table: the runs that differ in nothing but the seed.
+
+    Attributes:
+        label: what a figure calls it.
+        style: how it looks there.
+        runs: its runs.
+        network: which one it trained, "" where a table tells of one alone.
+    """
 
     label: str
     style: Style
     runs: Sequence[dict[str, Any]]
+    network: str
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -105,6 +113,38 @@ def _accuracy(value: object) -> float:
     return value
 
 
+def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return several comparisons as one, whose table has a column for the networks.
+
+    AutoAttack's results may be there for some of the methods alone.
+
+    Args:
+        comparisons: from `read`; of the same data, attacked alike.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    first, *others = comparisons
+    for one in comparisons:
+        require(("setup",), one, "a comparison for a joint table")
+    for other in others:
+        for key in ("data", "num_test", "norms", "attack"):
+            if other[key] != first[key]:
+                raise ValueError(
+                    f"comparisons of different {key} make no table: {first[key]} and {other[key]}"
+                )
+    strongest = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
+    if any(told != strongest[0] for told in strongest):
+        raise ValueError(f"comparisons of different AutoAttack make no table: {strongest}")
+    runs = [{**run, "network": _network(one)} for one in comparisons for run in one["runs"]]
+    return {**first, "auto": next(iter(strongest), {}), "runs": runs}
+
+
+def _network(comparison: dict[str, Any]) -> str:
+    setup = comparison["setup"]
+    return f"{setup['model']} {setup['activation']}"
+
+
 def require(keys: Iterable[str], found: object, where: str) -> None:
     """Raise unless ``found`` is a dictionary with these keys."""
     missing = set(keys) - set(found if isinstance(found, dict) else ())
@@ -118,13 +158,13 @@ def group(comparison: dict[str, Any]) -> list[Method]:
     for run in comparison["runs"]:
         # Comparisons from before there were options have none.
         setting = (run["method"], run["strength"], run["step"], *run.get("options", ()))
-        gathered.setdefault(setting, []).append(run)
+        gathered.setdefault((run.get("network", ""), *setting), []).append(run)
     methods = []
-    for setting, runs in gathered.items():
-        name, *values = setting
-        rivals = [other for other in gathered if other[0] == name]
+    for key, runs in gathered.items():
+        network, name, *values = key
+        rivals = [other for other in gathered if other[:2] == (network, name)]
         label = name if len(rivals) == 1 else f"{name} ({_setting(*values)})"
-        methods.append(Method(label, style(name, rivals.index(setting)), runs))
+        methods.append(Method(label, style(name, rivals.index(key)), runs, network))
     return methods
 
 
@@ -136,10 +176,11 @@ def table(comparison: dict[str, Any]) -> str:
     """
     methods = group(comparison)
     radii, strongest = _radii(comparison), _auto_radii(comparison)
-    plain = [run["seconds_per_step"] for run in comparison["runs"] if run["method"] == "none"]
-    unit = _mean(plain)
+    several = any(method.network for method in methods)
+    words = 3 if several else 2
     rows = [
         [
+            *(["network"] if several else []),
             *("method", "strength", "clean"),
             *(f"{_NORMS[norm]} {radius_name(radius)}" for norm, radius in radii),
             *(f"AA {_NORMS[norm]} {radius_name(radius)}" for norm, radius in strongest),
@@ -152,8 +193,10 @@ def table(comparison: dict[str, Any]) -> str:
         gradient = _mean(run["gradient_norm_mean"] for run in runs)
         hessian = _mean(run["hessian_norm_mean"] for run in runs)
         seconds = _mean(run["seconds_per_step"] for run in runs)
+        unit = _plain(methods, method.network)
         rows.append(
             [
+                *([method.network] if several else []),
                 runs[0]["method"],
                 _setting(runs[0]["strength"], runs[0]["step"], *runs[0].get("options", ())),
                 _percent([run["clean"] for run in runs]),
@@ -162,7 +205,13 @@ def table(comparison: dict[str, Any]) -> str:
                     for norm, radius in radii
                 ),
                 *(
-                    _percent([run["auto"][norm][radius]["robust"] for run in runs])
+                    _percent(
+                        [
+                            run["auto"][norm][radius]["robust"]
+                            for run in runs
+                            if radius in run["auto"].get(norm, {})
+                        ]
+                    )
                     for norm, radius in strongest
                 ),
                 *([_masking(runs)] if strongest else []),
@@ -173,16 +222,24 @@ def table(comparison: dict[str, Any]) -> str:
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # The two columns of words stand left, the numbers right.
+    # The columns of words stand left, the numbers right.
     aligned = [
         [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < words else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         for row in rows
     ]
-    rule = [":" + "-" * (w - 1) if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    rule = [":" + "-" * (w - 1) if i < words else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [aligned[0], rule, *aligned[1:]])
+
+
+def _plain(methods: Sequence[Method], network: str) -> float | None:
+    """Return the seconds per step of a network's training without a penalty."""
+    plain = [method.runs for method in methods if method.network == network]
+    return _mean(
+        run["seconds_per_step"] for runs in plain for run in runs if run["method"] == "none"
+    )
 
 
 def _radii(comparison: dict[str, Any]) -> list[tuple[str, float]]:
@@ -200,6 +257,8 @@ def _masking(runs: Sequence[dict[str, Any]]) -> str:
     verdicts = [
         ball["verdict"] for run in runs for radii in run["auto"].values() for ball in radii.values()
     ]
+    if not verdicts:
+        return _NOTHING
     seen = sum(verdict.startswith("masking") for verdict in verdicts)
     return f"{seen} of {len(verdicts)}" if seen else "none"
 
@@ -211,6 +270,8 @@ def _setting(strength: float | None, step: float | None, *options: str) -> str:
 
 
 def _percent(accuracies: Sequence[float]) -> str:
+    if not accuracies:
+        return _NOTHING
     spread = f" ± {100 * stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
     return f"{100 * mean(accuracies):.1f}{spread}"
 

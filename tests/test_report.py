@@ -147,6 +147,45 @@ def test_table_tells_autoattack_and_how_often_masking_was_seen(directory):
         read(directory)
 
 
+def test_comparisons_attacked_alike_make_one_table(directory, tmp_path, capsys):
+    setup = {"model": "cnn", "activation": "gelu"}
+    runs = [run("none", 0, seconds_per_step=0.02), run("hessian", 0, seconds_per_step=0.1)]
+    strongest = {"linf": {"0.1": {"robust": 0.5, "verdict": "trustworthy"}}}
+    auto = {"auto": {"norms": {"linf": [0.1]}, "num_examples": 500}}
+    small = {"setup": setup | {"model": "mlp"}, **auto}
+    other = comparison([one | {"auto": strongest} for one in runs]) | small
+    there = directory / "comparison.json"
+    there.write_text(json.dumps(comparison() | {"setup": setup}))
+    (tmp_path / "other").mkdir()
+    store(tmp_path / "other", other, {})
+    before = sorted(directory.rglob("*"))
+    report.main(directory, (tmp_path / "other",))
+    assert sorted(directory.rglob("*")) == before
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert [row[:2] for row in rows] == [
+        *(["cnn gelu", "none"], ["cnn gelu", "hessian"]),
+        *(["mlp gelu", "none"], ["mlp gelu", "hessian"]),
+    ]
+    # Each network's time is relative to its own.
+    assert [row[head.index("time/step")] for row in rows] == ["1.00×", "4.50×", "1.00×", "5.00×"]
+    by_auto = [row[head.index("AA ℓ∞ 0.1") :][:2] for row in rows]
+    assert by_auto == [["-", "-"], ["-", "-"], ["50.0", "none"], ["50.0", "none"]]
+
+    store(tmp_path / "other", other | {"num_test": 99}, {})
+    with pytest.raises(SystemExit, match="comparisons of different num_test make no table: 1234"):
+        report.main(directory, (tmp_path / "other",))
+    there.write_text(json.dumps(comparison()))
+    with pytest.raises(SystemExit, match="a comparison for a joint table lacks setup"):
+        report.main(directory, (directory,))
+    there.write_text(json.dumps(other | {"auto": {"norms": {"linf": [0.1]}, "num_examples": 9}}))
+    store(tmp_path / "other", other, {})
+    with pytest.raises(SystemExit, match="comparisons of different AutoAttack make no table"):
+        report.main(directory, (tmp_path / "other",))
+
+
 def test_table_lines_are_markdown_of_one_width(directory):
     lines = table(read(directory)).splitlines()
     assert len({len(line) for line in lines}) == 1

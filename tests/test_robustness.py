@@ -47,14 +47,14 @@ def test_robust_examples_are_those_farther_than_the_radius(example, order, loss)
     params, *_, scores = example
     distance = scores / np.linalg.norm(np.asarray(params["w"]).ravel(), DUAL[order])
     results = attack(example, order, losses=[LOSSES[loss]])
-    assert [radius for radius, _ in results] == [0, *RADII]
+    assert [radius for radius, _ in results] == [0, *RADII[::-1]]
     shares = []
     for radius, right in results:
         expected = distance > radius
         expected[:2] = False
         np.testing.assert_array_equal(right, expected)
         shares.append(right.mean())
-    assert 1 > shares[0] > shares[1] > shares[-1], "the radii are to matter"
+    assert 1 > shares[0] > shares[-1] > shares[1], "the radii are to matter"
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
@@ -80,11 +80,40 @@ def test_devices_change_nothing(example, count):
     assert any(np.any(got != wanted) for (_, got), (_, wanted) in zip(other, one, strict=True))
 
 
-def test_radii_in_any_order_come_back_growing(example):
-    results = attack(example, np.inf, radii=RADII[::-1], num_steps=3)
-    assert [radius for radius, _ in results] == [0, *RADII]
-    for (_, before), (_, after) in itertools.pairwise(results):
-        assert not np.any(after & ~before)
+def test_radii_in_any_order_come_from_the_largest(example):
+    results = attack(example, np.inf, radii=RADII, num_steps=3)
+    assert [radius for radius, _ in results] == [0, *RADII[::-1]]
+    (_, clean), *attacked = results
+    for (_, before), (_, after) in itertools.pairwise([*attacked, (0, clean)]):
+        assert not np.any(before & ~after)
+
+
+def test_what_withstands_the_largest_radius_is_attacked_once(example):
+    params, images, labels, _ = example
+    calls = []
+
+    def counting(params, x):
+        jax.debug.callback(lambda: calls.append(1))
+        return linear(params, x)
+
+    def number(*radii):
+        run = partial(withstood, counting, params, images, labels, order=2, radii=radii)
+        robust = [right for _, right in run(key=jax.random.key(0), num_steps=5)][1:]
+        jax.effects_barrier()
+        told = len(calls), robust
+        calls.clear()
+        return told
+
+    # Radii that nothing is broken at, and one that breaks everything.
+    once, (all_of_them,) = number(1e-3)
+    thrice, robust = number(1e-3, 1e-4, 1e-5)
+    assert thrice == once
+    for right in robust:
+        np.testing.assert_array_equal(right, all_of_them)
+    after_breaking, (nothing, anew) = number(9.0, 1e-3)
+    assert not nothing.any()
+    np.testing.assert_array_equal(anew, all_of_them)
+    assert after_breaking > once
 
 
 def test_restarts_and_losses_only_lower_the_accuracy():

@@ -1,0 +1,219 @@
+"""The study's plans, its choice of weights and its table, with trainings made up."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from experiments import comparison, study
+from experiments.comparison import Attacks, folder_of, plan
+from experiments.config import Config, Setup
+from experiments.evaluate import attack_settings
+from experiments.files import read_json, write_json
+from experiments.study import HEADLINE, PLANS, best
+
+
+@pytest.mark.parametrize("data", PLANS)
+def test_every_method_gets_as_many_tries(data: str) -> None:
+    candidates = PLANS[data].candidates
+    assert len({len(set(names)) for names in candidates.values()}) == 1
+    for row, names in candidates.items():
+        configs = plan(Setup(data=data), names, [0])
+        method, *options = row.split(",")
+        for config in configs:
+            assert config.method == method
+            assert (config.norm == "linf") == ("norm=linf" in options)
+            assert PLANS[data].epsilon[config.norm] in PLANS[data].radii[config.norm]
+    everything = [name for names in candidates.values() for name in names]
+    assert len({folder_of(config) for config in plan(Setup(data=data), everything, [0])}) == len(
+        everything
+    )
+    assert set(HEADLINE) <= {"none", *candidates}
+
+
+def made_up(calls: list[dict[str, Any]], accuracy: Any) -> Any:
+    """Return what stands for `compare`: it notes the call and writes results."""
+
+    def run(
+        setup: Setup, methods: list[str], seeds: list[int], *, out: Path, attacks: Attacks, **_: Any
+    ) -> dict[str, str]:
+        calls.append(
+            {"out": out.name, "methods": methods, "seeds": list(seeds), "setup": setup}
+            | {"auto": attacks.auto_radii, "examples": attacks.auto_examples}
+        )
+        balls = [(norm, radius) for norm, radii in attacks.radii.items() for radius in radii]
+        runs = [
+            {
+                "method": config.method,
+                "seed": config.seed,
+                "strength": config.strength,
+                "step": config.step,
+                "options": config.options,
+                "path": str(folder_of(config)),
+                "clean": 0.9,
+                "robust": {
+                    norm: {str(r): accuracy(config, n, r) for n, r in balls if n == norm}
+                    for norm in attacks.radii
+                },
+                "auto": {
+                    norm: {str(r): {"robust": 0.5, "verdict": "trustworthy"} for r in radii}
+                    for norm, radii in attacks.auto_radii.items()
+                },
+                "seconds_per_step": 0.1,
+                "gradient_norm_mean": 1.0,
+                "hessian_norm_mean": 1.0,
+            }
+            for config in plan(setup, methods, seeds)
+        ]
+        auto = {norm: list(radii) for norm, radii in attacks.auto_radii.items()}
+        write_json(
+            out / "comparison.json",
+            {
+                "command": "c",
+                "commit": "1",
+                "versions": {},
+                "device": "one",
+                "data": setup.data,
+                "num_test": 10,
+                "attack": attacks.pgd,
+                "norms": {norm: list(radii) for norm, radii in attacks.radii.items()},
+                "auto": {"norms": auto, "num_examples": attacks.auto_examples},
+                "setup": {"model": setup.model, "activation": setup.activation},
+                "runs": runs,
+            },
+        )
+        return {"none/seed-9": "no reason"} if out.name == "headline" else {}
+
+    return run
+
+
+# Of each candidate's folder, its place among the candidates of its method.
+PLACES = {
+    folder_of(config): place
+    for names in PLANS["mnist"].candidates.values()
+    for place, name in enumerate(names)
+    for config in plan(Setup(data="mnist"), [name], [0])
+}
+
+
+def middling(config: Config, norm: str, radius: float) -> float:
+    """Return an accuracy that is best for the second candidate, but for the first elsewhere."""
+    place = PLACES.get(folder_of(config), 0)
+    chosen_here = norm == config.norm and radius == PLANS["mnist"].epsilon[norm]
+    return 0.8 - 0.1 * abs(place - (1 if chosen_here else 0))
+
+
+def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+    given = PLANS["mnist"]
+    failed = study.study(
+        "mnist",
+        given,
+        ("activations", "mlp", "wider", "headline"),
+        out=tmp_path,
+        run=made_up(calls, middling),
+    )
+    assert failed == {str(tmp_path / "headline" / "none" / "seed-9"): "no reason"}
+    names = [call["out"] for call in calls]
+    assert names == ["tuning-cnn", "headline", "wider", "relu", "softplus", "tuning-mlp", "mlp"]
+    by_name = dict(zip(names, calls, strict=True))
+    chosen = {row: candidates[1] for row, candidates in given.candidates.items()}
+    headline = ["none", *(chosen[row] for row in HEADLINE if row != "none")]
+    assert by_name["headline"]["methods"] == headline
+    assert by_name["headline"]["seeds"] == [0, 1, 2, 3, 4]
+    assert by_name["headline"]["auto"] == {"l2": (1.5,), "linf": (0.2,)}
+    assert by_name["headline"]["examples"] == 500
+    assert by_name["wider"]["methods"] == [
+        name for row, name in chosen.items() if row not in HEADLINE
+    ]
+    assert by_name["mlp"]["methods"] == ["none", *chosen.values()]
+    for name in ("wider", "relu", "softplus", "mlp"):
+        assert (by_name[name]["seeds"], by_name[name]["auto"]) == ([0, 1], {})
+    for name in ("tuning-cnn", "tuning-mlp"):
+        assert by_name[name]["setup"].validation == 5000
+        assert by_name[name]["seeds"] == [0]
+    setups = {name: call["setup"] for name, call in by_name.items()}
+    assert (setups["relu"].activation, setups["softplus"].activation) == ("relu", "softplus")
+    assert (setups["mlp"].model, setups["headline"].model) == ("mlp", "cnn")
+    text = (tmp_path / "report.md").read_text()
+    assert "| network " in text
+    for start in ("| cnn gelu ", "| cnn relu ", "| cnn softplus ", "| mlp gelu "):
+        assert start in text
+    head, _, *rows = [
+        [cell.strip() for cell in line.split("|")] for line in text.splitlines() if line[:1] == "|"
+    ]
+    row = next(row for row in rows if row[1:3] == ["mlp gelu", "none"])
+    # AutoAttack was for the headline alone.
+    assert {row[head.index(name)] for name in ("AA ℓ₂ 1.5", "AA ℓ∞ 0.2", "masking")} == {"-"}
+    assert rows[0][head.index("AA ℓ₂ 1.5")] == "50.0 ± 0.0"
+
+
+def test_a_candidate_that_failed_is_named(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+    given = PLANS["mnist"]
+    setup = Setup(data="mnist", validation=5000)
+    names = [name for names in given.candidates.values() for name in names]
+    attacks = Attacks({"l2": (1.5,), "linf": (0.2,)}, attack_settings(), {}, None)
+    made_up(calls, middling)(setup, names[1:], [0], out=tmp_path, attacks=attacks)
+    with pytest.raises(ValueError, match=f"{names[0]} was not trained, so no weight can be chosen"):
+        best(study.read(tmp_path), setup, given)
+
+
+def test_parts_alone_and_data_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(study, "compare", made_up(calls, middling))
+    arguments = ["--data", "mnist", "--parts", "tuning", "--out", str(tmp_path)]
+    tyro.cli(study.main, args=arguments)
+    assert [call["out"] for call in calls] == ["tuning-cnn"]
+    with pytest.raises(SystemExit, match=r"1 of the runs failed:\n  .*headline.none.seed-9: no re"):
+        tyro.cli(study.main, args=[*arguments[:-2], "headline", "--out", str(tmp_path)])
+
+
+def test_results_without_their_runs_count_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(model="mlp", epochs=1)
+    attacks = Attacks({"l2": (0.1,)}, attack_settings(num_steps=1), {}, None)
+    comparison.compare(setup, ["none"], [0], out=tmp_path, attacks=attacks)
+    before = read_json(tmp_path / "comparison.json")
+    shutil.rmtree(tmp_path / "none")
+    trained = []
+    train = comparison.train
+
+    def noted(config: Any, **given: Any) -> Any:
+        trained.append(config.seed)
+        return train(config, **given)
+
+    monkeypatch.setattr(comparison, "train", noted)
+    comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=attacks, known=True)
+    after = read_json(tmp_path / "comparison.json")
+    assert trained == [1]
+    assert after["runs"][0] == before["runs"][0]
+    assert [run["seed"] for run in after["runs"]] == [0, 1]
+    # Under another attack they tell nothing, and without leave they are trained anew.
+    other = attacks._replace(pgd=attack_settings(num_steps=2))
+    comparison.compare(setup, ["none"], [0], out=tmp_path, attacks=other, known=True)
+    assert trained == [1, 0]
+    shutil.rmtree(tmp_path / "none")
+    comparison.compare(setup, ["none"], [0], out=tmp_path, attacks=other)
+    assert trained == [1, 0, 0]
+
+
+def test_each_result_is_kept_when_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(model="mlp", epochs=1)
+    attacks = Attacks({"l2": (0.1,)}, attack_settings(num_steps=1), {}, None)
+    entry = comparison._entry
+
+    def interrupted(config: Any, *given: Any) -> Any:
+        if config.seed:
+            raise KeyboardInterrupt
+        return entry(config, *given)
+
+    monkeypatch.setattr(comparison, "_entry", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=attacks)
+    assert [run["seed"] for run in read_json(tmp_path / "comparison.json")["runs"]] == [0]
