@@ -18,8 +18,8 @@ from experiments.interruption import exit_code
 from experiments.report import attacked, explained
 from experiments.table import joined, read, table
 
-Part = Literal["tuning", "headline", "wider", "mlp", "activations"]
-PARTS: tuple[Part, ...] = ("tuning", "headline", "wider", "mlp", "activations")
+Part = Literal["headline", "wider", "activations", "mlp"]
+PARTS: tuple[Part, ...] = ("headline", "wider", "activations", "mlp")
 HEADLINE = ("none", "gradient", "hessian", "finite-step", "adversarial")
 # The folders of a data set's study that make its table, one network after the other.
 _TABLED = ("headline", "wider", "mlp", "relu", "softplus")
@@ -168,9 +168,10 @@ def main(
 
     Args:
         data: the data sets.
-        parts: tuning (the weights), headline (five methods and seeds, AutoAttack too), wider (all
-            methods, two seeds), mlp (all methods on the smaller network), activations (headline
-            methods with relu and softplus).
+        parts: headline (five methods and seeds, AutoAttack too), wider (the other methods, two
+            seeds), activations (the headline's methods with relu and softplus), mlp (all methods on
+            the smaller network). Each chooses the weights that it needs first; activations takes
+            those of gelu.
         quick: everything small, on the digits, in minutes: a try of the program, not of the
             methods.
         out: folder of the study; it gets a folder for each data set, with its table, report.md.
@@ -200,7 +201,7 @@ def study(
     Args:
         data: its name.
         plan: what to do.
-        parts: in any order; the weights of a network are chosen first.
+        parts: in any order.
         out: folder of the data set's part of the study.
         run: `experiments.comparison.compare`, or what stands for it.
 
@@ -217,47 +218,44 @@ def study(
         failed.update({f"{out / folder / path}": why for path, why in failures.items()})
 
     short, long = (attack_settings(num_steps=steps) for steps in plan.num_steps)
-    attacks, strongest = (
-        Attacks(plan.radii, long, {}, None),
-        {n: (r,) for n, r in plan.epsilon.items()},
-    )
+    attacks = Attacks(plan.radii, long, {}, None)
+    strongest = {norm: (radius,) for norm, radius in plan.epsilon.items()}
 
-    def chosen(model: str) -> dict[str, str]:
+    def chosen(model: str, rows: Sequence[str]) -> list[str]:
         setup = replace(shared, model=model, validation=plan.validation)
-        candidates = [name for names in plan.candidates.values() for name in names]
+        candidates = [name for row in rows for name in plan.candidates.get(row, ())]
         folder = f"tuning-{model}"
         done(folder, setup, candidates, [0], Attacks(strongest, short, {}, None))
-        return {"none": "none", **best(read(out / folder), setup, plan)}
+        found = read(out / folder)
+        return [best(found, setup, plan, row) for row in rows]
 
-    if set(parts) - {"mlp"}:
-        cnn = chosen("cnn")
-        headline = [cnn[row] for row in HEADLINE]
-        if "headline" in parts:
-            by_auto = attacks._replace(auto_radii=strongest, auto_examples=plan.auto_examples)
-            done("headline", shared, headline, plan.seeds, by_auto)
-        if "wider" in parts:
-            others = [name for row, name in cnn.items() if row not in HEADLINE]
-            done("wider", shared, others, plan.seeds[:2], attacks)
-        for activation in ("relu", "softplus") if "activations" in parts else ():
-            setup = replace(shared, activation=activation)
-            done(activation, setup, headline, plan.seeds[:2], attacks)
+    every, few = ["none", *plan.candidates], plan.seeds[:2]
+    if "headline" in parts:
+        by_auto = attacks._replace(auto_radii=strongest, auto_examples=plan.auto_examples)
+        done("headline", shared, chosen("cnn", HEADLINE), plan.seeds, by_auto)
+    if "wider" in parts:
+        others = [row for row in every if row not in HEADLINE]
+        done("wider", shared, chosen("cnn", others), few, attacks)
+    for activation in ("relu", "softplus") if "activations" in parts else ():
+        setup = replace(shared, activation=activation)
+        done(activation, setup, chosen("cnn", HEADLINE), few, attacks)
     if "mlp" in parts:
-        small = replace(shared, model="mlp")
-        done("mlp", small, list(chosen("mlp").values()), plan.seeds[:2], attacks)
+        done("mlp", replace(shared, model="mlp"), chosen("mlp", every), few, attacks)
     _write_table(out)
     return failed
 
 
-def best(comparison: dict[str, Any], setup: Setup, plan: Plan) -> dict[str, str]:
-    """Return for each row the candidate of the highest accuracy in the ball that it trains for.
+def best(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> str:
+    """Return the candidate for a row of the highest accuracy in the ball that it trains for.
 
     Args:
-        comparison: of all candidates.
+        comparison: of the candidates.
         setup: its own.
         plan: of the study.
+        row: of the table; one without candidates is a method without a number.
 
     Raises:
-        ValueError: if it lacks one of them.
+        ValueError: if the comparison lacks one of them.
     """
     robust = {run["path"]: run["robust"] for run in comparison["runs"]}
 
@@ -268,7 +266,7 @@ def best(comparison: dict[str, Any], setup: Setup, plan: Plan) -> dict[str, str]
             raise ValueError(f"{name} was not trained, so no weight can be chosen: see what failed")
         return robust[path][config.norm][plan.epsilon[config.norm]]
 
-    return {row: max(names, key=accuracy) for row, names in plan.candidates.items()}
+    return max(plan.candidates[row], key=accuracy) if row in plan.candidates else row
 
 
 def _write_table(out: Path) -> None:
