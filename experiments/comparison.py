@@ -1,6 +1,8 @@
 """A comparison: networks trained by several methods with several seeds, and attacked alike."""
 
 import dataclasses
+import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -46,6 +48,7 @@ def compare(
     out: Path,
     attacks: Attacks,
     known: bool = False,
+    watch: int = 0,
     mesh: Mesh | None = None,
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
@@ -60,6 +63,7 @@ def compare(
         attacks: what the networks are attacked with.
         known: whether results that ``comparison.json`` has, of the same settings, count as done
             although the folders of their runs are gone.
+        watch: as of `experiments.train.train`; the entries then have a ``trajectory``.
         mesh: devices that share each batch.
         data_dir: folder of prepared data sets.
         manual_dir: folder of the data set's original files.
@@ -83,7 +87,7 @@ def compare(
         "setup": {name: getattr(configs[0], name) for name in _DEFAULTS},
     }
     with runs.locked(out):
-        trained = partial(train, dataset=dataset, resume=True, mesh=mesh)
+        trained = partial(train, dataset=dataset, resume=True, watch=watch, mesh=mesh)
         evaluated = partial(_evaluated, dataset=dataset, attacks=attacks, mesh=mesh)
         done = {run["path"] for run in _earlier(out, settings)["runs"]} if known else set()
         entries, failed = [], {}
@@ -190,8 +194,26 @@ def _entry(
         "gradient_norm_mean": evaluation["gradient_norm_mean"],
         "hessian_norm_mean": evaluation["hessian_norm_mean"],
         "evaluation_seconds": evaluation["seconds"],
+        **_trajectory(path),
         "commit": runs.joined_commits(run.commit, evaluation["commit"]),
     }
+
+
+@led
+def _trajectory(path: Path) -> dict[str, Any]:
+    """Return what a watched training tells of test images, finite values of each line."""
+    lines = [json.loads(line) for line in (path / runs.METRICS).read_text("utf-8").splitlines()]
+    watched = [
+        {name: line[name] for name in ("step", "test_gradient_norm", "test_hessian_norm")}
+        for line in lines
+        if "test_hessian_norm" in line
+    ]
+    finite = [line for line in watched if all(map(math.isfinite, line.values()))]
+    return (
+        {"trajectory": {name: [line[name] for line in finite] for name in finite[0]}}
+        if finite
+        else {}
+    )
 
 
 @led

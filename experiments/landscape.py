@@ -91,21 +91,15 @@ def landscape(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
-    problem = _Problem(apply, loss, num_products)
-    examples = _Examples(
-        jnp.asarray(images),
-        jnp.asarray(labels),
-        jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(images))),
-    )
+    problem, examples = _Problem(apply, loss, num_products), _examples(images, labels, key)
     offsets = np.asarray(jnp.linspace(-radius, radius, resolution, dtype=examples.x.dtype))
     shown = np.sort(np.unique(labels, return_index=True)[1])[:num_examples]
     chosen = _Examples(*(array[shown] for array in examples))
-    norms = partial(compiled(_norms, 0), problem)
     planes = partial(compiled(_planes, 0), problem, offsets=offsets)
     attacks = partial(compiled(_attacks, 0), (problem, ball, num_steps))
     in_batches = partial(_in_batches, params=replicated(mesh, params), mesh=mesh)
     return {
-        **in_batches(norms, examples, batch_size),
+        **in_batches(partial(compiled(_norms, 0), problem), examples, batch_size),
         # One example at a time: its plane is a batch of resolution² already.
         **in_batches(planes, chosen, 1),
         **in_batches(attacks, chosen, batch_size),
@@ -117,6 +111,28 @@ def landscape(
         "attack_steps": np.asarray(num_steps),
         "surface_offsets": offsets,
     }
+
+
+def norms(
+    apply: Apply,
+    params: PyTree,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    key: jax.Array,
+    loss: Loss = softmax_cross_entropy_with_integer_labels,
+    num_products: int = 5,
+    mesh: Mesh | None = None,
+) -> dict[str, np.ndarray]:
+    """Measure ``curvature`` and ``gradient_norm`` of examples, as `landscape` does, all at once."""
+    examples = _examples(images, labels, key)
+    measure = partial(compiled(_norms, 0), _Problem(apply, loss, num_products))
+    return _in_batches(measure, examples, len(images), params=replicated(mesh, params), mesh=mesh)
+
+
+def _examples(images: np.ndarray, labels: np.ndarray, key: jax.Array) -> "_Examples":
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(images)))
+    return _Examples(jnp.asarray(images), jnp.asarray(labels), keys)
 
 
 class _Examples(NamedTuple):

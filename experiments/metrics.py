@@ -46,10 +46,20 @@ class Log:
         """
         self._waiting.append({_STEP: step, **metrics, _REFUSED: refused})
 
-    def write(self, epoch: int) -> dict[str, float]:
-        """Write a line, and return it: means over the steps that were applied since the last."""
+    def write(self, epoch: int, looks: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Write a line, and return it: means over the steps that were applied since the last.
+
+        Args:
+            epoch: of the last of them, from 0.
+            looks: what else was measured, after the last of them.
+        """
         steps = self._fetched()
-        line: dict[str, float] = {_STEP: steps[-1][_STEP], "epoch": epoch, **_means(steps)}
+        line: dict[str, float] = {
+            _STEP: steps[-1][_STEP],
+            "epoch": epoch,
+            **_means(steps),
+            **(looks or {}),
+        }
         if refused := sum(step[_REFUSED] > 0 for step in steps):
             line[_REFUSED] = refused
         self._append(json.dumps(line) + "\n")

@@ -20,6 +20,7 @@ from experiments.files import write_json
 from experiments.interruption import Interrupted, noted
 from experiments.laps import Laps
 from experiments.metrics import Log
+from experiments.models import Params
 from experiments.processes import heard, leads, led, progress_bar
 from hessjax import TrainState
 from hessjax.training import Step
@@ -48,6 +49,7 @@ class Session:
         steps_per_epoch: for the metrics.
         checkpoint_every: steps between checkpoints.
         log: of its metrics.
+        look: from the parameters to what a line of the metrics is to tell besides.
         checkpoints: where it is saved.
         before: seconds that earlier sessions took.
     """
@@ -62,6 +64,7 @@ class Session:
     steps_per_epoch: int
     checkpoint_every: int
     log: Log
+    look: Callable[[Params], dict[str, float]]
     checkpoints: Checkpoints
     before: float
 
@@ -86,7 +89,9 @@ class Session:
                     laps.mark(number)
                     kept, training["steps"] = jax.device_get(self.state.params), number
                     if writes:
-                        line = self.log.write((number - 1) // self.steps_per_epoch)
+                        with laps.paused():
+                            looks = self.look(self.state.params)
+                        line = self.log.write((number - 1) // self.steps_per_epoch, looks)
                         told = {name: f"{value:.3g}" for name, value in line.items()}
                         bar.set_postfix(told, refresh=False)
                     bar.update(number - bar.n)

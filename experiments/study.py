@@ -181,7 +181,7 @@ def main(
     failed: dict[str, str] = {}
     try:
         for name in (_QUICK,) if quick else data:
-            run = partial(compare, known=True, data_dir=data_dir, manual_dir=manual_dir)
+            run = partial(compare, known=True, watch=100, data_dir=data_dir, manual_dir=manual_dir)
             failed |= study(name, PLANS[name], parts, out=out / name, run=run)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -18,7 +18,9 @@ from experiments.config import ORDERS, Config
 from experiments.data import Dataset, batch_indices, load, validation_split
 from experiments.files import read_json
 from experiments.interruption import Interrupted, exit_code
+from experiments.landscape import norms
 from experiments.metrics import Log
+from experiments.models import Params
 from experiments.processes import leads, led, start
 from experiments.session import DivergedError, Session
 from hessjax import TrainState, check_apply, check_batch, train_step
@@ -38,6 +40,7 @@ def main(
     out: Path | None = None,
     resume: bool = False,
     checkpoint_every: int | None = None,
+    watch: int = 0,
     num_devices: int | None = None,
     distributed: bool = False,
     data_dir: Path | None = None,
@@ -57,6 +60,7 @@ def main(
         out: the folder; runs/DATA/METHOD/seed-SEED if not given.
         resume: go on from the newest whole checkpoint, or begin if there is none.
         checkpoint_every: steps between checkpoints; an epoch's, but at least 100, if not given.
+        watch: measure gradient and curvature of so many test images during the training, too.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
         distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
             environment tells of, each given this same command; see experiments/README.md.
@@ -77,6 +81,7 @@ def main(
             path,
             resume=resume,
             checkpoint_every=checkpoint_every,
+            watch=watch,
             mesh=devices.mesh(num_devices),
         )
     except (ValueError, ImportError, OSError, DivergedError) as error:
@@ -114,6 +119,7 @@ def train(
     *,
     resume: bool = False,
     checkpoint_every: int | None = None,
+    watch: int = 0,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Train a network and leave it in a folder.
@@ -124,6 +130,9 @@ def train(
         path: the run's folder, see `experiments.runs`.
         resume: go on from the newest whole checkpoint there, if there is one.
         checkpoint_every: steps between checkpoints; an epoch's, but at least 100, if not given.
+        watch: each line of the metrics is to tell the means of ‖∇f‖₂ and ‖∇²f‖ (from below, by
+            five Lanczos products) over so many test images, the first; of none if 0. What that
+            takes is no part of ``seconds_per_step``.
         mesh: devices that share each batch, the default one if not given; they change no result
             beyond rounding.
 
@@ -148,6 +157,8 @@ def train(
         )
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+    if watch < 0:
+        raise ValueError(f"watch must be at least 0, got {watch}")
     total = epochs * steps_per_epoch
     architecture = runs.network(config, dataset)
     apply, params = models.functional(models.create(**architecture, seed=config.seed))
@@ -160,6 +171,14 @@ def train(
     def batch(index: np.ndarray) -> tuple:
         found = images[index], labels[index]
         return found if mesh is None else devices.sharded(mesh, found)
+
+    def look(params: Params) -> dict[str, float]:
+        if not watch:
+            return {}
+        shown = dataset.test_images[:watch], dataset.test_labels[:watch]
+        found = norms(apply, params, *shown, key=jax.random.key(config.seed), mesh=mesh)
+        gradient, hessian = found["gradient_norm"].mean(), found["curvature"].mean()
+        return {"test_gradient_norm": float(gradient), "test_hessian_norm": float(hessian)}
 
     runs.check_free(path, config)
     with runs.locked(path):
@@ -189,6 +208,7 @@ def train(
             steps_per_epoch=steps_per_epoch,
             checkpoint_every=checkpoint_every or max(steps_per_epoch, _LEAST_BETWEEN_CHECKPOINTS),
             log=log,
+            look=look,
             checkpoints=Checkpoints(path / runs.CHECKPOINTS),
             before=seconds,
         ).run()

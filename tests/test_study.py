@@ -1,5 +1,6 @@
 """The study's plans, its choice of weights and its table, with trainings made up."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,7 @@ def test_results_without_their_runs_count_as_done(
     comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=attacks, known=True)
     after = read_json(tmp_path / "comparison.json")
     assert trained == [1]
+    assert "trajectory" not in after["runs"][1]
     assert after["runs"][0] == before["runs"][0]
     assert [run["seed"] for run in after["runs"]] == [0, 1]
     # Under another attack they tell nothing, and without leave they are trained anew.
@@ -222,5 +224,10 @@ def test_each_result_is_kept_when_it_is_there(
 
     monkeypatch.setattr(comparison, "_entry", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=attacks)
-    assert [run["seed"] for run in read_json(tmp_path / "comparison.json")["runs"]] == [0]
+        comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=attacks, watch=3)
+    [run] = read_json(tmp_path / "comparison.json")["runs"]
+    assert run["seed"] == 0
+    lines = (tmp_path / run["path"] / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    for name in ("step", "test_gradient_norm", "test_hessian_norm"):
+        assert run["trajectory"][name] == [line[name] for line in told]

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import data, devices, runs, train
 from experiments.checkpoints import Checkpoints
@@ -59,6 +60,30 @@ def test_a_training_learns_and_leaves_everything(trained, digits):
     run = runs.load(path)
     predicted = np.argmax(run.apply(run.params, digits.test_images), axis=1)
     assert np.mean(predicted == digits.test_labels) > 0.8
+
+
+def test_a_watched_training_is_the_same_and_tells_gradient_and_curvature(trained, digits, tmp_path):
+    path, _ = trained
+    train.train(CONFIG, digits, tmp_path / "watched", watch=4)
+    watched = runs.load(tmp_path / "watched")
+    for name, value in runs.load(path).params.items():
+        np.testing.assert_array_equal(watched.params[name], value)
+
+    def loss(x, y):
+        return cross_entropy(watched.apply(watched.params, x), y)
+
+    gradients, curvatures = [], []
+    for image, y in zip(digits.test_images[:4], digits.test_labels[:4], strict=True):
+        x = np.asarray(image, np.float64)
+        gradients.append(np.linalg.norm(jax.grad(loss)(x, y)))
+        dense = jax.hessian(loss)(x, y).reshape(x.size, x.size)
+        curvatures.append(np.abs(np.linalg.eigvalsh(dense)).max())
+    before, after = lines(path), lines(tmp_path / "watched")
+    looks = [(line.pop("test_gradient_norm"), line.pop("test_hessian_norm")) for line in after]
+    assert after == before
+    # Five Lanczos products for a matrix whose rank is at most nine.
+    np.testing.assert_allclose(looks[-1], [np.mean(gradients), np.mean(curvatures)], rtol=0.02)
+    assert looks[0] != looks[-1]
 
 
 def test_the_seed_decides_everything(trained, digits, tmp_path):
@@ -314,6 +339,7 @@ def test_a_validation_split_is_held_out(digits):
         (["--data", "Digits!"], "unknown data set 'Digits!'"),
         (["--strength", "-1"], "strength must be a finite number, at least 0, got -1"),
         (["--num-devices", "9"], "num_devices must be from 1 to the 8 there are, got 9"),
+        (["--watch", "-1"], "watch must be at least 0, got -1"),
         (["--checkpoint-every", "0"], "checkpoint_every must be at least 1, got 0"),
         (["--batch-size", "5000"], "batch_size must be at most the 1347 training examples, got 5"),
         (["--validation", "1347"], "cannot hold out 1347 of 1347 training examples"),
