@@ -1,4 +1,4 @@
-"""Training on attacked inputs: PGD training, one-step training, and TRADES."""
+"""Training on attacked inputs: any objective there, PGD, one step, and the penalty of TRADES."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ from optax.losses import kl_divergence_with_log_targets
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments.models import Params
-from hessjax import second_order
+from hessjax import Lazy
 from hessjax._placement import each
 from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
 from hessjax.lazy import Metrics, Objective
@@ -24,19 +24,26 @@ Attack = Callable[[Logits, jax.Array, jax.Array, LpBall, jax.Array], jax.Array]
 
 
 def attacked(
-    apply: Apply, attack: Attack, radius: Callable[[Any], Any], *, order: float
+    objective: Objective,
+    apply: Apply,
+    attack: Attack,
+    radius: Callable[[Any], Any],
+    *,
+    order: float,
 ) -> Objective:
-    """Build the mean cross-entropy at attacked inputs.
+    """Evaluate an objective at attacked inputs instead of those that it is given.
 
     Args:
+        objective: what is evaluated there; with cross-entropy alone it is adversarial training.
         apply: ``(params, x) -> logits`` of one example.
         attack: ``(logits_fn, x, y, ball, key) -> x_adv`` of one example.
         radius: schedule of the ball's ε, in input units.
         order: p of the ball.
     """
-    plain = second_order(apply, cross_entropy, 0, 0)
+    if isinstance(objective, Lazy):
+        return objective.map(lambda part: attacked(part, apply, attack, radius, order=order))
 
-    def objective(
+    def there(
         params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
     ) -> tuple[jax.Array, Metrics]:
         x, y, *mask = batch
@@ -49,9 +56,9 @@ def attacked(
 
         shared = jax.lax.stop_gradient(params), epsilon, key
         hard = each(one, shared, jnp.asarray(x), jnp.asarray(y), jnp.arange(len(x)))
-        return plain(params, (hard, y, *mask), key, step)
+        return objective(params, (hard, y, *mask), key, step)
 
-    return objective
+    return there
 
 
 def by_pgd(

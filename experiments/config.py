@@ -33,7 +33,8 @@ class Recipe:
         strengths: of the methods for which it is not 1; which ones are tuned, on a validation
             split, is told in experiments/README.md.
         weights: the second ones, of the methods that have two.
-        step: h of the finite-step methods, in input units.
+        step: h of the methods that take a step, in input units.
+        steps: likewise, of those methods for which it is another.
         radii: ε by norm, for evaluating.
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     strengths: Mapping[str, float] = field(default_factory=lambda: _UNTUNED)
     weights: Mapping[str, float] = field(default_factory=lambda: _SECOND)
     step: float = 1.0
+    steps: Mapping[str, float] = field(default_factory=dict)
     radii: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {"l2": (0.25, 0.5, 0.75, 1.0), "linf": (2 / 255, 4 / 255, 8 / 255)}
     )
@@ -62,11 +64,13 @@ RECIPES = {
             "hessian": 6,
             "hessian-cheap": 6,
             "hessian-lanczos": 6,
+            "hessian-inside": 1.75,
             "hessian-only": 3,
             "finite-step": 10,
             "adversarial": 1.5,
         },
         step=1.5,
+        steps={"hessian-inside": 1.0},
         radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.1, 0.2)},
     ),
     "fashion_mnist": Recipe(
@@ -77,7 +81,9 @@ RECIPES = {
             "hessian": 1.1,
             "hessian-cheap": 1.1,
             "hessian-lanczos": 1.1,
+            "hessian-inside": 0.5,
         },
+        steps={"hessian-inside": 0.5},
         radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.03, 0.05, 0.1)},
     ),
 }
@@ -126,15 +132,16 @@ class Config(Setup):
     """What decides the result of one training.
 
     Attributes:
-        method: none, gradient, hessian, hessian-cheap, hessian-lanczos, gradient-hessian,
-            hessian-only, hessian-only-lanczos, hessian-only-power, hessian-only-ascent,
-            hessian-frobenius, finite-step, curvature, jacobian, jacobian-operator, gauss-newton,
-            adversarial, trades, fgsm or hot.
+        method: none, gradient, hessian, hessian-cheap, hessian-lanczos, hessian-inside,
+            gradient-hessian, hessian-only, hessian-only-lanczos, hessian-only-power,
+            hessian-only-ascent, hessian-frobenius, finite-step, curvature, jacobian,
+            jacobian-operator, gauss-newton, adversarial, trades, fgsm or hot.
         strength: the method's one number: a penalty's weight, the ε of hessian, adversarial, trades
             and fgsm in input units, or the temperature of hot; the data set's default if not given
             (for an ℓ∞ ball: the middle one of its ℓ∞ radii). experiments/README.md lists methods
             and defaults.
-        step: length h of the finite step of finite-step and curvature, in input units; likewise.
+        step: length h of the step of finite-step, curvature and hessian-inside, in input units;
+            likewise.
         weight: the second weight, λ_h of gradient-hessian or β of trades; likewise.
         norm: of the ball of gradient, adversarial, trades and fgsm.
         every: evaluate the penalty on every so many steps only, so many times as heavy.
@@ -172,7 +179,7 @@ class Config(Setup):
         elif self.strength is not None:
             raise ValueError(f"the method {self.method!r} has no strength, got {self.strength:g}")
         if method.takes_step:
-            known["step"] = defaults.step
+            known["step"] = defaults.steps.get(self.method, defaults.step)
         elif self.step is not None:
             raise ValueError(f"the method {self.method!r} takes no step, got {self.step:g}")
         if method.weight is not None:

@@ -128,8 +128,13 @@ def _stepping(apply: Apply, setting: Setting, *, name: str, penalty: Penalty) ->
 
 
 def _attacked(apply: Apply, setting: Setting, *, attack: adversarial.Attack) -> Objective:
-    radius = _ramped(setting, setting.strength)
-    return adversarial.attacked(apply, attack, radius, order=setting.order)
+    plain, radius = _none(apply, setting), _ramped(setting, setting.strength)
+    return adversarial.attacked(plain, apply, attack, radius, order=setting.order)
+
+
+def _inside(apply: Apply, setting: Setting) -> Objective:
+    surrogate, radius = _surrogate(apply, setting), _ramped(setting, setting.step)
+    return adversarial.attacked(surrogate, apply, adversarial.by_fgsm, radius, order=2)
 
 
 def _trades(apply: Apply, setting: Setting) -> Objective:
@@ -163,6 +168,9 @@ METHODS = {
     "hessian-lanczos": Method(
         partial(_surrogate, solver=_FIVE["lanczos"]),
         "ε of the surrogate, ‖∇²f‖ by five Lanczos products",
+    ),
+    "hessian-inside": Method(
+        _inside, "ε of the surrogate at x + hĝ, the end of one step", takes_step=True
     ),
     "gradient-hessian": Method(_two_weights, "weight of ‖∇f‖₂", "weight of ‖∇²f‖"),
     "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),

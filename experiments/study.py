@@ -20,7 +20,7 @@ from experiments.table import joined, read, table
 
 Part = Literal["headline", "wider", "activations", "mlp"]
 PARTS: tuple[Part, ...] = ("headline", "wider", "activations", "mlp")
-HEADLINE = ("none", "gradient", "hessian", "finite-step", "adversarial")
+HEADLINE = ("none", "gradient", "hessian", "hessian-inside", "finite-step", "adversarial")
 # The folders of a data set's study that make its table, one network after the other.
 _TABLED = ("headline", "wider", "mlp", "relu", "softplus")
 _QUICK = "digits"
@@ -61,6 +61,7 @@ def _candidates(
     gradient: Sequence[float],
     dual: Sequence[float],
     surrogate: Sequence[float],
+    inside: Sequence[tuple[float, float]],
     curvature: Sequence[float],
     pairs: Sequence[tuple[float, float]],
     frobenius: Sequence[float],
@@ -78,6 +79,7 @@ def _candidates(
         "gradient,norm=linf": _weights("gradient", *dual, after=",norm=linf"),
         **{method: _weights(method, *curvature) for method in (*only, "gauss-newton")},
         "hessian": _weights("hessian", *surrogate),
+        "hessian-inside": tuple(f"hessian-inside:{epsilon:g}:{h:g}" for epsilon, h in inside),
         "gradient-hessian": tuple(f"gradient-hessian:{g:g},weight={h:g}" for g, h in pairs),
         "hessian-frobenius": _weights("hessian-frobenius", *frobenius),
         "finite-step": _weights("finite-step", *finite),
@@ -99,6 +101,7 @@ PLANS = {
             gradient=(4, 12, 36),
             dual=(0.1, 0.3, 0.9),
             surrogate=(3, 6, 12),
+            inside=((1.25, 1), (1.75, 1), (2.5, 1)),
             curvature=(1, 3, 9),
             pairs=((12, 6), (6, 36), (24, 24)),
             frobenius=(0.1, 1, 10),
@@ -116,6 +119,7 @@ PLANS = {
             gradient=(0.7, 2, 6),
             dual=(0.02, 0.06, 0.2),
             surrogate=(0.6, 1.1, 2),
+            inside=((0.25, 0.5), (0.5, 0.5), (1, 0.5)),
             curvature=(0.3, 1, 3),
             pairs=((2, 0.6), (1, 2), (4, 2)),
             frobenius=(0.03, 0.3, 3),
@@ -132,6 +136,7 @@ PLANS = {
         candidates={
             "gradient": _weights("gradient", 0.5, 1),
             "hessian": _weights("hessian", 0.5, 1),
+            "hessian-inside": ("hessian-inside:0.25:0.25", "hessian-inside:0.5:0.25"),
             "hessian-only": _weights("hessian-only", 0.5, 1),
             "finite-step": _weights("finite-step", 0.5, 1),
             "adversarial": _weights("adversarial", 0.5, 1),
@@ -168,7 +173,7 @@ def main(
 
     Args:
         data: the data sets.
-        parts: headline (five methods and seeds, AutoAttack too), wider (the other methods, two
+        parts: headline (six methods, five seeds, AutoAttack too), wider (the other methods, two
             seeds), activations (the headline's methods with relu and softplus), mlp (all methods on
             the smaller network). Each chooses the weights that it needs first; activations takes
             those of gelu.

@@ -15,7 +15,13 @@ from hessjax import Composite
 # The compiler's optimizations take most of a test's time and change no value beyond rounding. What
 # it makes by default is compared with this where a test says that jit changes nothing, and is what
 # the training steps and their costs are tested with.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+if jax.__version_info__ < (0, 11):  # later ones have no other way of making code of a fusion
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 quick_jit = partial(jax.jit, compiler_options=QUICK)
 
 cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels

@@ -40,6 +40,15 @@ def test_what_is_given_is_kept():
     assert config.name == "finite-step:0.25:0.125"
 
 
+def test_a_step_is_the_data_sets_unless_the_method_has_its_own():
+    steps = {
+        method: Config(data="mnist", method=method).resolved().step
+        for method in ("finite-step", "curvature", "hessian-inside")
+    }
+    assert steps == {"finite-step": 1.5, "curvature": 1.5, "hessian-inside": 1.0}
+    assert Config(method="hessian-inside").resolved().step == 1.0
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

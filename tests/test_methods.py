@@ -243,6 +243,32 @@ def test_adversarial_is_the_loss_at_attacked_inputs(problem, order):
     assert loss + 0.08 * dual < value < loss + 0.13 * dual
 
 
+@pytest.mark.parametrize("ramp", [1.0, 0.5])
+def test_inside_is_the_surrogate_after_one_step(problem, ramp):
+    """With a step that the box cuts for some of the examples, and grows with the weights."""
+    params, (x, y) = problem
+    x = jnp.where(x > 0.5, x + 0.25, x - 0.25)
+    slopes = jax.vmap(jax.grad(lambda t, label: cross_entropy(apply(params, t), label)))(x, y)
+    step = ramp * H * slopes / jnp.linalg.norm(slopes, axis=1, keepdims=True)
+    moved = jnp.clip(x + step, 0, 1)
+    assert 0 < jnp.sum(moved != x + step) < x.size
+    weights = (1, 0.7 * ramp, 0.7**2 / 2 * ramp)
+    expected = sum(w * t for w, t in zip(weights, dense(params, (moved, y)), strict=True))
+    value, metrics = build("hessian-inside", 0.7, ramp=ramp)(params, (x, y), KEY)
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    np.testing.assert_allclose(metrics["gradient_norm"], dense(params, (moved, y))[1], rtol=1e-10)
+
+
+def test_inside_can_be_lazy(problem):
+    params, (x, y) = problem
+    setting = Setting(0.7, H, 2, optax.constant_schedule(1), every=3)
+    lazy = METHODS["hessian-inside"].build(apply, setting)
+    assert isinstance(lazy, Lazy)
+    skipped, _ = lazy.at(1)(params, (x, y), KEY, 1)
+    one_step, _ = plain("fgsm", H)(params, (x, y), KEY)
+    np.testing.assert_allclose(skipped, one_step, rtol=1e-12)
+
+
 @pytest.mark.parametrize("order", [2, np.inf])
 def test_fgsm_is_the_loss_after_one_full_step_from_the_image(problem, order):
     params, (x, y) = problem
