@@ -6,6 +6,7 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
@@ -122,6 +123,12 @@ def canvas(
     if handles:
         footer.legend(handles=handles, loc="center", ncols=columns, frameon=False)
     return page, body
+
+
+def frame(ax: Axes, color: str) -> None:
+    """Frame a picture in the color of its method."""
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=color, linewidth=3)
 
 
 def save(page: Figure, path: Path) -> None:

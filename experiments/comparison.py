@@ -16,6 +16,7 @@ from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset
 from experiments.evaluate import evaluate
 from experiments.files import number_key, read_json, write_json
+from experiments.pictures import read_landscapes
 from experiments.processes import leads, led
 from experiments.session import DivergedError
 from experiments.table import read
@@ -240,7 +241,7 @@ def _write(
 @led
 def _draw(out: Path) -> None:
     comparison = read(out)
-    report.write(out, comparison, report.read_landscapes(out, comparison))
+    report.write(out, comparison, read_landscapes(out, comparison))
 
 
 @led

@@ -211,6 +211,7 @@ def evaluate(
         "norm": norm,
         "epsilon": values[len(values) // 2],
         "plane": 1.5 * max(known.get("l2", [1.0])),
+        "boundary": True,  # earlier ones were drawn without
     }
     if result.get("shown") != shown or not led((run.path / "landscape.npz").is_file)():
         begun = time.perf_counter()

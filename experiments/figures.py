@@ -5,20 +5,17 @@ norm and unit. A method has one color, marker and line in all of them.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, log
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Normalize
-from matplotlib.patheffects import withStroke
+from matplotlib.colors import Normalize
 
-from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, radius_name, save
+from experiments.canvas import STYLE_SHEET, Style, canvas, frame, norm_name, radius_name, save
 
-_HIGHLIGHT = "#D55E00"
 _WRONG = "#B34700"  # dark enough for text
 
 
@@ -45,22 +42,6 @@ class Cloud(NamedTuple):
     style: Style
     curvature: np.ndarray
     gradient_norm: np.ndarray
-
-
-class Plane(NamedTuple):
-    """The loss over the plane through one example.
-
-    Attributes:
-        label: the method's name.
-        style: see `style`.
-        loss: ``(K, K)``; rows along the eigenvector's part, columns along the gradient.
-        cosine: of gradient and top eigenvector.
-    """
-
-    label: str
-    style: Style
-    loss: np.ndarray
-    cosine: float
 
 
 class Attack(NamedTuple):
@@ -148,52 +129,6 @@ def histograms(path: Path, clouds: Sequence[Cloud], *, title: str, note: str) ->
 
 
 @mpl.rc_context(STYLE_SHEET)
-def planes(
-    path: Path,
-    drawn: Sequence[Plane],
-    offsets: np.ndarray,
-    *,
-    title: str,
-    note: str,
-    epsilon: float | None = None,
-) -> None:
-    """Draw the loss over the plane of gradient and top eigenvector, one panel a method.
-
-    ``epsilon`` adds the circle of that ℓ2 radius around the example.
-    """
-    levels = _loss_levels(max(float(np.max(plane.loss)) for plane in drawn))
-    colors = mpl.colormaps["cividis"]
-    norm = BoundaryNorm(levels, colors.N)
-    columns = len(drawn) if len(drawn) <= 3 else ceil(len(drawn) ** 0.5)
-    rows = ceil(len(drawn) / columns)
-    width = max(9.0, 3.9 * columns + 2.0)
-    page, body = canvas(width, 3.6 * rows + 0.75, title=title, note=note)
-    axes = body.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for ax in axes[len(drawn) :]:
-        ax.remove()
-    axes = axes[: len(drawn)]
-    for ax, plane in zip(axes, drawn, strict=True):
-        ax.contourf(offsets, offsets, plane.loss, levels, cmap=colors, norm=norm)
-        low, high = np.min(plane.loss), np.max(plane.loss)
-        for level in levels[(low < levels) & (levels < high)]:
-            sure = np.isclose(level, log(2))
-            look = {"colors": _HIGHLIGHT if sure else "white", "linewidths": 2.5 if sure else 0.5}
-            ax.contour(offsets, offsets, plane.loss, [level], **look)
-        _mark_plane(ax, offsets[-1], plane.cosine, epsilon)
-        ax.set(title=f"{plane.label}\ncos = {plane.cosine:.3f}", aspect="equal")
-        _frame(ax, plane.style.color)
-        ax.tick_params(labelbottom=True)
-    body.supxlabel(r"along the gradient (input units, $\ell_2$)", fontsize=14)
-    body.supylabel("along the rest of the top\neigenvector (input units, $\\ell_2$)", fontsize=14)
-    bar = body.colorbar(
-        ScalarMappable(norm, colors), ax=axes, ticks=levels, spacing="uniform", shrink=0.95
-    )
-    bar.ax.set_yticklabels([f"{level:.2g}" for level in levels])
-    bar.set_label("cross-entropy loss (nats), doubling")
-    save(page, path)
-
-
-@mpl.rc_context(STYLE_SHEET)
 def attacks(
     path: Path,
     rows: Sequence[tuple[str, Style, Sequence[Attack]]],
@@ -229,7 +164,7 @@ def attacks(
                 f"{norm_name(order)} size {np.linalg.norm(delta.ravel(), order):.2f}", fontsize=12
             )
         for ax in line:
-            _frame(ax, look.color)
+            frame(ax, look.color)
             ax.set(xticks=[], yticks=[])
     for i, attack in enumerate(rows[0][2]):
         titles = (f"clean, label {attack.label}", "attacked", "difference")
@@ -245,11 +180,6 @@ def _name_row(ax: Axes, label: str) -> None:
     ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=14)
 
 
-def _frame(ax: Axes, color: str) -> None:
-    for spine in ax.spines.values():
-        spine.set(visible=True, color=color, linewidth=3)
-
-
 def _image(ax: Axes, image: np.ndarray, prediction: int, label: int) -> None:
     ax.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
     wrong = prediction != label
@@ -261,25 +191,6 @@ def _image(ax: Axes, image: np.ndarray, prediction: int, label: int) -> None:
     )
 
 
-def _mark_plane(ax: Axes, radius: float, cosine: float, epsilon: float | None) -> None:
-    """Mark the example, the top eigenvector's direction and the ball."""
-    outlined: dict[str, Any] = {"markeredgecolor": "black", "markerfacecolor": "white"}
-    # White alone is lost where the loss is large.
-    line: dict[str, Any] = {
-        "color": "white",
-        "path_effects": [withStroke(linewidth=3.2, foreground="black")],
-    }
-    sine = np.sqrt(max(0.0, 1 - cosine**2))
-    ax.plot([0, radius * cosine], [0, radius * sine], lw=1.8, ls=":", **line)
-    ax.plot(0, 0, marker="o", ms=7, **outlined)
-    if epsilon is not None:
-        angle = np.linspace(0, 2 * np.pi, 200)
-        ax.plot(epsilon * np.cos(angle), epsilon * np.sin(angle), lw=1.8, ls="--", **line)
-    ax.set(xlim=(-radius, radius), ylim=(-radius, radius))
-    # Labels at the corners would meet those of the next panel.
-    ax.locator_params(nbins=5, prune="both")
-
-
 def _log_edges(values: np.ndarray, count: int = 33) -> np.ndarray:
     """Return bin edges over all positive values, at most eight decades below the largest."""
     positive = values[values > 0]
@@ -287,9 +198,3 @@ def _log_edges(values: np.ndarray, count: int = 33) -> np.ndarray:
         return np.geomspace(1e-1, 1e1, count)
     high = positive.max() * 1.01
     return np.geomspace(max(positive.min() * 0.99, high * 1e-8), high, count)
-
-
-def _loss_levels(largest: float, count: int = 11) -> np.ndarray:
-    """Return 0 and doubling losses up to the largest; ln 2 is among them, where they reach it."""
-    top = max(ceil(np.log2(max(largest, 1e-12) / log(2))), 0)
-    return np.concatenate([[0], log(2) * 2.0 ** np.arange(top - count + 1, top + 1)])

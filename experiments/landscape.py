@@ -19,6 +19,7 @@ from hessjax._numerics import PyTree, ScalarFunction, normalize, safe_norm
 from hessjax._placement import each, following, gathered, mesh_of, replicated
 from hessjax.attacks import LpBall, pgd
 from hessjax.eigen import Eigenpair, gradient_start, lanczos
+from hessjax.losses import margin
 from hessjax.operators import hessian_operator
 
 Apply = Callable[[PyTree, jax.Array], jax.Array]
@@ -75,7 +76,9 @@ def landscape(
         ``surface_offsets`` (K,): distances from the example along either axis;
         ``surface_loss`` (M, K, K): row ``i``, column ``j`` at ``offsets[j]`` along the gradient and
         ``offsets[i]`` along the other axis; ``surface_cosine`` (M,): of gradient and top
-        eigenvector, nonnegative (1: parallel, and the second axis is a random direction).
+        eigenvector, nonnegative (1: parallel, and the second axis is a random direction);
+        ``boundary_margin`` (M, K, K): the logit of the label less the largest other one, row ``i``,
+        column ``j`` at ``offsets[j]`` along the attack and ``offsets[i]`` along a random direction.
 
     Raises:
         ValueError: if there are no examples, not as many labels, or a setting makes no sense.
@@ -96,7 +99,7 @@ def landscape(
     shown = np.sort(np.unique(labels, return_index=True)[1])[:num_examples]
     chosen = _Examples(*(array[shown] for array in examples))
     planes = partial(compiled(_planes, 0), problem, offsets=offsets)
-    attacks = partial(compiled(_attacks, 0), (problem, ball, num_steps))
+    attacks = partial(compiled(_attacks, 0), (problem, ball, num_steps), offsets=offsets)
     in_batches = partial(_in_batches, params=replicated(mesh, params), mesh=mesh)
     return {
         **in_batches(partial(compiled(_norms, 0), problem), examples, batch_size),
@@ -195,20 +198,42 @@ def _planes(
 
 
 def _attacks(
-    setting: tuple[_Problem, LpBall, int], params: PyTree, examples: _Examples
+    setting: tuple[_Problem, LpBall, int],
+    params: PyTree,
+    examples: _Examples,
+    *,
+    offsets: jax.Array,
 ) -> dict[str, jax.Array]:
     problem, ball, num_steps = setting
 
-    def one(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def one(shared: tuple, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        params, offsets = shared
         logits = partial(problem.apply, params)
         attacked = pgd(logits, x, y, ball, key, loss=problem.loss, num_steps=num_steps)
+        # Where the attack stayed at the example, both directions are random.
+        along = gradient_start(attacked - x, jax.random.fold_in(key, 2))
+        noise = jax.random.normal(jax.random.fold_in(key, 3), x.shape, x.dtype)
+        across, _ = normalize(noise - jnp.vdot(along, noise) * along)
+        surface = _surface(lambda point: margin(logits(point), y), x, along, across, offsets)
         return {
             "clean_prediction": jnp.argmax(logits(x)),
             "attacked": attacked,
             "attacked_prediction": jnp.argmax(logits(attacked)),
+            "boundary_margin": surface,
         }
 
-    return gathered(each(one, params, *examples))
+    return gathered(each(one, (params, offsets), *examples))
+
+
+def _surface(
+    f: ScalarFunction, x: jax.Array, along: jax.Array, across: jax.Array, offsets: jax.Array
+) -> jax.Array:
+    """Return f over a plane, (K, K): columns along the one direction, rows along the other."""
+
+    def at(i: jax.Array, j: jax.Array) -> jax.Array:
+        return f(x + j * along + i * across)
+
+    return jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))(offsets, offsets)
 
 
 def _top_eigenpair(
@@ -235,9 +260,5 @@ def _plane(
     # An eigenvector has no sign; the one at an acute angle to the gradient points up in the plane.
     signed = jnp.where(cosine < 0, -remainder, remainder)
     upward, _ = normalize(jnp.where(parallel, noise, signed))
-
-    def at(i: jax.Array, j: jax.Array) -> jax.Array:
-        return f(x + j * across + i * upward)
-
-    surface = jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))(offsets, offsets)
+    surface = _surface(f, x, across, upward, offsets)
     return {"surface_loss": surface, "surface_cosine": jnp.where(parallel, 1, jnp.abs(cosine))}

@@ -15,8 +15,8 @@ from experiments.config import Setup
 from experiments.evaluate import attack_settings
 from experiments.files import replacing
 from experiments.interruption import exit_code
-from experiments.report import attacked, explained
 from experiments.table import joined, read, table
+from experiments.words import attacked, explained
 
 Part = Literal["headline", "wider", "activations", "mlp"]
 PARTS: tuple[Part, ...] = ("headline", "wider", "activations", "mlp")

@@ -40,7 +40,8 @@ def test_a_comparison_is_complete(folder):
         assert run["clean"] > run["robust"]["linf"]["0.1"]
         assert (folder / run["path"] / "weights.npz").is_file()
     figures = {path.name for path in (folder / "figures").iterdir()}
-    assert figures == {"accuracy.png", "norms.png", "planes.png", "attacks.png"}
+    names = ("accuracy", "cost", "norms", "planes", "boundaries", "attacks")
+    assert figures == {f"{name}.png" for name in names}
     report = (folder / "report.md").read_text()
     assert re.search(r"\| none +\| - ", report)
     assert re.search(r"\| gradient +\| 0.5 ", report)

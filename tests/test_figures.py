@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from experiments import canvas, figures, methods
+from experiments import canvas, figures, methods, surfaces, trends
 
 TEXT: dict[str, Any] = {"title": "A title", "note": "400 test images; seeds 0, 1, 2. " * 6}
 NONE, HESSIAN = canvas.style("none"), canvas.style("hessian")
@@ -28,7 +28,8 @@ def pages(monkeypatch):
         kept.append(page)
         canvas.save(page, path)
 
-    monkeypatch.setattr(figures, "save", keep)
+    for module in (figures, surfaces, trends):
+        monkeypatch.setattr(module, "save", keep)
     return kept
 
 
@@ -61,10 +62,10 @@ def draw_planes(path, losses=None):
     offsets = np.linspace(-1, 1, 5)
     bowl = 2 * (offsets[:, None] ** 2 + offsets[None, :] ** 2)
     planes = [
-        figures.Plane(name, canvas.style(name), loss, 0.6)
+        surfaces.Plane(name, canvas.style(name), loss, 0.6)
         for name, loss in (losses or {"none": bowl, "hessian": bowl / 8}).items()
     ]
-    figures.planes(path, planes, offsets, epsilon=0.5, **TEXT)
+    surfaces.planes(path, planes, offsets, epsilon=0.5, **TEXT)
 
 
 def draw_attacks(path, channels=1, order=2.0):
@@ -79,7 +80,41 @@ def draw_attacks(path, channels=1, order=2.0):
     figures.attacks(path, rows, order=order, **TEXT)
 
 
-ALL = [draw_accuracy, draw_histograms, draw_planes, draw_attacks]
+def draw_boundaries(path):
+    offsets = np.linspace(-1, 1, 5)
+    # Of the label up to 0.5 along the attack, for the second method everywhere.
+    margin = np.tile(0.5 - offsets, (5, 1))
+    drawn = [
+        surfaces.Boundary("none", NONE, margin, 0.75),
+        surfaces.Boundary("hessian", HESSIAN, margin + 2, 0.5),
+    ]
+    surfaces.boundaries(path, drawn, offsets, epsilon=0.75, **TEXT)
+
+
+def draw_frontier(path):
+    points = [
+        trends.Point("none", NONE, np.array([1.0]), np.array([0.2])),
+        # Dearer and worse than the next.
+        trends.Point("gradient", canvas.style("gradient"), np.array([6.0]), np.array([0.5])),
+        trends.Point("hessian", HESSIAN, np.array([4.0, 6.0]), np.array([0.8, 0.9])),
+    ]
+    trends.frontier(path, points, norm="l2", radius=1.5, **TEXT)
+
+
+def draw_trajectories(path):
+    steps = np.array([1, 20, 40])
+    drawn = [
+        trends.Trajectory(name, canvas.style(name), steps, values, 2 * values)
+        for name in ("none", "hessian")
+        for values in (np.array([1.0, 0.5, 0.25]), np.array([1.1, 0.4, 0.3]))
+    ]
+    trends.trajectories(path, drawn, **TEXT)
+
+
+ALL = [
+    *(draw_accuracy, draw_histograms, draw_planes, draw_attacks),
+    *(draw_boundaries, draw_frontier, draw_trajectories),
+]
 
 
 @pytest.mark.parametrize("draw", ALL)
@@ -126,6 +161,9 @@ def test_every_axis_is_told(draw, pages, tmp_path):
         draw_histograms: (["nats per input unit)", "nats per input unit²)"], ["% of test images"]),
         draw_planes: ([r"input units, $\ell_2$"], [r"input units, $\ell_2$", "nats"]),
         draw_attacks: ([r"$\ell_2$ size", "predicts"], ["change of pixel value"]),
+        draw_boundaries: ([r"input units, $\ell_2$"], [r"input units, $\ell_2$", "logits"]),
+        draw_frontier: (["plain steps"], [r"$\ell_2$ radius ε = 1.5, %"]),
+        draw_trajectories: (["training step"], ["nats per input unit)", "nats per input unit²)"]),
     }[draw]
     for labels, parts in zip((across, upward), expected, strict=True):
         for part in parts:
@@ -300,3 +338,42 @@ def test_attacks_on_color_images_are_drawn(pages, tmp_path):
     assert clean.images[0].get_array().shape == (4, 4, 3)
     assert difference.images[0].get_array().shape == (4, 4)
     np.testing.assert_allclose(difference.images[0].get_array()[0, 0], 0.3)
+
+
+def test_the_boundary_is_drawn_where_the_margin_is_zero(pages, tmp_path):
+    draw_boundaries(tmp_path / "one.png")
+    first, second = pages[0].subfigs[1].axes[:2]
+    # Filled contours have no edges; the second method has no boundary here.
+    black = [
+        [path for path in drawn.get_paths() if len(path.vertices)]
+        for ax in (first, second)
+        for drawn in ax.collections
+        if len(drawn.get_edgecolor()) and to_hex(drawn.get_edgecolor()[0]) == "#000000"
+    ]
+    [[line]] = black
+    np.testing.assert_allclose(line.vertices[:, 0], 0.5)
+    for ax, length in ((first, 0.75), (second, 0.5)):
+        cross = next(line for line in ax.lines if line.get_marker() == "X")
+        np.testing.assert_array_equal(cross.get_xydata(), [[length, 0]])
+
+
+def test_the_frontier_joins_what_nothing_cheaper_beats(pages, tmp_path):
+    draw_frontier(tmp_path / "one.png")
+    [ax] = pages[0].subfigs[1].axes
+    joined, *others = ax.lines
+    np.testing.assert_allclose(joined.get_xydata(), [[1, 20], [5, 85]])
+    markers = [line for line in others if line.get_markersize() > 10]
+    found = [line.get_xydata()[0] for line in markers]
+    np.testing.assert_allclose(found, [[1, 20], [6, 50], [5, 85]])
+    seeds = next(line for line in others if len(line.get_xdata()) == 2)
+    np.testing.assert_allclose(seeds.get_xydata(), [[4, 80], [6, 90]])
+
+
+def test_a_trajectory_is_a_line_and_a_method_one_entry(pages, tmp_path):
+    draw_trajectories(tmp_path / "one.png")
+    gradient, curvature = pages[0].subfigs[1].axes
+    np.testing.assert_allclose(gradient.lines[1].get_ydata(), [1.1, 0.4, 0.3])
+    np.testing.assert_allclose(curvature.lines[1].get_ydata(), [2.2, 0.8, 0.6])
+    assert len(gradient.lines) == 4
+    [legend] = pages[0].subfigs[2].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["none", "hessian"]

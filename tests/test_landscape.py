@@ -163,6 +163,53 @@ def test_what_is_compiled_serves_every_batch_and_the_next_network():
     assert count(2, IMAGES, shown) == 0
 
 
+def test_the_boundary_is_seen_along_the_attack():
+    """A linear model's margin falls along an ℓ2 attack by nearly its slope."""
+    weights = np.array([[1.0, -1.0], [0.5, 0.5], [0.5, 2.0]])
+    images = np.array([[0.5, 0.5, 0.5], [0.25, 0.25, 0.75]]).reshape(2, *SHAPE)
+    found = landscape(
+        linear,
+        jnp.asarray(weights),
+        images,
+        np.array([0, 1]),
+        key=KEY,
+        ball=LpBall(0.2, 2),
+        radius=0.6,
+        num_products=SIZE,
+        num_steps=40,
+        resolution=5,
+    )
+    offsets = np.linspace(-0.6, 0.6, 5)
+    for surface, image, sign, moved in zip(
+        found["boundary_margin"], images, (1, -1), found["attacked"] - images, strict=True
+    ):
+        slope = sign * (weights[:, 0] - weights[:, 1])
+        along = moved.ravel() / np.linalg.norm(moved)
+        assert slope @ along < 0
+        expected = image.ravel() @ slope + offsets * (slope @ along)
+        np.testing.assert_allclose(surface[2], expected, rtol=1e-10)
+        # Across, too, it is linear, and the same everywhere.
+        np.testing.assert_allclose(
+            surface - surface[:, :1], np.tile(surface[2] - surface[2, 0], (5, 1))
+        )
+        np.testing.assert_allclose(surface[::-1, 2] + surface[:, 2], 2 * surface[2, 2])
+
+
+def test_the_boundary_of_an_attack_that_goes_nowhere_is_finite():
+    nothing = np.zeros((SIZE, 2))
+    found = landscape(
+        linear,
+        jnp.asarray(nothing),
+        IMAGES,
+        LABELS % 2,
+        key=KEY,
+        ball=LpBall(0.2, 2),
+        radius=0.5,
+        num_products=SIZE,
+    )
+    assert np.all(found["boundary_margin"] == 0)
+
+
 @pytest.mark.parametrize("order", [2, np.inf])
 def test_attack_stays_in_the_ball_and_predictions_are_those_of_the_model(order):
     weights = np.random.default_rng(3).normal(size=(SIZE, 3))

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import figures, report
+from experiments import figures, report, surfaces, trends
 from experiments.table import group, read, table
 
 ROOT = Path(__file__).parents[1]
-FIGURES = ["accuracy.png", "norms.png", "planes.png", "attacks.png"]
+FIGURES = [
+    *("accuracy.png", "cost.png", "norms.png", "planes.png", "boundaries.png", "attacks.png"),
+]
 
 
 def run(method, seed, **changed):
@@ -77,6 +79,7 @@ def landscape(seed=0, **changed):
         "surface_offsets": np.linspace(-1, 1, 5),
         "surface_loss": random.uniform(0, 3, size=(3, 5, 5)),
         "surface_cosine": np.array([0.5, 0.6, 0.7]),
+        "boundary_margin": random.uniform(-1, 1, size=(3, 5, 5)),
     } | changed
 
 
@@ -240,12 +243,18 @@ def numbered(one):
 def drawn(monkeypatch):
     """Catch what the figures are given."""
     calls = {}
-    for name in ("accuracy", "histograms", "planes", "attacks"):
+    drawings = {
+        figures: ("accuracy", "histograms", "attacks"),
+        surfaces: ("planes", "boundaries"),
+        trends: ("frontier", "trajectories"),
+    }
+    for module, names in drawings.items():
+        for name in names:
 
-        def catch(_, *data, name=name, **told):
-            calls[name] = (data, told)
+            def catch(_, *data, name=name, **told):
+                calls[name] = (data, told)
 
-        monkeypatch.setattr(figures, name, catch)
+            monkeypatch.setattr(module, name, catch)
     return calls
 
 
@@ -310,6 +319,22 @@ def test_figures_get_the_numbers_of_the_files(directory, drawn):
     assert told["epsilon"] == 1.5
     assert "Test image 0 (label 7) of digits, seed 0" in told["note"]
 
+    (boundaries, offsets), told = drawn["boundaries"]
+    np.testing.assert_array_equal(boundaries[1].margin, landscape(3)["boundary_margin"][0])
+    np.testing.assert_array_equal(offsets, landscape()["surface_offsets"])
+    shown = landscape(3)
+    length = np.sqrt(np.sum((shown["attacked"][0] - landscape()["shown_clean"][0]) ** 2))
+    assert boundaries[1].attack == pytest.approx(length)
+    assert told["epsilon"] == 1.5
+    assert "Test image 0 (label 7) of digits, seed 0" in told["note"]
+
+    (points,), told = drawn["frontier"]
+    np.testing.assert_allclose(points[1].cost, [4, 5])
+    # In the middle one of the first norm's balls.
+    np.testing.assert_allclose(points[1].accuracy, [0.6, 0.61])
+    assert (told["norm"], told["radius"]) == ("l2", 1.0)
+    assert "trajectories" not in drawn
+
     (rows,), told = drawn["attacks"]
     label, look, attacks = rows[1]
     assert (label, look.color) == ("hessian", clouds[1].style.color)
@@ -317,6 +342,29 @@ def test_figures_get_the_numbers_of_the_files(directory, drawn):
     assert [one.attacked_prediction for one in attacks] == [7, 8]
     assert told["order"] == 2
     assert "Test images 0 and 4 of digits, seed 0. PGD, 40 steps" in told["note"]
+
+
+def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(tmp_path, drawn):
+    auto = {"linf": {"0.1": {"robust": 0.25, "verdict": "trustworthy"}}}
+    watched = {"step": [1, 9], "test_gradient_norm": [2.0, 1.0], "test_hessian_norm": [4.0, 3.0]}
+    runs = [
+        run("none", 0, auto=auto, trajectory=watched),
+        run("none", 1, auto=auto, trajectory=watched),
+        run("hessian", 0, auto=auto),
+        run("gradient", 0, auto=auto, seconds_per_step=None),
+    ]
+    content = comparison(runs) | {"auto": {"norms": {"linf": [0.1]}, "num_examples": 500}}
+    report.main(store(tmp_path, content, {}))
+    (points,), told = drawn["frontier"]
+    assert [point.label for point in points] == ["none", "hessian"]
+    np.testing.assert_array_equal(points[0].accuracy, [0.25, 0.25])
+    assert (told["norm"], told["radius"]) == ("linf", 0.1)
+    assert "AutoAttack, standard version, on the first 500 test images" in told["note"]
+    (lines,), told = drawn["trajectories"]
+    assert [line.label for line in lines] == ["none", "none"]
+    np.testing.assert_array_equal(lines[0].gradient_norm, [2, 1])
+    np.testing.assert_array_equal(lines[0].curvature, [4, 3])
+    assert "seeds 0, 1" in told["note"]
 
 
 def test_images_that_most_get_right_are_shown_first(tmp_path, drawn):
@@ -346,9 +394,10 @@ def test_methods_without_landscape_are_named(tmp_path, drawn):
     assert "seed 1" in drawn["planes"][1]["note"]
 
 
-def test_without_any_landscape_there_is_the_accuracy_figure(tmp_path):
+def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
     report.main(store(tmp_path, comparison(), {}))
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["accuracy.png"]
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["accuracy.png", "cost.png"]
 
 
 def without(content, key):

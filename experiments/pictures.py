@@ -1,0 +1,294 @@
+"""The figures of a comparison, from ``comparison.json`` and what its runs left on disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import figures, surfaces, trends
+from experiments.canvas import Style, norm_name
+from experiments.files import read_arrays
+from experiments.table import Method, group, require
+from experiments.words import about, attack_of, auto_of, seeds_of
+
+_LANDSCAPE_KEYS = (
+    *("curvature", "gradient_norm", "shown", "shown_label", "shown_clean", "clean_prediction"),
+    *("attacked", "attacked_prediction", "attack_epsilon", "attack_order", "attack_steps"),
+    *("surface_offsets", "surface_loss", "surface_cosine", "boundary_margin"),
+)
+# What one figure shows of several runs has to be the same in all of them.
+_COMMON = {
+    "shown": "test images",
+    "attack_epsilon": "radii of the attack",
+    "attack_order": "norms of the attack",
+    "attack_steps": "steps of the attack",
+    "surface_offsets": "planes",
+}
+
+
+class Landscapes(NamedTuple):
+    """What the runs of one method left in ``landscape.npz``; ``arrays`` is by seed."""
+
+    label: str
+    style: Style
+    seeds: Sequence[int]
+    arrays: Sequence[dict[str, np.ndarray]]
+
+
+def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscapes]) -> list[Path]:
+    """Draw all that there is something to draw of, and return the files."""
+    methods, data = group(comparison), comparison["data"]
+    drawn = [_draw_accuracy(folder, comparison, methods)]
+    timed = [method for method in methods if _seconds(method.runs)]
+    if any(method.runs[0]["method"] == "none" for method in timed):
+        drawn += [_draw_cost(folder, comparison, timed)]
+    if watched := [method for method in methods if any("trajectory" in run for run in method.runs)]:
+        drawn += [_draw_training(folder, comparison, watched)]
+    if landscapes:
+        draws = (_draw_norms, _draw_planes, _draw_boundaries, _draw_attacks)
+        drawn += [one(folder, data, landscapes) for one in draws]
+    return drawn
+
+
+def _seconds(runs: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the seconds per step of the runs, nothing if one of them was not timed."""
+    seconds = [run["seconds_per_step"] for run in runs]
+    return [] if None in seconds else seconds
+
+
+def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landscapes]:
+    """Read what the runs of each method left; a method that left nothing is missing.
+
+    Raises:
+        ValueError: if a ``landscape.npz`` is broken, or not all show the same test images and were
+            made with the same settings.
+    """
+    loaded = []
+    for method in group(comparison):
+        left = {
+            run["seed"]: path
+            for run in method.runs
+            if (path := directory / run["path"] / "landscape.npz").is_file()
+        }
+        if left:
+            arrays = [_load(path) for path in left.values()]
+            loaded.append(Landscapes(method.label, method.style, list(left), arrays))
+    for key, meaning in _COMMON.items():
+        found = {tuple(a[key].ravel().tolist()) for method in loaded for a in method.arrays}
+        if len(found) > 1:
+            raise ValueError(
+                f"the landscape.npz files in {directory} have different {meaning}: "
+                f"{sorted(found)}; the command of the comparison, given again, makes them anew"
+            )
+    return loaded
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_arrays(path)
+    require(_LANDSCAPE_KEYS, arrays, str(path))
+    return arrays
+
+
+def _draw_accuracy(folder: Path, comparison: dict[str, Any], methods: Sequence[Method]) -> Path:
+    def curve(method: Method, norm: str, radii: list[float]) -> figures.Curve:
+        accuracy = [
+            [run["clean"], *(run["robust"][norm][radius] for radius in radii)]
+            for run in method.runs
+        ]
+        return figures.Curve(
+            method.label, method.style, np.array([0.0, *radii]), np.array(accuracy)
+        )
+
+    note = f"{about(comparison)}. Attack: {attack_of(comparison['attack'])}."
+    if any(len(method.runs) > 1 for method in methods):
+        note += " Lines: mean over seeds; bands: ± sample standard deviation; small dots: seeds."
+    path = folder / "accuracy.png"
+    figures.accuracy(
+        path,
+        {
+            norm: [curve(method, norm, radii) for method in methods]
+            for norm, radii in comparison["norms"].items()
+        },
+        title="Accuracy under attack",
+        note=note,
+    )
+    return path
+
+
+def _draw_cost(folder: Path, comparison: dict[str, Any], methods: Sequence[Method]) -> Path:
+    """Draw accuracy in the ball of AutoAttack, or in the middle one, against the time of a step."""
+    told = comparison.get("auto", {}).get("norms")
+    norm, radii = next(iter((told or comparison["norms"]).items()))
+    radius = radii[len(radii) // 2]
+    plain = [method for method in methods if method.runs[0]["method"] == "none"]
+    unit = np.mean([seconds for method in plain for seconds in _seconds(method.runs)])
+
+    def accuracy(run: dict[str, Any]) -> float:
+        return run["auto"][norm][radius]["robust"] if told else run["robust"][norm][radius]
+
+    points = [
+        trends.Point(
+            method.label,
+            method.style,
+            np.array(_seconds(method.runs)) / unit,
+            np.array([accuracy(run) for run in method.runs]),
+        )
+        for method in methods
+    ]
+    by = auto_of(comparison) if told else attack_of(comparison["attack"])
+    path = folder / "cost.png"
+    trends.frontier(
+        path,
+        points,
+        norm=norm,
+        radius=radius,
+        title="Robust accuracy against the cost of a training step",
+        note=f"{about(comparison)}. Attack: {by}. Cost: seconds of a step over those of training "
+        "without a penalty, on the same machine. Markers: mean over seeds, small dots: seeds.",
+    )
+    return path
+
+
+def _draw_training(folder: Path, comparison: dict[str, Any], methods: Sequence[Method]) -> Path:
+    drawn = []
+    for method in methods:
+        told = [run["trajectory"] for run in method.runs if "trajectory" in run]
+        names = ("step", "test_gradient_norm", "test_hessian_norm")
+        drawn += [
+            trends.Trajectory(method.label, method.style, *(np.array(one[name]) for name in names))
+            for one in told
+        ]
+    named = seeds_of(run["seed"] for method in methods for run in method.runs)
+    path = folder / "training.png"
+    trends.trajectories(
+        path,
+        drawn,
+        title="Gradient and curvature of the loss through training",
+        note=f"Means over the first test images of {comparison['data']}; {named}, a line each. "
+        "Derivatives of the cross-entropy (nats) in the input, pixels in [0, 1]; ‖H‖ is the "
+        "largest |eigenvalue| of the Hessian, estimated from below.",
+    )
+    return path
+
+
+def _draw_norms(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Path:
+    def cloud(found: Landscapes) -> figures.Cloud:
+        curvature, gradient_norm = (
+            np.concatenate([array[name] for array in found.arrays])
+            for name in ("curvature", "gradient_norm")
+        )
+        return figures.Cloud(found.label, found.style, curvature, gradient_norm)
+
+    count = len(landscapes[0].arrays[0]["curvature"])
+    named = seeds_of(seed for found in landscapes for seed in found.seeds)
+    pooled = " pooled" if any(len(found.seeds) > 1 for found in landscapes) else ""
+    path = folder / "norms.png"
+    figures.histograms(
+        path,
+        [cloud(found) for found in landscapes],
+        title="Gradient and curvature of the loss at the test images",
+        note=f"{count:,} test images of {data}; {named}{pooled}. Derivatives of the cross-entropy "
+        "(nats) in the input, pixels in [0, 1]; ‖H‖ is the largest |eigenvalue| of the Hessian, "
+        f"estimated from below. Dashed: median; black outline: {landscapes[0].label}. The first "
+        "bin holds all that is smaller, too.",
+    )
+    return path
+
+
+def _draw_planes(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Path:
+    first = landscapes[0].arrays[0]
+    [i] = _clear_images(landscapes, 1)
+    radius = float(first["attack_epsilon"]) if first["attack_order"] == 2 else None
+    circle = "" if radius is None else f" Dashed: the $\\ell_2$ ball of radius ε = {radius:g}."
+    path = folder / "planes.png"
+    surfaces.planes(
+        path,
+        [
+            surfaces.Plane(
+                found.label,
+                found.style,
+                found.arrays[0]["surface_loss"][i],
+                float(found.arrays[0]["surface_cosine"][i]),
+            )
+            for found in landscapes
+        ],
+        first["surface_offsets"],
+        epsilon=radius,
+        title="Loss over the plane of gradient and top eigenvector",
+        note=f"Test image {first['shown'][i]} (label {first['shown_label'][i]}) of {data}, "
+        f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot. Dotted: the top "
+        "eigenvector of the Hessian; cos is the cosine of its angle to the gradient."
+        f"{circle} Orange: loss ln 2, below which the label surely wins. Points are not clipped "
+        "to [0, 1].",
+    )
+    return path
+
+
+def _draw_boundaries(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Path:
+    first = landscapes[0].arrays[0]
+    [i] = _clear_images(landscapes, 1)
+    order, radius = float(first["attack_order"]), float(first["attack_epsilon"])
+    path = folder / "boundaries.png"
+    surfaces.boundaries(
+        path,
+        [
+            surfaces.Boundary(
+                found.label,
+                found.style,
+                found.arrays[0]["boundary_margin"][i],
+                float(np.linalg.norm(found.arrays[0]["attacked"][i] - first["shown_clean"][i])),
+            )
+            for found in landscapes
+        ],
+        first["surface_offsets"],
+        epsilon=radius if order == 2 else None,
+        title="Decision boundary along the attack",
+        note=f"Test image {first['shown'][i]} (label {first['shown_label'][i]}) of {data}, "
+        f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot; the cross is what "
+        f"PGD of {first['attack_steps']} steps in the {norm_name(order)} ball of radius "
+        f"ε = {radius:g} made of it. Colors: logit of the label less the largest other one; black: "
+        "the boundary. Points are not clipped to [0, 1].",
+    )
+    return path
+
+
+def _draw_attacks(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Path:
+    def attack(arrays: dict[str, np.ndarray], i: int) -> figures.Attack:
+        return figures.Attack(
+            arrays["shown_clean"][i],
+            arrays["attacked"][i],
+            int(arrays["shown_label"][i]),
+            int(arrays["clean_prediction"][i]),
+            int(arrays["attacked_prediction"][i]),
+        )
+
+    first = landscapes[0].arrays[0]
+    chosen = _clear_images(landscapes, 2)
+    order, radius = float(first["attack_order"]), float(first["attack_epsilon"])
+    path = folder / "attacks.png"
+    figures.attacks(
+        path,
+        [
+            (found.label, found.style, [attack(found.arrays[0], i) for i in chosen])
+            for found in landscapes
+        ],
+        order=order,
+        title="Attacked test images",
+        note=f"Test images {' and '.join(str(first['shown'][i]) for i in chosen)} of {data}, "
+        f"{seeds_of(found.seeds[0] for found in landscapes)}. PGD, {first['attack_steps']} steps, "
+        f"{norm_name(order)} ball of radius ε = {radius:g}, pixels in [0, 1].",
+    )
+    return path
+
+
+def _clear_images(landscapes: Sequence[Landscapes], count: int) -> list[int]:
+    """Return places among the shown images, those first that most methods get right clean."""
+    right = np.sum(
+        [
+            found.arrays[0]["clean_prediction"] == found.arrays[0]["shown_label"]
+            for found in landscapes
+        ],
+        axis=0,
+    )
+    return np.argsort(-right, stable=True)[:count].tolist()

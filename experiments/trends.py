@@ -1,0 +1,88 @@
+"""Figures of what a method costs and wins, and of what a training does to the loss."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+
+from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, radius_name, save
+
+
+class Point(NamedTuple):
+    """Cost and robust accuracy of one method.
+
+    Attributes:
+        label: the method's name in the legend.
+        style: see `experiments.canvas.style`.
+        cost: ``(S,)`` of a step, in plain steps, a seed each.
+        accuracy: ``(S,)`` fractions.
+    """
+
+    label: str
+    style: Style
+    cost: np.ndarray
+    accuracy: np.ndarray
+
+
+class Trajectory(NamedTuple):
+    """Gradient and curvature through the training of one network, ``(T,)`` each."""
+
+    label: str
+    style: Style
+    steps: np.ndarray
+    gradient_norm: np.ndarray
+    curvature: np.ndarray
+
+
+@mpl.rc_context(STYLE_SHEET)
+def frontier(
+    path: Path, points: Sequence[Point], *, norm: str, radius: float, title: str, note: str
+) -> None:
+    """Draw robust accuracy against cost; a line joins what no cheaper method is better than."""
+    legend = [(point.label, point.style) for point in points]
+    page, body = canvas(10.0, 5.2, title=title, note=note, legend=legend)
+    ax = body.subplots()
+    means = [(point.cost.mean(), 100 * point.accuracy.mean()) for point in points]
+    best = [
+        (cost, accuracy)
+        for cost, accuracy in sorted(means)
+        if all(accuracy > other for there, other in means if there < cost)
+    ]
+    ax.step(*zip(*best, strict=True), where="post", color="#BBBBBB", lw=2, zorder=1)
+    for point, mean in zip(points, means, strict=True):
+        color, marker, _ = point.style
+        ax.plot(point.cost, 100 * point.accuracy, ls="", marker="o", ms=3.5, mew=0, color=color)
+        ax.plot(*mean, ls="", marker=marker, ms=11, color=color)
+    ax.set(
+        xscale="log",
+        xlabel="time of a training step, in plain steps",
+        ylabel=f"accuracy at {norm_name(norm)} radius ε = {radius_name(radius)}, %",
+    )
+    ticks = [1, 2, 3, 5, 10, 20, 50]
+    ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    ax.minorticks_off()
+    costs = np.concatenate([point.cost for point in points])
+    ax.set_xlim(0.8 * costs.min(), 1.3 * costs.max())
+    ax.grid(visible=True)
+    save(page, path)
+
+
+@mpl.rc_context(STYLE_SHEET)
+def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: str) -> None:
+    """Draw mean gradient norm and curvature against the step of the training, a line a network."""
+    legend = list({one.label: one.style for one in drawn}.items())
+    page, body = canvas(12.0, 4.6, title=title, note=note, legend=legend)
+    panels = (
+        ("gradient_norm", r"mean gradient norm $\|g\|_2$ (nats per input unit)"),
+        ("curvature", r"mean curvature $\|H\|$ (nats per input unit²)"),
+    )
+    for ax, (name, label) in zip(body.subplots(1, 2), panels, strict=True):
+        for one in drawn:
+            color, marker, line = one.style
+            marks = {"marker": marker, "ms": 6, "markevery": max(1, len(one.steps) // 6)}
+            ax.plot(one.steps, getattr(one, name), color=color, ls=line, lw=1.5, **marks)
+        ax.set(yscale="log", xlabel="training step", ylabel=label)
+        ax.grid(visible=True)
+    save(page, path)

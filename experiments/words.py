@@ -1,0 +1,72 @@
+"""What report and figures say of a comparison: data, attacks, columns."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from experiments.table import group
+
+
+def attacked(comparison: dict[str, Any]) -> list[str]:
+    """Return what the networks were attacked with, an item of a list each."""
+    strongest = auto_of(comparison)
+    seen = "masking: at how many of its runs and balls a sign of masked gradients was seen"
+    return [
+        f"- Attack: {attack_of(comparison['attack'])}",
+        *([f"- AA: {strongest}; {seen}"] if strongest else []),
+    ]
+
+
+def explained(comparison: dict[str, Any]) -> str:
+    """Return what the columns of the table are."""
+    several = any(len(method.runs) > 1 for method in group(comparison))
+    spread = "; mean ± sample standard deviation over seeds" if several else ""
+    return (
+        "strength: a penalty's weight, or the ε of hessian, hessian-inside, adversarial, trades "
+        "and fgsm. "
+        "Accuracy in percent of the test images, clean and under attack in the ball of the norm "
+        f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
+        "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "
+        "input, estimated from below. Both are means over test images and seeds. time/step: "
+        "seconds per training step over those of `none`."
+    )
+
+
+def about(comparison: dict[str, Any]) -> str:
+    """Return which examples and seeds it is of."""
+    named = seeds_of(run["seed"] for run in comparison["runs"])
+    return f"{comparison['num_test']:,} test images of {comparison['data']}; {named}"
+
+
+def auto_of(comparison: dict[str, Any]) -> str:
+    """Return what AutoAttack attacked; nothing if it didn't."""
+    told = comparison.get("auto", {})
+    if not told.get("norms"):
+        return ""
+    count = told["num_examples"]
+    examples = "all test images" if count is None else f"the first {count:,} test images"
+    return f"AutoAttack, standard version, on {examples}"
+
+
+def seeds_of(seeds: Iterable[int]) -> str:
+    """Return seeds as words.
+
+    >>> seeds_of([2, 0, 2])
+    'seeds 0, 2'
+    """
+    unique = sorted(set(seeds))
+    return f"seed{'s' if len(unique) > 1 else ''} {', '.join(map(str, unique))}"
+
+
+def attack_of(settings: dict[str, Any]) -> str:
+    """Return the attack's settings as words: {"num_steps": 40} is "40 steps"."""
+    words = []
+    for name, value in settings.items():
+        told = " and ".join(map(str, value)) if isinstance(value, list) else str(value)
+        noun = name.removeprefix("num_").replace("_", " ")
+        if name == "name":
+            words.append(told)
+        elif noun != name.replace("_", " "):
+            words.append(f"{told} {noun.removesuffix('s') if value == 1 else noun}")
+        else:
+            words.append(f"{noun} {told}")
+    return ", ".join(words)
