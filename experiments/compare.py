@@ -30,6 +30,7 @@ def main(
     auto_l2: tuple[float, ...] = (),
     auto_linf: tuple[float, ...] = (),
     auto_examples: int | None = None,
+    apgd_examples: int = 0,
     num_devices: int | None = None,
     distributed: bool = False,
     data_dir: Path | None = None,
@@ -62,6 +63,7 @@ def main(
         auto_l2: radii of the ℓ₂ balls for AutoAttack, which is much slower; none if not given.
         auto_linf: radii of the ℓ∞ balls, likewise.
         auto_examples: AutoAttack gets so many, the first of the test set; all if not given.
+        apgd_examples: attack so many by AutoAttack's first two attacks alone, too, at all radii.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
         distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
             environment tells of, each given this same command; see experiments/README.md.
@@ -74,12 +76,14 @@ def main(
         radii = chosen_radii(setup.data, l2=l2, linf=linf)
         pgd = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
         strongest = _strongest(setup.data, auto_l2, auto_linf, auto_examples)
+        if apgd_examples < 0:
+            raise ValueError(f"apgd_examples must be at least 0, got {apgd_examples}")  # noqa: TRY301
         failed = compare(
             setup,
             methods,
             seeds,
             out=out,
-            attacks=Attacks(radii, pgd, strongest, auto_examples),
+            attacks=Attacks(radii, pgd, strongest, auto_examples, apgd_examples),
             mesh=devices.mesh(num_devices),
             data_dir=data_dir,
             manual_dir=manual_dir,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from experiments import auto, report, runs
+from experiments import apgd, auto, report, runs
 from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset
 from experiments.evaluate import evaluate
@@ -33,12 +33,14 @@ class Attacks(NamedTuple):
         pgd: from `experiments.evaluate.attack_settings`.
         auto_radii: likewise for AutoAttack, which is left out where there are none.
         auto_examples: how many, the first of the test set, AutoAttack gets; all if None.
+        apgd_examples: how many APGD gets, at the radii of PGD; it is left out if 0.
     """
 
     radii: Mapping[str, Sequence[float]]
     pgd: dict[str, Any]
     auto_radii: Mapping[str, Sequence[float]]
     auto_examples: int | None
+    apgd_examples: int = 0
 
 
 def compare(
@@ -85,6 +87,7 @@ def compare(
         "norms": _given(attacks.radii),
         "attack": attacks.pgd,
         "auto": {"norms": _given(attacks.auto_radii), "num_examples": attacks.auto_examples},
+        "apgd_examples": attacks.apgd_examples,
         "setup": {name: getattr(configs[0], name) for name in _DEFAULTS},
     }
     with runs.locked(out):
@@ -150,7 +153,7 @@ def _check_paths(out: Path, configs: Sequence[Config]) -> None:
 def _evaluated(
     run: runs.Run, *, dataset: Dataset, attacks: Attacks, mesh: Mesh | None
 ) -> dict[str, Any]:
-    """Attack a network and return what was found, AutoAttack's part under ``auto``."""
+    """Attack a network and return what was found, also under ``auto`` and ``apgd``."""
     found = evaluate(run, dataset, attacks.radii, attacks.pgd, mesh=mesh)
     told = auto.settings("standard", attacks.auto_examples, run.config.seed)
     by_norm = {}
@@ -163,7 +166,10 @@ def _evaluated(
                 name: {"robust": result["robust"], "verdict": result["verdict"]}
                 for name, result in results.items()
             }
-    return {**found, "auto": by_norm}
+    by_apgd = {}
+    if attacks.apgd_examples:
+        by_apgd = apgd.evaluate(run, dataset, attacks.radii, attacks.apgd_examples, mesh=mesh)
+    return {**found, "auto": by_norm, "apgd": by_apgd}
 
 
 def _entry(
@@ -190,6 +196,7 @@ def _entry(
         "clean": evaluation["clean"],
         "robust": evaluation["robust"],
         "auto": evaluation["auto"],
+        "apgd": evaluation["apgd"],
         "train_seconds": run.training["seconds"],
         "seconds_per_step": run.training["seconds_per_step"],
         "gradient_norm_mean": evaluation["gradient_norm_mean"],
@@ -250,6 +257,7 @@ def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     path = out / "comparison.json"
     found: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
     found.setdefault("auto", {"norms": {}, "num_examples": None})
+    found.setdefault("apgd_examples", 0)
     # A setting that came after the file had its default, and one that went says nothing.
     before = found.get("setup", {})
     found["setup"] = {name: before.get(name, default) for name, default in _DEFAULTS.items()}

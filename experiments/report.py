@@ -13,7 +13,7 @@ import tyro
 from experiments.files import replacing
 from experiments.pictures import Landscapes, draw, read_landscapes
 from experiments.table import group, joined, read, table
-from experiments.words import about, attacked, explained
+from experiments.words import about, attacked, explained, under_apgd
 
 
 def main(
@@ -87,6 +87,7 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[st
         "",
         table(comparison),
         f"\n{explained(comparison)}\n",
+        *under_apgd(comparison),
     ]
     if absent:
         lines.append(f"Without landscape.npz, so in the first figure only: {', '.join(absent)}.\n")

@@ -32,7 +32,7 @@ from hessjax.objective import Apply
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _RESULTS = (
     *(METRICS, "weights.npz", "training.json", "diverged.json"),
-    *("evaluation.json", "auto_attack.json", "auto_attack.npz"),
+    *("evaluation.json", "auto_attack.json", "auto_attack.npz", "apgd.json"),
 )
 _LOCK = "lock"
 _VERSIONED = ("hessjax", "jax", "jaxlib", "flax", "optax", "numpy")

@@ -16,7 +16,7 @@ from experiments.evaluate import attack_settings
 from experiments.files import replacing
 from experiments.interruption import exit_code
 from experiments.table import joined, read, table
-from experiments.words import attacked, explained
+from experiments.words import attacked, explained, under_apgd
 
 Part = Literal["headline", "wider", "activations", "mlp"]
 PARTS: tuple[Part, ...] = ("headline", "wider", "activations", "mlp")
@@ -38,6 +38,7 @@ class Plan(NamedTuple):
         validation: training examples held out for the choice.
         seeds: of the headline; two of them for the rest.
         auto_examples: for AutoAttack, the first of the test set.
+        apgd_examples: likewise for APGD at all radii.
         num_steps: of PGD, on the validation and on the test set.
         epochs: as in `Setup`.
     """
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     validation: int = 5000
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     auto_examples: int = 500
+    apgd_examples: int = 1000
     num_steps: tuple[int, int] = (20, 100)
     epochs: int | None = None
 
@@ -146,6 +148,7 @@ PLANS = {
         validation=300,
         seeds=(0, 1),
         auto_examples=50,
+        apgd_examples=100,
         num_steps=(5, 10),
         epochs=3,
     ),
@@ -236,8 +239,8 @@ def study(
 
     every, few = ["none", *plan.candidates], plan.seeds[:2]
     if "headline" in parts:
-        by_auto = attacks._replace(auto_radii=strongest, auto_examples=plan.auto_examples)
-        done("headline", shared, chosen("cnn", HEADLINE), plan.seeds, by_auto)
+        strong = Attacks(plan.radii, long, strongest, plan.auto_examples, plan.apgd_examples)
+        done("headline", shared, chosen("cnn", HEADLINE), plan.seeds, strong)
     if "wider" in parts:
         others = [row for row in every if row not in HEADLINE]
         done("wider", shared, chosen("cnn", others), few, attacks)
@@ -287,10 +290,11 @@ def _write_table(out: Path) -> None:
         *attacked(whole),
         "",
         table(whole),
-        f"\n{explained(whole)}",
+        f"\n{explained(whole)}\n",
+        *under_apgd(whole),
     ]
     with replacing(out / "report.md") as unfinished:
-        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        unfinished.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

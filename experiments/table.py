@@ -69,16 +69,19 @@ def _check(comparison: dict[str, Any], path: Path) -> None:
     for norm in comparison["norms"]:
         if norm not in _NORMS:
             raise ValueError(f"{path} has the norm {norm!r}, expected one of {', '.join(_NORMS)}")
+    balls, strongest = _radii(comparison), _auto_radii(comparison)
+    wanted = {"robust": ("attack", balls), "auto": ("AutoAttack", strongest)}
+    if comparison.get("apgd_examples"):
+        wanted["apgd"] = ("APGD", balls)
     for i, run in enumerate(comparison["runs"]):
-        _check_run(run, f"run {i} of {path}")
-        for norm, radius in _radii(comparison):
-            if radius not in run["robust"].get(norm, {}):
-                raise ValueError(f"run {i} of {path} has no accuracy at {norm} radius {radius}")
-        for norm, radius in _auto_radii(comparison):
-            if radius not in run.get("auto", {}).get(norm, {}):
-                raise ValueError(
-                    f"run {i} of {path} has no accuracy under AutoAttack at {norm} radius {radius}"
-                )
+        where = f"run {i} of {path}"
+        _check_run(run, where)
+        for key, (attack, balls) in wanted.items():
+            for norm, radius in balls:
+                if radius not in run[key].get(norm, {}):
+                    raise ValueError(
+                        f"{where} has no accuracy under {attack} at {norm} radius {radius}"
+                    )
 
 
 def _check_run(run: dict[str, Any], where: str) -> None:
@@ -93,6 +96,10 @@ def _check_run(run: dict[str, Any], where: str) -> None:
     run["robust"] = {
         norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
         for norm, accuracies in run["robust"].items()
+    }
+    run["apgd"] = {
+        norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
+        for norm, accuracies in run.get("apgd", {}).items()
     }
     run["auto"] = {
         norm: {float(radius): _ball(found, where) for radius, found in balls.items()}
@@ -137,7 +144,9 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if any(told != strongest[0] for told in strongest):
         raise ValueError(f"comparisons of different AutoAttack make no table: {strongest}")
     runs = [{**run, "network": _network(one)} for one in comparisons for run in one["runs"]]
-    return {**first, "auto": next(iter(strongest), {}), "runs": runs}
+    examples = max(one.get("apgd_examples", 0) for one in comparisons)
+    auto = next(iter(strongest), {})
+    return {**first, "auto": auto, "apgd_examples": examples, "runs": runs}
 
 
 def _network(comparison: dict[str, Any]) -> str:
@@ -221,6 +230,27 @@ def table(comparison: dict[str, Any]) -> str:
                 str(len(runs)),
             ]
         )
+    return _aligned(rows, words)
+
+
+def apgd_table(comparison: dict[str, Any]) -> str:
+    """Return the accuracies under APGD likewise, "" where there are none."""
+    methods = [m for m in group(comparison) if all(run["apgd"] for run in m.runs)]
+    radii, several = _radii(comparison), any(method.network for method in methods)
+    head = [*(["network"] if several else []), "method", "strength"]
+    rows = [[*head, *(f"{_NORMS[norm]} {radius_name(radius)}" for norm, radius in radii)]]
+    for method in methods:
+        run = method.runs[0]
+        words = [run["method"], _setting(run["strength"], run["step"], *run.get("options", ()))]
+        accuracies = [
+            _percent([run["apgd"][norm][radius] for run in method.runs]) for norm, radius in radii
+        ]
+        rows.append([*([method.network] if several else []), *words, *accuracies])
+    return _aligned(rows, len(head)) if methods else ""
+
+
+def _aligned(rows: Sequence[Sequence[str]], words: int) -> str:
+    """Return rows as Markdown, so many columns of words first."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     # The columns of words stand left, the numbers right.
     aligned = [

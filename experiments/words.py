@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.table import group
+from experiments.table import apgd_table, group
 
 
 def attacked(comparison: dict[str, Any]) -> list[str]:
@@ -70,3 +70,12 @@ def attack_of(settings: dict[str, Any]) -> str:
         else:
             words.append(f"{noun} {told}")
     return ", ".join(words)
+
+
+def under_apgd(comparison: dict[str, Any]) -> list[str]:
+    """Return the table of accuracies under APGD with a line before it, nothing if there is none."""
+    found = apgd_table(comparison)
+    if not found:
+        return []
+    examples = f"the first {comparison['apgd_examples']:,} test images"
+    return [f"Under APGD with cross-entropy, then at nine targets, {examples}:\n\n{found}\n"]

@@ -134,6 +134,7 @@ def test_evaluating_by_itself_is_the_same(folder, capsys):
         (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
         (["--data", "minst!"], "unknown data set 'minst!'"),
         (["--l2", "--linf"], "there is no radius to attack with: give l2 or linf one"),
+        (["--apgd-examples", "-1"], "apgd_examples must be at least 0, got -1"),
         (["--auto-l2", "-1"], "a radius of l2 must be a finite positive number, got -1"),
         (["--auto-examples", "9"], "auto_examples needs a radius for AutoAttack"),
         (

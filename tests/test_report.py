@@ -150,6 +150,29 @@ def test_table_tells_autoattack_and_how_often_masking_was_seen(directory):
         read(directory)
 
 
+@pytest.mark.usefixtures("drawn")
+def test_apgd_has_a_table_of_its_own(directory):
+    def found(accuracy):
+        return {"l2": {"0.5": accuracy, "1.0": 0.5}, "linf": {"0.1": 0.25}}
+
+    runs = [run("none", 0, apgd=found(0.7)), run("none", 1, apgd=found(0.8))]
+    content = comparison(runs) | {"apgd_examples": 1000}
+    file = directory / "comparison.json"
+    file.write_text(json.dumps(content))
+    report.main(directory)
+    text = (directory / "report.md").read_text()
+    assert (
+        "Under APGD with cross-entropy, then at nine targets, the first 1,000 test images" in text
+    )
+    *_, row = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["none", "-", "75.0 ± 7.1", "50.0 ± 0.0", "25.0 ± 0.0"]
+    del runs[1]["apgd"]["linf"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"run 1 .* no accuracy under APGD at linf radius 0\.1"):
+        read(directory)
+
+
 def test_comparisons_attacked_alike_make_one_table(directory, tmp_path, capsys):
     setup = {"model": "cnn", "activation": "gelu"}
     runs = [run("none", 0, seconds_per_step=0.02), run("hessian", 0, seconds_per_step=0.1)]
@@ -419,7 +442,7 @@ def without(content, key):
         (comparison([run("none", 0, clean="x")]), r"comparison.json is damaged \('x' is no acc"),
         (comparison() | {"norms": {}}, "holds no norms"),
         (comparison() | {"norms": {"l1": [1.0]}}, "the norm 'l1', expected one of l2, linf"),
-        (comparison() | {"norms": {"l2": [3.0]}}, "has no accuracy at l2 radius 3"),
+        (comparison() | {"norms": {"l2": [3.0]}}, "has no accuracy under attack at l2 radius 3"),
         (comparison([run("none", 0), without(run("none", 1), "clean")]), "run 1 of .* lacks clean"),
     ],
 )

@@ -43,6 +43,7 @@ def made_up(calls: list[dict[str, Any]], accuracy: Any) -> Any:
         calls.append(
             {"out": out.name, "methods": methods, "seeds": list(seeds), "setup": setup}
             | {"auto": attacks.auto_radii, "examples": attacks.auto_examples}
+            | {"apgd": attacks.apgd_examples}
         )
         balls = [(norm, radius) for norm, radii in attacks.radii.items() for radius in radii]
         runs = [
@@ -128,13 +129,14 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
     assert by_name["headline"]["methods"] == headline
     assert by_name["headline"]["seeds"] == [0, 1, 2, 3, 4]
     assert by_name["headline"]["auto"] == {"l2": (1.5,), "linf": (0.2,)}
-    assert by_name["headline"]["examples"] == 500
+    assert (by_name["headline"]["examples"], by_name["headline"]["apgd"]) == (500, 1000)
     assert by_name["wider"]["methods"] == [
         name for row, name in chosen.items() if row not in HEADLINE
     ]
     assert by_name["mlp"]["methods"] == ["none", *chosen.values()]
     for name in ("wider", "relu", "softplus", "mlp"):
-        assert (by_name[name]["seeds"], by_name[name]["auto"]) == ([0, 1], {})
+        call = by_name[name]
+        assert (call["seeds"], call["auto"], call["apgd"]) == ([0, 1], {}, 0)
     for name in ("tuning-cnn", "tuning-mlp"):
         assert by_name[name]["setup"].validation == 5000
         assert by_name[name]["seeds"] == [0]

@@ -1,0 +1,99 @@
+"""APGD on a trained network, at every radius: the first two attacks of AutoAttack."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments import devices, runs
+from experiments.config import ORDERS
+from experiments.data import Dataset
+from experiments.files import number_key, read_json, write_json
+from experiments.processes import led, progress_bar
+from hessjax import LpBall
+from hessjax.attacks import STANDARD, AttackResult, auto_attack
+from hessjax.attacks.autoattack import ROBUST
+
+_ATTACKS = STANDARD[:2]  # by cross-entropy, then by the DLR loss at nine targets
+
+
+def evaluate(
+    run: runs.Run,
+    dataset: Dataset,
+    radii: Mapping[str, Sequence[float]],
+    num_examples: int,
+    *,
+    mesh: Mesh | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return the accuracy of the first test examples under APGD, by norm and radius.
+
+    It is kept in ``apgd.json``, and what is there of the same examples is not done again.
+
+    Args:
+        run: the network.
+        dataset: its data.
+        radii: of the balls by norm, in input units.
+        num_examples: how many test examples, the first ones.
+        mesh: devices to attack on, the default one if not given; they change no result.
+    """
+    path, told = run.path / "apgd.json", {"num_examples": num_examples, "seed": run.config.seed}
+    content = _earlier(path, told)
+    x = jnp.asarray(dataset.test_images[:num_examples])
+    y = jnp.asarray(dataset.test_labels[:num_examples])
+    logits_fn = jax.tree_util.Partial(run.apply, run.params)
+    if mesh is not None:
+        logits_fn, x, y = devices.replicated(mesh, (logits_fn, x, y))
+    for norm, values in radii.items():
+        names = sorted(map(number_key, values), key=float)
+        if set(names) - set(content["robust"].get(norm, {})):
+            key = jax.random.key(run.config.seed)
+            found = {
+                number_key(radius): float(right.mean())
+                for radius, right in _withstood(
+                    logits_fn, x, y, key, order=ORDERS[norm], radii=values
+                )
+            }
+            content["robust"][norm] = {name: found[name] for name in names}
+            led(write_json)(path, {**content, **runs.provenance()})
+    return {
+        norm: {name: content["robust"][norm][name] for name in map(number_key, sorted(values))}
+        for norm, values in radii.items()
+        if values
+    }
+
+
+def _withstood(
+    logits_fn: jax.tree_util.Partial,
+    x: jax.Array,
+    y: jax.Array,
+    key: jax.Array,
+    *,
+    order: float,
+    radii: Sequence[float],
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Attack from the largest radius on; what withstands it counts at the smaller ones, too."""
+    resume, robust = None, np.zeros(len(x), bool)
+    with progress_bar(total=len(radii), desc="APGD", unit=" radii") as bar:
+        for radius in sorted(radii, reverse=True):
+            ball = LpBall(radius, order)
+            result = auto_attack(logits_fn, x, y, ball, key, attacks=_ATTACKS, resume=resume)
+            robust = robust | np.asarray(result.robust)
+            # What is marked as broken is not attacked.
+            broken_by = np.where(
+                robust, 0, np.where(np.asarray(result.broken_by) >= 0, ROBUST, result.broken_by)
+            )
+            distance = jnp.zeros(len(x), x.dtype)
+            resume = AttackResult(x, jnp.asarray(~robust), jnp.asarray(broken_by), distance, ())
+            bar.update()
+            yield radius, robust
+
+
+@led
+def _earlier(path: Path, told: dict[str, Any]) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else {}
+    same = all(found.get(name) == value for name, value in told.items())
+    return {**told, "robust": found["robust"] if same and found else {}}
