@@ -28,7 +28,7 @@ _COLORS = {
 _RELATIVES = {
     "hessian-cheap": ("hessian", "<"),
     "hessian-lanczos": ("hessian", ">"),
-    "hessian-inside": ("hessian", "X"),
+    "hessian-inside": ("hessian-only", "X"),
     "gradient-hessian": ("gradient", "p"),
     "hessian-only-lanczos": ("hessian-only", ">"),
     "hessian-only-power": ("hessian-only", "<"),

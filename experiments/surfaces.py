@@ -128,7 +128,9 @@ def boundaries(
         ax.tick_params(labelbottom=True)
     body.supxlabel(r"along the attack (input units, $\ell_2$)", fontsize=14)
     body.supylabel("along a random direction\n(input units, $\\ell_2$)", fontsize=14)
-    bar = body.colorbar(ScalarMappable(norm, colors), ax=axes, ticks=levels[::4], shrink=0.95)
+    bar = body.colorbar(
+        ScalarMappable(norm, colors), ax=axes, ticks=levels[::4], format="{x:.2g}", shrink=0.95
+    )
     bar.set_label("margin of the label (logits)")
     save(page, path)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, radius_name, save
 
@@ -75,8 +76,8 @@ def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: s
     legend = list({one.label: one.style for one in drawn}.items())
     page, body = canvas(12.0, 4.6, title=title, note=note, legend=legend)
     panels = (
-        ("gradient_norm", r"mean gradient norm $\|g\|_2$ (nats per input unit)"),
-        ("curvature", r"mean curvature $\|H\|$ (nats per input unit²)"),
+        ("gradient_norm", r"mean $\|g\|_2$ (nats per input unit)"),
+        ("curvature", r"mean $\|H\|$ (nats per input unit²)"),
     )
     for ax, (name, label) in zip(body.subplots(1, 2), panels, strict=True):
         for one in drawn:
@@ -84,5 +85,8 @@ def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: s
             marks = {"marker": marker, "ms": 6, "markevery": max(1, len(one.steps) // 6)}
             ax.plot(one.steps, getattr(one, name), color=color, ls=line, lw=1.5, **marks)
         ax.set(yscale="log", xlabel="training step", ylabel=label)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid(visible=True)
     save(page, path)
