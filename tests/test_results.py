@@ -14,13 +14,14 @@ DEVICES = sorted(path for path in records.RESULTS.iterdir() if path.is_dir())
 # The device of the README's table.
 CPU = records.RESULTS / "cpu-amd-epyc-1-core"
 RESULTS = sorted(path.parent for path in ROOT.glob("experiments/results/*/comparison.json"))
+STUDY = sorted(path.parent for path in ROOT.glob("experiments/results/study/*/*/comparison.json"))
 
 
 def test_there_are_results_of_both_data_sets():
     assert {"mnist", "fashion_mnist"} <= {path.name for path in RESULTS}
 
 
-@pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", RESULTS + STUDY, ids=lambda path: path.name)
 def test_a_result_says_where_it_is_from(folder):
     comparison = read(folder)
     for key in ("command", "commit", "versions", "device"):
@@ -33,6 +34,12 @@ def test_a_result_says_where_it_is_from(folder):
 def test_published_tables_are_those_of_the_results(folder):
     published = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     assert table(read(folder)) in published
+    assert table(read(folder)) in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", STUDY, ids=lambda path: f"{path.parent.name} {path.name}")
+def test_tables_of_the_study_are_those_of_the_results(folder):
+    assert table(read(folder)) in (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
     assert table(read(folder)) in (folder / "report.md").read_text(encoding="utf-8")
 
 
