@@ -15,7 +15,7 @@ from experiments.words import about, attack_of, auto_of, seeds_of
 _LANDSCAPE_KEYS = (
     *("curvature", "gradient_norm", "shown", "shown_label", "shown_clean", "clean_prediction"),
     *("attacked", "attacked_prediction", "attack_epsilon", "attack_order", "attack_steps"),
-    *("surface_offsets", "surface_loss", "surface_cosine", "boundary_margin"),
+    *("surface_offsets", "surface_loss", "surface_cosine"),
 )
 # What one figure shows of several runs has to be the same in all of them.
 _COMMON = {
@@ -46,8 +46,11 @@ def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscap
     if watched := [method for method in methods if any("trajectory" in run for run in method.runs)]:
         drawn += [_draw_training(folder, comparison, watched)]
     if landscapes:
-        draws = (_draw_norms, _draw_planes, _draw_boundaries, _draw_attacks)
-        drawn += [one(folder, data, landscapes) for one in draws]
+        drawn += [one(folder, data, landscapes) for one in (_draw_norms, _draw_planes)]
+        # Those from before it was drawn lack it.
+        bounded = [found for found in landscapes if "boundary_margin" in found.arrays[0]]
+        drawn += [_draw_boundaries(folder, data, bounded)] if bounded else []
+        drawn += [_draw_attacks(folder, data, landscapes)]
     return drawn
 
 

@@ -417,6 +417,15 @@ def test_methods_without_landscape_are_named(tmp_path, drawn):
     assert "seed 1" in drawn["planes"][1]["note"]
 
 
+def test_a_landscape_from_before_the_boundary_was_drawn(tmp_path, drawn):
+    landscapes = {"none-0": without(landscape(), "boundary_margin"), "hessian-0": landscape(1)}
+    report.main(store(tmp_path, comparison(), landscapes))
+    (boundaries, _), _ = drawn["boundaries"]
+    assert [one.label for one in boundaries] == ["hessian"]
+    (planes, _), _ = drawn["planes"]
+    assert [one.label for one in planes] == ["none", "hessian"]
+
+
 def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
     report.main(store(tmp_path, comparison(), {}))
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
