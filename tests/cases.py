@@ -20,8 +20,6 @@ QUICK: dict[str, Any] = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
-if jax.__version_info__ < (0, 11):  # later ones have no other way of making code of a fusion
-    QUICK["xla_cpu_use_fusion_emitters"] = False
 quick_jit = partial(jax.jit, compiler_options=QUICK)
 
 cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
