@@ -1,7 +1,7 @@
 """Train networks by several methods on one data set and compare them."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -13,6 +13,7 @@ from experiments.evaluate import attack_settings, chosen_radii
 from experiments.interruption import exit_code
 from experiments.processes import led, start
 from experiments.table import read, table
+from experiments.words import failures_of
 
 _METHODS = ("none", "gradient", "hessian", "finite-step", "adversarial")
 
@@ -95,7 +96,7 @@ def main(
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(exit_code(stop))
     if failed:
-        sys.exit(_failures(failed))
+        sys.exit(failures_of(failed))
 
 
 def _strongest(
@@ -118,12 +119,6 @@ def _tell(out: Path) -> None:
     if (out / "comparison.json").is_file():
         print(table(read(out)))
         print(f"\nWritten: {out / 'comparison.json'}, {out / 'report.md'} and figures beside them")
-
-
-def _failures(failed: Mapping[str, str]) -> str:
-    """Return a list of what failed, for the end of a program."""
-    lines = [f"\n  {path}: {reason}" for path, reason in failed.items()]
-    return f"error: {len(failed)} of the runs failed:{''.join(lines)}"
 
 
 if __name__ == "__main__":

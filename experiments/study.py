@@ -16,7 +16,7 @@ from experiments.evaluate import attack_settings
 from experiments.files import replacing
 from experiments.interruption import exit_code
 from experiments.table import joined, read, table
-from experiments.words import attacked, explained, under_apgd
+from experiments.words import attacked, explained, failures_of, under_apgd
 
 Part = Literal["headline", "wider", "activations", "mlp"]
 PARTS: tuple[Part, ...] = ("headline", "wider", "activations", "mlp")
@@ -197,8 +197,7 @@ def main(
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(exit_code(stop))
     if failed:
-        lines = [f"\n  {path}: {reason}" for path, reason in failed.items()]
-        sys.exit(f"error: {len(failed)} of the runs failed:{''.join(lines)}")
+        sys.exit(failures_of(failed))
 
 
 def study(

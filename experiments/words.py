@@ -1,6 +1,6 @@
 """What report and figures say of a comparison: data, attacks, columns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments.table import apgd_table, group
@@ -79,3 +79,9 @@ def under_apgd(comparison: dict[str, Any]) -> list[str]:
         return []
     examples = f"the first {comparison['apgd_examples']:,} test images"
     return [f"Under APGD with cross-entropy, then at nine targets, {examples}:\n\n{found}\n"]
+
+
+def failures_of(failed: Mapping[str, str]) -> str:
+    """Return a list of what failed, for the end of a program."""
+    lines = [f"\n  {path}: {reason}" for path, reason in failed.items()]
+    return f"error: {len(failed)} of the runs failed:{''.join(lines)}"
