@@ -96,4 +96,4 @@ def _withstood(
 def _earlier(path: Path, told: dict[str, Any]) -> dict[str, Any]:
     found = read_json(path) if path.is_file() else {}
     same = all(found.get(name) == value for name, value in told.items())
-    return {**told, "robust": found["robust"] if same and found else {}}
+    return {**told, "robust": found.get("robust", {}) if same else {}}
