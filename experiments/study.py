@@ -184,7 +184,7 @@ def main(
             methods.
         out: folder of the study; it gets a folder for each data set, with its table, report.md.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
-        manual_dir: folder of the original files, where they cannot be downloaded; name one data set.
+        manual_dir: folder of one data set's original files, where they cannot be downloaded.
     """
     failed: dict[str, str] = {}
     try:
