@@ -21,6 +21,16 @@ collect_ignore = ["mutants.py"]
 _compilation.CPU_OPTIONS.update(cases.QUICK)
 
 
+@pytest.fixture(scope="module")
+def counted():
+    """Have operations counted in what the package compiles, at the price of compile time."""
+    before = dict(_compilation.CPU_OPTIONS)
+    for name in cases.QUICK.keys() - cases.COUNTED.keys():
+        del _compilation.CPU_OPTIONS[name]
+    yield
+    _compilation.CPU_OPTIONS.update(before)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """Return the folder of a small network, trained on the digits; read it only."""

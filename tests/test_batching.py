@@ -1,6 +1,6 @@
 """Parts and chunks of a batch: the same on average, or the same at once, for less."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -44,6 +44,12 @@ WHOLE = (X, Y)
 BATCHES = {"whole": WHOLE, "masked": NOTHING}
 
 
+@cache
+def at_once(build: Any, kind: str) -> Any:
+    """Return value, metrics and gradient of the objective with neither parts nor chunks."""
+    return value_and_gradient(build(), BATCHES[kind])
+
+
 @pytest.mark.parametrize(("parts", "kind"), [(2, "whole"), (3, "masked"), (9, "masked")])
 @pytest.mark.parametrize("build", [SHARED, SEPARATE], ids=["shared", "separate"])
 def test_the_mean_over_all_parts_is_the_whole(build: Any, parts: int, kind: str) -> None:
@@ -51,7 +57,7 @@ def test_the_mean_over_all_parts_is_the_whole(build: Any, parts: int, kind: str)
     evaluate = cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
     each = [evaluate(CASE.params, batch, KEY, step) for step in range(4, 4 + parts)]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / parts, *each)
-    cases.assert_tree_close(mean, value_and_gradient(build(), batch), rtol=1e-9, atol=1e-13)
+    cases.assert_tree_close(mean, at_once(build, kind), rtol=1e-9, atol=1e-13)
 
 
 def chosen(
@@ -97,14 +103,16 @@ def test_a_part_depends_neither_on_padding_nor_on_the_size() -> None:
 
 
 def test_the_loss_is_that_of_all_examples() -> None:
-    whole = SHARED()(CASE.params, (X, Y), KEY)[1]["loss"]
-    part = SHARED(parts=4)(CASE.params, (X, Y), KEY, 1)[1]["loss"]
+    whole, part = (
+        cases.quick_jit(objective)(CASE.params, WHOLE, KEY, 1)[1]["loss"]
+        for objective in (SHARED(), SHARED(parts=4))
+    )
     np.testing.assert_allclose(part, whole, rtol=1e-12)
 
 
 def operations(objective: Any, batch: Any) -> float:
     gradient_of = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    compiled: Any = gradient_of.lower(CASE.params, batch, KEY, 0).compile()
+    compiled: Any = gradient_of.lower(CASE.params, batch, KEY, 0).compile(cases.COUNTED)
     return compiled.cost_analysis()["flops"]
 
 
@@ -118,9 +126,8 @@ def test_the_rest_of_the_batch_pays_for_the_loss_alone() -> None:
 @pytest.mark.parametrize(("chunk_size", "kind"), [(1, "whole"), (3, "masked"), (100, "whole")])
 @pytest.mark.parametrize("build", [SHARED, SEPARATE], ids=["shared", "separate"])
 def test_chunks_change_nothing(build: Any, chunk_size: int, kind: str) -> None:
-    batch = BATCHES[kind]
-    got = value_and_gradient(build(chunk_size=chunk_size), batch)
-    cases.assert_tree_close(got, value_and_gradient(build(), batch), rtol=1e-9, atol=1e-13)
+    got = value_and_gradient(build(chunk_size=chunk_size), BATCHES[kind])
+    cases.assert_tree_close(got, at_once(build, kind), rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -132,7 +139,7 @@ def test_options_combine(parts: int) -> None:
     mean = jax.tree.map(
         lambda *leaves: sum(leaves) / length, *[(value, g) for (value, _), g in cycle]
     )
-    (value, _), gradient = value_and_gradient(SHARED(), WHOLE)
+    (value, _), gradient = at_once(SHARED, "whole")
     # The parts take turns on the steps that have penalties, not on all.
     cases.assert_tree_close(mean, (value, gradient), rtol=1e-9, atol=1e-13)
 
@@ -153,7 +160,7 @@ def temporary_bytes(objective: Any) -> int:
     optimizer = optax.sgd(0.1)
     state = hessjax.TrainState.create(WIDE, optimizer, jax.random.key(0))
     step: Any = jax.jit(hessjax.train_step(objective, optimizer))
-    return step.lower(state, IMAGES).compile().memory_analysis().temp_size_in_bytes
+    return step.lower(state, IMAGES).compile(cases.COUNTED).memory_analysis().temp_size_in_bytes
 
 
 def test_chunks_keep_a_penalty_below_twice_the_memory_of_a_plain_step() -> None:

@@ -59,7 +59,7 @@ def compiled_step(objective: Any, shape: tuple[int, int, int] = STANDARD) -> Any
     y = jnp.zeros(BATCH_SIZE, jnp.int32)
     lowered = jax.jit(hessjax.train_step(objective, OPTIMIZER)).lower(state, (x, y))
     # Operations are counted in the optimized program; only machine code for it is made quickly.
-    return lowered.compile({"xla_backend_optimization_level": "0"})
+    return lowered.compile(cases.COUNTED)
 
 
 def operations(compiled: Any) -> float:

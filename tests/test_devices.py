@@ -323,7 +323,7 @@ def test_exchanges_are_found() -> None:
     x = jax.device_put(jnp.ones((16, 3), jnp.float32), rows)
 
     def found(function: Any) -> list[tuple[str, int]]:
-        program: Any = jax.jit(function).lower(x).compile()
+        program: Any = jax.jit(function).lower(x).compile(cases.COUNTED)
         return exchanges(program.as_text())
 
     assert found(lambda x: 2 * x) == []
@@ -355,7 +355,7 @@ def step_program(
     with jax.set_mesh(mesh):
         step = jax.jit(hessjax.train_step(objective, layouts.OPTIMIZER), donate_argnums=0)
         lowered = step.lower(devices.replicated(mesh, state), tuple(batch))
-    program: Any = lowered.compile({"xla_backend_optimization_level": "0"})
+    program: Any = lowered.compile(cases.COUNTED)
     assert not re.search(r"\bwhile\b", program.as_text()), "a loop body would be counted once"
     return program
 
@@ -425,7 +425,7 @@ def test_a_step_of_the_evaluation_divides_and_exchanges_what_it_found() -> None:
             lowered = jax.jit(robustness._advance, static_argnums=0).lower(
                 kind, *given, np.arange(size), epsilon=0.1, step_size=0.1
             )
-        program: Any = lowered.compile(cases.QUICK)
+        program: Any = lowered.compile(cases.COUNTED)
         told = exchanges(program.as_text())
         # The points and whether they are broken, once in five steps, and the numbers of the rows.
         assert {kind for kind, _ in told} == ({"all-gather"} if count > 1 else set())
@@ -445,7 +445,7 @@ def test_the_norms_of_the_test_set_are_shared() -> None:
         given = devices.replicated(mesh, (layouts.WEIGHTS, examples))
         with _placement.following(mesh):
             lowered = jax.jit(landscape._norms, static_argnums=0).lower(problem, *given)
-        program: Any = lowered.compile(cases.QUICK)
+        program: Any = lowered.compile(cases.COUNTED)
         assert {kind for kind, _ in exchanges(program.as_text())} <= {"all-gather"}
         flops.append(count * program.cost_analysis()["flops"])
     np.testing.assert_allclose(flops[1], flops[0], rtol=0.02)
@@ -472,7 +472,7 @@ def test_a_step_of_an_attack_divides_and_exchanges_nothing(attack: Any) -> None:
         with _placement.following(mesh):
             shared = devices.replicated(mesh, given)
             lowered = step.lower(attack.step, shared, placed, state=carried)
-        program: Any = lowered.compile(cases.QUICK)
+        program: Any = lowered.compile(cases.COUNTED)
         assert exchanges(program.as_text()) == []
         flops[count] = count * program.cost_analysis()["flops"]
     # A loop's body is counted once, but it is the same for a share of the examples.

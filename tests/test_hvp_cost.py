@@ -15,6 +15,8 @@ from experiments.files import read_json
 from experiments.models import functional
 from tests import cases
 
+pytestmark = pytest.mark.usefixtures("counted")
+
 FORMS = hvp_forms.forms([1, 3])
 CASE = cases.mlp("gelu")
 

@@ -140,12 +140,16 @@ def test_converged_hessian_norm_is_the_dense_one() -> None:
     assert metrics["residual"] < 1e-8
 
 
+def operations(objective: Any) -> float:
+    step = jax.jit(jax.grad(objective, has_aux=True))
+    compiled: Any = step.lower(PARAMS, BATCH, KEY).compile(cases.COUNTED)
+    return compiled.cost_analysis()["flops"]
+
+
 @cache
 def flops(gradient_weight: float, hessian_weight: float) -> float:
     objective = second_order(APPLY, LOSS, gradient_weight, hessian_weight)
-    step = cases.quick_jit(jax.grad(objective, has_aux=True))
-    cost: Any = step.lower(PARAMS, BATCH, KEY).compile().cost_analysis()
-    return cost["flops"]
+    return operations(objective)
 
 
 def test_without_a_product_the_norm_is_the_curvature_along_the_gradient() -> None:
@@ -197,9 +201,7 @@ def test_a_weight_of_zero_leaves_its_term_out() -> None:
     assert value == metrics["loss"]
     assert set(metrics) == {"loss"}
     # Not multiplied by zero but not computed.
-    plain = cases.quick_jit(jax.grad(regularized(APPLY, LOSS, {}), has_aux=True))
-    cost: Any = plain.lower(PARAMS, BATCH, KEY).compile().cost_analysis()
-    assert flops(0, 0) <= 1.05 * cost["flops"]
+    assert flops(0, 0) <= 1.05 * operations(regularized(APPLY, LOSS, {}))
     assert flops(0, 0) < 0.8 * flops(1, 0)
     assert flops(1, 0) < 0.8 * flops(1, 1)
 

@@ -19,6 +19,8 @@ from experiments.train import train
 from hessjax import Lazy, second_order
 from tests import cases
 
+pytestmark = pytest.mark.usefixtures("counted")
+
 NARROW = partial(models.create, "mlp", "gelu", input_shape=(4, 4, 1), num_classes=3, widths=(6,))
 APPLY, PARAMS = models.functional(NARROW(seed=0))
 RNG = np.random.default_rng(0)
@@ -136,7 +138,7 @@ def test_slices_of_a_batch_are_one_step():
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> Path:
+def measured(tmp_path_factory, counted) -> Path:
     folder = tmp_path_factory.mktemp("benchmarks")
     config = Config(model="mlp", method="none", epochs=1).resolved()
     train(config, load("digits"), folder / "run")
