@@ -12,20 +12,23 @@ from jax.flatten_util import ravel_pytree
 
 from hessjax import Composite
 
-# The compiler's optimizations take most of a test's time and change no value beyond rounding. What
-# it makes by default is compared with this where a test says that jit changes nothing, and is what
-# the training steps and their costs are tested with.
-COUNTED: dict[str, Any] = {
+# The compiler's optimizations take most of a test's time and change no value beyond rounding. So
+# tests/conftest.py has it leave them out, unless it is given one of the following.
+_OLDER = jax.__version_info__ < (0, 11)
+QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_parallel_codegen_split_count": 1,
+    # Older code for fusions, which is compiled in two thirds of the time.
+    **({"xla_cpu_use_fusion_emitters": False} if _OLDER else {}),
 }
-# The older code for fusions takes two thirds of that time again, but its loops hide from the
-# compiler's count of operations what it does. It went with JAX 0.11.
-QUICK = COUNTED | (
-    {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-)
-quick_jit = partial(jax.jit, compiler_options=QUICK)
+# The loops of that code hide from the count of operations what is done in them.
+COUNTED: dict[str, Any] = {"xla_cpu_use_fusion_emitters": True} if _OLDER else {}
+USUAL: dict[str, Any] = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    **COUNTED,
+}
 
 cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
@@ -255,7 +258,7 @@ def dense(name: str) -> Dense:
     """Return the dense derivatives of the named case."""
     case = ALL[name]()
 
-    @quick_jit
+    @jax.jit
     def evaluate(params: Any, x: Any) -> Dense:
         f = case.function(params)
         return Dense(
@@ -276,7 +279,7 @@ def directional_differences(
     offsets = step * jnp.concatenate([directions, -directions, jnp.zeros((1, flat.size))])
 
     # A loop, because the compiler is slow at convolutions of a batch of kernels.
-    @quick_jit
+    @jax.jit
     def evaluate(points: jax.Array) -> jax.Array:
         return jax.lax.map(lambda point: value(unravel(point)), points)
 
@@ -298,7 +301,7 @@ def assert_gradient(
     rtol: float = 1e-6,
 ) -> None:
     """Check the parameter gradient of ``value`` against finite differences of ``oracle``."""
-    got = np.asarray(ravel_pytree(quick_jit(jax.grad(value))(params))[0])
+    got = np.asarray(ravel_pytree(jax.jit(jax.grad(value))(params))[0])
     wanted = finite_difference_gradient(oracle, params)
     assert np.linalg.norm(wanted) > 1e-3, "the oracle's gradient must be something to test with"
     assert np.linalg.norm(got - wanted) <= rtol * np.linalg.norm(wanted)

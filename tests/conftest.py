@@ -1,10 +1,12 @@
 """Settings of the whole test process."""
 
+import os
+
 import jax
 import pytest
 import tyro
 
-from experiments import train
+from experiments import report, train
 from hessjax import _compilation
 from tests import cases
 
@@ -17,18 +19,25 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # A command, which needs more than the tests do.
 collect_ignore = ["mutants.py"]
 
-# As tests/cases.py says of its own.
-_compilation.CPU_OPTIONS.update(cases.QUICK)
+# Read when the first program is compiled, of which there are many that say nothing of their own.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), *(f"--{name}={value}" for name, value in cases.QUICK.items())]
+)
+_compilation.CPU_OPTIONS.clear()
 
 
 @pytest.fixture(scope="module")
 def counted():
     """Have operations counted in what the package compiles, at the price of compile time."""
-    before = dict(_compilation.CPU_OPTIONS)
-    for name in cases.QUICK.keys() - cases.COUNTED.keys():
-        del _compilation.CPU_OPTIONS[name]
+    _compilation.CPU_OPTIONS.update(cases.COUNTED)
     yield
-    _compilation.CPU_OPTIONS.update(before)
+    _compilation.CPU_OPTIONS.clear()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Write reports without figures, which take seconds."""
+    monkeypatch.setattr(report, "draw", lambda *_: [])
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from tests.cases import quick_jit
-
 # Of an input: a small image of one channel, so that the order of channels does not matter.
 SHAPE = (5, 5, 1)
 NORMS: dict[float, Any] = {2: "L2", np.inf: "Linf"}
@@ -61,10 +59,8 @@ def iterates(attack, params, x, y, ball, **init):
     """
     logits = partial(logits_fn, params)
     key = jax.random.key(0)
-    state = quick_jit(jax.vmap(lambda x, y, o: attack.init(logits, x, y, ball, key, **o)))(
-        x, y, init
-    )
-    step = quick_jit(jax.vmap(lambda x, y, state: attack.step(logits, x, y, ball, state)))
+    state = jax.jit(jax.vmap(lambda x, y, o: attack.init(logits, x, y, ball, key, **o)))(x, y, init)
+    step = jax.jit(jax.vmap(lambda x, y, state: attack.step(logits, x, y, ball, state)))
     states = [state]
     for _ in range(attack.num_steps):
         states.append(step(x, y, states[-1]))

@@ -174,7 +174,7 @@ def values(name: str) -> dict[str, jax.Array]:
         return {penalty: value for penalty, (value, _) in differentiated(name).items()}
     case = cases.ALL[name]()
 
-    @cases.quick_jit
+    @jax.jit
     def evaluate(params: Any) -> dict[str, jax.Array]:
         f = case.function(params)
         return {penalty: PENALTIES[penalty](f, case.x, KEY) for penalty in FEW}
@@ -188,7 +188,7 @@ def differentiated(name: str) -> dict[str, tuple[jax.Array, jax.Array]]:
     case = cases.ALL[name]()
     flat, unravel = ravel_pytree(case.params)
 
-    @cases.quick_jit
+    @jax.jit
     def evaluate(flat: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
         return {
             penalty: jax.value_and_grad(

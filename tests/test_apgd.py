@@ -17,7 +17,6 @@ from hessjax.attacks.balls import distance as measure
 from hessjax.attacks.balls import sphere_point
 from hessjax.losses import targeted_dlr_loss
 from tests import originals
-from tests.cases import quick_jit
 
 RADII = {2: 0.6, np.inf: 0.12}
 # The reference adds 1e-12 to the norms of gradients, which here are as small as 1e-6.
@@ -112,7 +111,7 @@ def test_a_linear_model_is_broken_from_its_distance_on(order, options):
     distance = score / (jnp.linalg.norm(dual) if order == 2 else jnp.sum(dual))
     for share, broken in ((0.98, False), (1.02, True)):
         ball = LpBall(share * distance, order)
-        x_adv = quick_jit(partial(apgd, linear, ball=ball, **options))(x, 0, key=jax.random.key(0))
+        x_adv = jax.jit(partial(apgd, linear, ball=ball, **options))(x, 0, key=jax.random.key(0))
         assert bool(linear(x_adv)[0] < linear(x_adv)[1]) == broken
         assert measure(ball, x_adv - x) <= ball.epsilon * (1 + 1e-12)
         if not broken:  # it went as far as it could
@@ -138,7 +137,7 @@ def test_restarts_and_targets_only_find_more():
     def broken(**options):
         run = partial(apgd, bumpy, y=0, ball=LpBall(0.05, 2), num_steps=3, **options)
         keys = jax.random.split(KEY, len(x))
-        points = quick_jit(jax.vmap(lambda x, key: run(x, key=key)))(x, keys)
+        points = jax.jit(jax.vmap(lambda x, key: run(x, key=key)))(x, keys)
         return np.asarray(jax.vmap(bumpy)(points)[:, 0] < 0)
 
     once, often = broken(), broken(num_restarts=6)

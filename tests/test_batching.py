@@ -36,7 +36,7 @@ SEPARATE = partial(
 
 def value_and_gradient(objective: Any, batch: Any, step: int = 0, key: Any = KEY) -> Any:
     """Return (value, metrics) and the gradient in the parameters."""
-    gradient_of = cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
+    gradient_of = jax.jit(jax.value_and_grad(objective, has_aux=True))
     return gradient_of(CASE.params, batch, key, step)
 
 
@@ -54,7 +54,7 @@ def at_once(build: Any, kind: str) -> Any:
 @pytest.mark.parametrize("build", [SHARED, SEPARATE], ids=["shared", "separate"])
 def test_the_mean_over_all_parts_is_the_whole(build: Any, parts: int, kind: str) -> None:
     objective, batch = build(parts=parts), BATCHES[kind]
-    evaluate = cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
+    evaluate = jax.jit(jax.value_and_grad(objective, has_aux=True))
     each = [evaluate(CASE.params, batch, KEY, step) for step in range(4, 4 + parts)]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / parts, *each)
     cases.assert_tree_close(mean, at_once(build, kind), rtol=1e-9, atol=1e-13)
@@ -78,7 +78,7 @@ def chosen(
     def total(key: Any, step: Any) -> jax.Array:
         return objective(CASE.params, batch, key, step)[1]["place"] * size / parts
 
-    totals = cases.quick_jit(jax.vmap(jax.vmap(total, (None, 0)), (0, None)))
+    totals = jax.jit(jax.vmap(jax.vmap(total, (None, 0)), (0, None)))
     sums = totals(keys, jnp.asarray(steps)).ravel()
     np.testing.assert_allclose(sums, np.round(sums), rtol=1e-9)
     return [{i for i in range(size) if round(float(found)) >> i & 1} for found in sums]
@@ -104,7 +104,7 @@ def test_a_part_depends_neither_on_padding_nor_on_the_size() -> None:
 
 def test_the_loss_is_that_of_all_examples() -> None:
     whole, part = (
-        cases.quick_jit(objective)(CASE.params, WHOLE, KEY, 1)[1]["loss"]
+        jax.jit(objective)(CASE.params, WHOLE, KEY, 1)[1]["loss"]
         for objective in (SHARED(), SHARED(parts=4))
     )
     np.testing.assert_allclose(part, whole, rtol=1e-12)

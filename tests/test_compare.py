@@ -72,6 +72,7 @@ def test_the_same_command_does_nothing_twice(folder, monkeypatch):
     assert read_json(folder / "comparison.json")["runs"] == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkeypatch):
     """A short one."""
     out = shutil.copytree(folder, tmp_path / "out")
@@ -151,6 +152,7 @@ def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_radii_of_many_digits_are_found_again(folder, tmp_path):
     radii = ["0.00784313725490196", "0.0078431372", "0.03"]
     path = shutil.copytree(folder / "none" / "seed-0", tmp_path / "out" / "none" / "seed-0").parent
@@ -162,6 +164,7 @@ def test_radii_of_many_digits_are_found_again(folder, tmp_path):
     assert sorted(comparison["runs"][0]["robust"]["linf"]) == sorted(map(float, radii))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path, monkeypatch):
     out = shutil.copytree(folder, tmp_path / "out")
     trained = read_json(out / "none" / "seed-0" / "config.json")["commit"]
@@ -173,6 +176,7 @@ def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path,
     assert read_json(out / "comparison.json")["commit"] == expected
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp_path, monkeypatch):
     out = shutil.copytree(folder, tmp_path / "out")
     before = read_json(out / "comparison.json")
@@ -214,6 +218,7 @@ def test_the_folder_of_a_run_holds_no_comparison(folder):
     assert "is a file or the folder of a run: name another" in str(stopped.value.code)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch):
     path = shutil.copytree(folder / "none" / "seed-0", tmp_path / "run")
     (path / "evaluation.json").write_text("{")
@@ -239,6 +244,7 @@ def test_evaluating_what_is_no_run_is_told(tmp_path):
     assert "is no run directory: it has no config.json" in str(stopped.value.code)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(folder, tmp_path, capsys):
     out = shutil.copytree(folder, tmp_path / "out")
     shutil.rmtree(out / "gradient-0.5")
@@ -269,6 +275,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(folder, tmp_pat
     assert read(out)["failed"] == {}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_training_goes_on_by_the_same_command(tmp_path, monkeypatch, capsys):
     arguments = [*ARGUMENTS, "--methods", "none", "--out", str(tmp_path)]
     run = session.Session.run

@@ -155,7 +155,7 @@ def test_the_textbook_agrees_with_the_converged_norm() -> None:
     f = case.function()
     solver = partial(lanczos, num_iters=6)
 
-    @cases.quick_jit
+    @jax.jit
     def norms(x: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
         return (
             # A gap of 0.56 between the largest eigenvalues, squared, 30 times.
@@ -177,10 +177,8 @@ def test_the_textbook_objective_agrees_with_the_converged_one() -> None:
     solver = partial(lanczos, num_iters=6)
     fast = hessjax.second_order(case.apply, case.loss, 0.7, 0.3, solver=solver)
     key = jax.random.key(0)
-    (value, _), gradient = cases.quick_jit(jax.value_and_grad(slow, has_aux=True))(
-        case.params, batch, key
-    )
-    (got, _), got_gradient = cases.quick_jit(jax.value_and_grad(fast, has_aux=True))(
+    (value, _), gradient = jax.jit(jax.value_and_grad(slow, has_aux=True))(case.params, batch, key)
+    (got, _), got_gradient = jax.jit(jax.value_and_grad(fast, has_aux=True))(
         case.params, batch, key
     )
     np.testing.assert_allclose(got, value, rtol=1e-8)

@@ -190,12 +190,12 @@ def test_a_device_may_have_padding_only() -> None:
     x, y = (np.array(leaf) for leaf in cases.batch_of(CASE, 16))
     mask = np.arange(16) >= 5  # of two each, the first two devices have nothing, the third one
     gradient_of = jax.value_and_grad(objective, has_aux=True)
-    wanted = cases.quick_jit(gradient_of)(CASE.params, (x[mask], y[mask]), KEY)
+    wanted = jax.jit(gradient_of)(CASE.params, (x[mask], y[mask]), KEY)
     x[~mask] = np.nan
     mesh = devices.mesh(8)
     batch = devices.sharded(mesh, (x, y, mask))
     with jax.set_mesh(mesh):
-        got = cases.quick_jit(gradient_of)(devices.replicated(mesh, CASE.params), batch, KEY)
+        got = jax.jit(gradient_of)(devices.replicated(mesh, CASE.params), batch, KEY)
     cases.assert_tree_close(got, wanted, rtol=1e-9, atol=1e-12)
 
 
@@ -221,7 +221,7 @@ def test_the_accuracy_is_that_of_what_counts() -> None:
     x, y = cases.batch_of(CASE, 11)
     objective = methods.with_accuracy(CASE.apply, SECOND_ORDER)
     metrics = [
-        cases.quick_jit(objective)(CASE.params, batch, KEY)[1]
+        jax.jit(objective)(CASE.params, batch, KEY)[1]
         for batch in [(x, y), devices.sharded(devices.mesh(8), (np.asarray(x), np.asarray(y)))]
     ]
     assert 0 < metrics[0]["accuracy"] < 1
@@ -363,7 +363,7 @@ def step_program(
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_step_divides_and_exchanges_the_gradient_alone(parts: int) -> None:
     objective = surrogate(parts=parts)
-    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 4, 8)}
+    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 8)}
     alone = programs[1].cost_analysis()["flops"]
     assert exchanges(programs.pop(1).as_text()) == []
     for count, program in programs.items():

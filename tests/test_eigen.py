@@ -29,7 +29,7 @@ def solve_with(name: str) -> Callable[..., Eigenpair]:
     """Return a converged solver of a dense matrix, compiled once per shape and dtype."""
     solver = CONVERGED[name]
 
-    @cases.quick_jit
+    @jax.jit
     def solve(matrix: jax.Array, v0: jax.Array, scale: jax.Array | float = 1.0) -> Eigenpair:
         # Ten over the matrix: nearly power iteration.
         step = {"step_size": 10 / scale} if name == "ascent" else {}
@@ -164,7 +164,7 @@ def test_norm_ascent_with_a_large_step_is_power_iteration_on_the_square() -> Non
 def converged(num_iters: int) -> Callable[..., dict[str, Eigenpair]]:
     """Return both solvers with enough iterations for the networks, compiled once per size."""
 
-    @cases.quick_jit
+    @jax.jit
     def solve(matrix: jax.Array, v0: jax.Array) -> dict[str, Eigenpair]:
         return {
             "lanczos": lanczos(product(matrix), v0, num_iters=num_iters),
@@ -187,7 +187,7 @@ def test_converged_on_networks(name: str) -> None:
 def test_converged_on_the_operator_of_a_network() -> None:
     case, hessian = cases.cnn("gelu"), np.asarray(cases.dense("cnn gelu").hessian)
 
-    @cases.quick_jit
+    @jax.jit
     def solve(v0: jax.Array) -> Eigenpair:
         matvec = hessjax.hessian_operator(case.function(), case.x)
         return lanczos(matvec, v0, num_iters=14)
@@ -203,7 +203,7 @@ def test_converged_on_the_operator_of_a_network() -> None:
 def estimates() -> Callable[..., dict[str, jax.Array]]:
     """Return a compiled function of a matrix and starts: estimates by solver and iterations."""
 
-    @cases.quick_jit
+    @jax.jit
     @partial(jax.vmap, in_axes=(None, 0))
     def estimate(matrix: jax.Array, v0: jax.Array) -> dict[str, jax.Array]:
         counts = (1, 2, 3, 5)
@@ -243,7 +243,7 @@ def test_norm_of_the_product_is_monotone_in_iterations(name: str) -> None:
 def lanczos_with(num_iters: int) -> Callable[..., tuple[Eigenpair, jax.Array]]:
     """Return compiled Lanczos of a dense matrix, and matfree's tridiagonal matrix."""
 
-    @cases.quick_jit
+    @jax.jit
     def solve(matrix: jax.Array, v0: jax.Array) -> tuple[Eigenpair, jax.Array]:
         tridiagonalize: Any = decomp.tridiag_sym(num_iters, reortho="full", custom_vjp=False)
         pair = lanczos(product(matrix), v0, num_iters=num_iters)
@@ -283,7 +283,7 @@ def test_lanczos_survives_breakdown(num_iters: int, dtype: Any) -> None:
 def test_lanczos_keeps_its_basis_orthogonal_over_a_spread_spectrum() -> None:
     # Without reorthogonalization copies of converged Ritz values appear and the rest is lost.
     diagonal = jnp.concatenate([jnp.asarray([-1e6]), jnp.linspace(-1.0, 1.0, 19)])
-    pair = cases.quick_jit(partial(lanczos, lambda v: diagonal * v, num_iters=20))(jnp.ones(20))
+    pair = jax.jit(partial(lanczos, lambda v: diagonal * v, num_iters=20))(jnp.ones(20))
     np.testing.assert_allclose(pair.value, -1e6, rtol=1e-12)
     np.testing.assert_allclose(jnp.linalg.norm(pair.vector), 1, rtol=1e-10)
     assert pair.residual <= 1e-8
@@ -339,8 +339,8 @@ def test_trees(solver: str) -> None:
     def tree_product(v: Any) -> Any:
         return cases.tree_input(matrix @ cases.from_tree_input(v))
 
-    flat = cases.quick_jit(partial(solve, product(matrix)))(START)
-    tree = cases.quick_jit(partial(solve, tree_product))(cases.tree_input(START))
+    flat = jax.jit(partial(solve, product(matrix)))(START)
+    tree = jax.jit(partial(solve, tree_product))(cases.tree_input(START))
     np.testing.assert_allclose(tree.value, flat.value, rtol=1e-12)
     np.testing.assert_allclose(tree.residual, flat.residual, atol=1e-10)
     cases.assert_tree_close(tree.vector, cases.tree_input(flat.vector), rtol=1e-10, atol=1e-12)
@@ -357,7 +357,9 @@ def test_jit_and_vmap_change_nothing(solver: str) -> None:
         return CONVERGED[solver](product(matrix), START, **options)
 
     loop = jax.tree.map(lambda *rows: jnp.stack(rows), *[solve(matrix) for matrix in matrices])
-    cases.assert_tree_close(jax.jit(jax.vmap(solve))(matrices), loop, rtol=1e-9, atol=1e-12)
+    for compiled in (None, cases.USUAL):
+        batched = jax.jit(jax.vmap(solve), compiler_options=compiled)
+        cases.assert_tree_close(batched(matrices), loop, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("start", [hessjax.gradient_start, hessjax.random_start])
@@ -369,7 +371,7 @@ def test_starts_are_unit_and_like_the_gradient(start: Any) -> None:
         {"a": jnp.zeros(3), "b": jnp.zeros(3)},
         jnp.full(4, 1e-30, jnp.float32),
     ):
-        v0 = cases.quick_jit(start)(gradient, jax.random.key(2))
+        v0 = jax.jit(start)(gradient, jax.random.key(2))
         assert jax.tree.structure(v0) == jax.tree.structure(gradient)
         for leaf, like in zip(jax.tree.leaves(v0), jax.tree.leaves(gradient), strict=True):
             assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
@@ -410,7 +412,7 @@ def test_random_start_follows_its_key_alone() -> None:
     leaves = hessjax.random_start({"a": jnp.ones(5), "b": jnp.ones(5)}, key)
     assert not np.allclose(leaves["a"], leaves["b"])
     # Uniform on the sphere: mean zero, covariance the identity over n, within five standard errors.
-    many = cases.quick_jit(jax.vmap(hessjax.random_start, (None, 0)))(
+    many = jax.jit(jax.vmap(hessjax.random_start, (None, 0)))(
         jnp.ones(3), jax.random.split(key, 20_000)
     )
     np.testing.assert_allclose(jnp.mean(many, 0), 0, atol=5 / np.sqrt(3 * 20_000))

@@ -135,7 +135,7 @@ def results(build: Callable[[], Model]) -> Any:
         hessjax.second_order(apply, CASE.loss, 0.7, 0.3),
         hessjax.regularized(apply, CASE.loss, penalties),
     ):
-        evaluate = cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
+        evaluate = jax.jit(jax.value_and_grad(objective, has_aux=True))
         value, gradient = evaluate(params, BATCH, KEY)
         collected.append((value, names(gradient)))
     return collected

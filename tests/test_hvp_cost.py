@@ -25,7 +25,7 @@ CASE = cases.mlp("gelu")
 def derivatives():
     """Return the gradient and the dense Hessian."""
     f = CASE.function()
-    both = cases.quick_jit(lambda x: (jax.grad(f)(x), hessjax.hessian_matrix(f, x)))(CASE.x)
+    both = jax.jit(lambda x: (jax.grad(f)(x), hessjax.hessian_matrix(f, x)))(CASE.x)
     return tuple(np.asarray(value) for value in both)
 
 
@@ -56,7 +56,7 @@ def test_every_form_agrees_with_the_dense_hessian(form, exact):
     derivative = FORMS[form].exact if exact else FORMS[form].apply
     # A central difference has an error of the order of its squared step.
     rtol = 1e-7 if form == "finite difference" and not exact else 1e-11
-    got = cases.quick_jit(lambda x, v, u: derivative(f, x, v, u))(x, v, u)
+    got = jax.jit(lambda x, v, u: derivative(f, x, v, u))(x, v, u)
     atol = rtol * float(np.linalg.norm(expected))
     np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
@@ -80,7 +80,7 @@ def test_the_finite_step_balances_rounding_and_curvature(monkeypatch):
     params, x, direction = jax.tree.map(jnp.float32, (CASE.params, CASE.x, v))
     f, step, expected = CASE.function(params), hvp_forms.difference_step, derivatives()[1] @ v
 
-    @cases.quick_jit
+    @jax.jit
     def difference(x, factor):
         monkeypatch.setattr(hvp_forms, "difference_step", lambda t: factor * step(t))
         return hvp_forms.finite_difference(f, x, direction, direction)
@@ -97,10 +97,8 @@ def test_a_batch_is_its_examples():
     scales, y = np.array([1.0, 2.0]), jnp.array([0, 1])
     x, v, u = (np.multiply.outer(scales, value) for value in (CASE.x, *directions()))
     derivative = hvp_cost.batched(CASE.apply, hvp_forms.mixed_derivative)
-    got = cases.quick_jit(derivative)(CASE.params, x, y, v, u)
-    single = cases.quick_jit(
-        lambda x, y, v, u: u @ hessjax.hvp(CASE._replace(y=y).function(), x, v)
-    )
+    got = jax.jit(derivative)(CASE.params, x, y, v, u)
+    single = jax.jit(lambda x, y, v, u: u @ hessjax.hvp(CASE._replace(y=y).function(), x, v))
     expected = [single(*arguments) for arguments in zip(x, y, v, u, strict=True)]
     np.testing.assert_allclose(got, expected, rtol=1e-10)
 
@@ -275,8 +273,8 @@ def test_the_residual_network_has_its_parameters(network):
 def test_examples_of_the_residual_network_do_not_know_each_other(network):
     apply, params = network
     x = np.random.default_rng(1).random((2, 8, 8, 3))
-    batch = cases.quick_jit(apply)(params, x)
-    single = cases.quick_jit(apply)
+    batch = jax.jit(apply)(params, x)
+    single = jax.jit(apply)
     np.testing.assert_allclose(batch, [single(params, image) for image in x], rtol=1e-9)
     assert batch.shape == (2, 10)
 

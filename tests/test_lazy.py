@@ -31,7 +31,7 @@ def objective(kind: str, every: int) -> Any:
 
 @cache
 def compiled(part: Any) -> Any:
-    return cases.quick_jit(jax.value_and_grad(part, has_aux=True))
+    return jax.jit(jax.value_and_grad(part, has_aux=True))
 
 
 def value_and_gradient(function: Any, step: int) -> Any:
@@ -102,7 +102,9 @@ def test_what_a_branch_does_not_evaluate_is_nan_like_the_metric() -> None:
 def step_operations(part: Any) -> float:
     optimizer = optax.sgd(0.1)
     state = hessjax.TrainState.create(CASE.params, optimizer, KEY)
-    compiled: Any = jax.jit(hessjax.train_step(part, optimizer)).lower(state, BATCH).compile(cases.COUNTED)
+    compiled: Any = (
+        jax.jit(hessjax.train_step(part, optimizer)).lower(state, BATCH).compile(cases.COUNTED)
+    )
     return compiled.cost_analysis()["flops"]
 
 
@@ -180,7 +182,7 @@ def test_steady_training_does_not_wait_for_the_device(monkeypatch: pytest.Monkey
 
 def test_a_compiled_loop_of_steps_branches() -> None:
     step = hessjax.train_step(counting([]), optax.sgd(0.1))
-    loop = cases.quick_jit(lambda s: jax.lax.scan(lambda s, _: step(s, BATCH), s, length=7))
+    loop = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s, BATCH), s, length=7))
     _, metrics = loop(start())
     np.testing.assert_array_equal(metrics["part"], [1, 0, 0, 1, 0, 0, 1])
 

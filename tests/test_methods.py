@@ -17,7 +17,7 @@ from hessjax.composite_penalties import (
     jacobian_squared_frobenius_norm,
 )
 from hessjax.operators import Composite
-from tests import cases, traps
+from tests import traps
 
 H = 0.3
 WEIGHT = 0.4
@@ -45,10 +45,10 @@ def plain(name, strength, *, ramp=1.0, order=2, weight=WEIGHT):
 
 
 def build(name, strength, **options):
-    return cases.quick_jit(plain(name, strength, **options))
+    return jax.jit(plain(name, strength, **options))
 
 
-@cases.quick_jit
+@jax.jit
 def dense(params, batch):
     """Return the mean loss, ‖g‖ and ‖Hĝ‖ by the dense Hessian."""
 
@@ -78,7 +78,7 @@ def test_value_is_the_weighted_sum_of_dense_terms(problem, name, weights):
     np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
-@cases.quick_jit
+@jax.jit
 def hessians(params, batch):
     """Return the dense Hessian of each example."""
 
@@ -168,15 +168,15 @@ def test_the_gradient_of_trades_is_that_at_a_fixed_attack(problem):
         return adversarial.by_pgd(logits_fn, x, jnp.argmax(fixed), LpBall(0.3, 2), key, loss=away)
 
     keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(KEY, i), 0) for i in range(len(x))])
-    hard = cases.quick_jit(jax.vmap(point))(x, keys)
+    hard = jax.jit(jax.vmap(point))(x, keys)
 
     def at(params):
         p, q = (jax.nn.softmax(jax.vmap(partial(apply, params))(z)) for z in (x, hard))
         losses = jax.vmap(cross_entropy)(jax.vmap(partial(apply, params))(x), y)
         return jnp.mean(losses + WEIGHT * jnp.sum(p * jnp.log(p / q), axis=1))
 
-    got = cases.quick_jit(jax.grad(lambda params: objective(params, (x, y), KEY)[0]))(params)
-    for name, leaf in cases.quick_jit(jax.grad(at))(params).items():
+    got = jax.jit(jax.grad(lambda params: objective(params, (x, y), KEY)[0]))(params)
+    for name, leaf in jax.jit(jax.grad(at))(params).items():
         np.testing.assert_allclose(got[name], leaf, rtol=1e-6, atol=1e-9)
 
 
@@ -196,7 +196,7 @@ def test_other_estimates_of_the_norm(problem, name):
 
     value, metrics = build(name, 0.7)(*problem, KEY)
     loss, slope, _ = dense(*problem)
-    norm = jnp.mean(cases.quick_jit(jax.vmap(one))(*batch))
+    norm = jnp.mean(jax.jit(jax.vmap(one))(*batch))
     np.testing.assert_allclose(metrics["hessian_norm"], norm, rtol=1e-8)
     np.testing.assert_allclose(value, loss + 0.7 * slope + 0.7**2 / 2 * norm, rtol=1e-8)
 
@@ -215,7 +215,7 @@ def test_value_is_the_loss_plus_the_weighted_penalty(problem, name, penalty):
     def one(x, y):
         return penalty(Composite(partial(apply, params), partial(cross_entropy, labels=y)), x)
 
-    values = cases.quick_jit(jax.vmap(one))(*batch)
+    values = jax.jit(jax.vmap(one))(*batch)
     value, _ = build(name, 0.7)(params, batch, KEY)
     np.testing.assert_allclose(value, dense(*problem)[0] + 0.7 * jnp.mean(values), rtol=1e-10)
 

@@ -13,7 +13,6 @@ from experiments.models import (
     pixel_statistics,
     softplus,
 )
-from tests.cases import quick_jit
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -126,7 +125,7 @@ def test_in_bfloat16_sums_over_batch_and_positions_are_of_single_precision():
             logits = jax.vmap(apply, (None, 0))(params, jnp.stack([image] * count))
             return jnp.mean(jnp.sum(logits**2, axis=-1))
 
-        return quick_jit(jax.grad(mean))(params)
+        return jax.jit(jax.grad(mean))(params)
 
     one, many = gradient(1), gradient(1024)
     for path, value in one.items():

@@ -24,7 +24,7 @@ APPLY, LOSS = CASE.apply, CASE.loss
 
 @cache
 def compiled(objective: Any) -> Any:
-    return cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
+    return jax.jit(jax.value_and_grad(objective, has_aux=True))
 
 
 def value_and_gradient(objective: Any, batch: Any = BATCH, step: Any = 0) -> Any:
@@ -39,11 +39,11 @@ def dense_derivatives() -> tuple[jax.Array, jax.Array]:
         f = CASE._replace(y=y).function()
         return cases.dense_gradient(f, x), cases.dense_hessian(f, x)
 
-    return cases.quick_jit(jax.vmap(example))(X, Y)
+    return jax.jit(jax.vmap(example))(X, Y)
 
 
 def mean_of(penalty: Callable[..., jax.Array]) -> float:
-    one = cases.quick_jit(lambda x, y: penalty(CASE._replace(y=y).function(), x))
+    one = jax.jit(lambda x, y: penalty(CASE._replace(y=y).function(), x))
     return float(np.mean([one(x, y) for x, y in zip(*BATCH, strict=True)]))
 
 
@@ -221,7 +221,7 @@ def test_where_the_gradient_vanishes_the_gradient_norm_is_no_slope_along_a_rando
 
     def evaluate(weight: float) -> Any:
         objective = second_order(apply, loss, weight, 0.5)
-        return cases.quick_jit(jax.value_and_grad(objective, has_aux=True))(theta, batch, KEY)
+        return jax.jit(jax.value_and_grad(objective, has_aux=True))(theta, batch, KEY)
 
     results = [evaluate(weight) for weight in (0.0, 5.0)]
     for (value, metrics), gradient in results:
@@ -278,7 +278,7 @@ def test_examples_draw_different_directions_and_the_key_decides_them() -> None:
     twins = (jnp.stack([X[0], X[0]]), jnp.stack([Y[0], Y[0]]))
     one, other = (per_example(objective, twins, place)[0][0] for place in (0, 1))
     assert one != other
-    evaluate = cases.quick_jit(objective)
+    evaluate = jax.jit(objective)
     assert evaluate(PARAMS, BATCH, KEY)[0] == evaluate(PARAMS, BATCH, KEY)[0]
     assert evaluate(PARAMS, BATCH, KEY)[0] != evaluate(PARAMS, BATCH, jax.random.key(41))[0]
 
@@ -398,7 +398,7 @@ def test_one_trace_over_many_steps_of_a_schedule() -> None:
         return APPLY(params, x)
 
     objective = second_order(apply, LOSS, SCHEDULE, SCHEDULE)
-    evaluate = cases.quick_jit(jax.grad(objective, has_aux=True))
+    evaluate = jax.jit(jax.grad(objective, has_aux=True))
     evaluate(PARAMS, BATCH, KEY, jnp.asarray(0))
     first = traces
     for step in range(1, 20):
@@ -409,7 +409,8 @@ def test_one_trace_over_many_steps_of_a_schedule() -> None:
 def test_jit_changes_nothing() -> None:
     evaluate = jax.value_and_grad(SHARED, has_aux=True)
     eager = evaluate(PARAMS, BATCH, KEY)
-    for got in (jax.jit(evaluate)(PARAMS, BATCH, KEY), value_and_gradient(SHARED)):
+    usual = jax.jit(evaluate, compiler_options=cases.USUAL)(PARAMS, BATCH, KEY)
+    for got in (usual, value_and_gradient(SHARED)):
         cases.assert_tree_close(got, eager, rtol=1e-9, atol=1e-13)
 
 
@@ -417,7 +418,7 @@ def test_jit_changes_nothing() -> None:
 def test_dtypes(dtype: Any) -> None:
     case = cases.mlp("gelu", dtype)
     objective = second_order(case.apply, case.loss, 0.7, 0.3)
-    evaluate = cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
+    evaluate = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (value, metrics), gradient = evaluate(case.params, (X.astype(dtype), Y), KEY)
     assert cases.all_finite((value, metrics, gradient))
     assert jax.tree.map(lambda leaf: leaf.dtype, gradient) == jax.tree.map(
@@ -442,7 +443,7 @@ def test_a_network_that_computes_in_bfloat16_inside() -> None:
 
     def evaluate(apply: Any) -> Any:
         objective = second_order(apply, LOSS, 0.7, 0.3)
-        return cases.quick_jit(jax.value_and_grad(objective, has_aux=True))(case.params, batch, KEY)
+        return jax.jit(jax.value_and_grad(objective, has_aux=True))(case.params, batch, KEY)
 
     got, wanted = evaluate(apply), evaluate(case.apply)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(got)} == {"float32"}

@@ -81,7 +81,7 @@ CASES: dict[str, tuple[tuple[float, float], dict[str, Any], dict[str, float]]] =
 
 def check(objective: Any, weights: tuple[float, float], wanted: dict[str, float]) -> None:
     """Compare value, derivative in a factor, by Euler's theorem, and metrics."""
-    evaluate = cases.quick_jit(jax.value_and_grad(objective, has_aux=True))
+    evaluate = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (value, metrics), derivative = evaluate(1.0, BATCH, KEY)
     terms = [wanted.get(name, 0.0) for name in ("gradient_norm", "hessian_norm")]
     np.testing.assert_allclose(value, LOSS + np.dot(weights, terms), rtol=1e-12)
@@ -112,7 +112,7 @@ def test_a_saddle_by_separate_penalties() -> None:
 )
 def test_parts_and_chunks_of_a_saddle(options: dict[str, Any]) -> None:
     objective = second_order(saddle, cases.output_itself, 0.7, 0.3, start=own_start, **options)
-    evaluate = cases.quick_jit(objective)
+    evaluate = jax.jit(objective)
     steps = [evaluate(1.0, BATCH, KEY, step) for step in (0, 1)]
     value, metrics = jax.tree.map(lambda *two: sum(two) / 2, *steps)
     np.testing.assert_allclose(value, LOSS + 0.7 * SLOPE + 0.3 * 6, rtol=1e-12)
@@ -128,7 +128,7 @@ SCHEDULED = partial(second_order, saddle, cases.output_itself, lambda step: 0.1 
 
 def test_a_mask_on_a_saddle() -> None:
     x = jnp.concatenate([jnp.full((1, 2), jnp.nan), X])
-    evaluate = cases.quick_jit(SCHEDULED())
+    evaluate = jax.jit(SCHEDULED())
     # What is not zero counts, and counts once.
     for mask, loss, slope in [
         (jnp.array([False, True, True]), LOSS, SLOPE),
@@ -143,13 +143,13 @@ def test_a_mask_on_a_saddle() -> None:
 def test_a_schedule_on_a_saddle() -> None:
     every = SCHEDULED(every=2)
     assert isinstance(every, hessjax.Lazy)
-    value = cases.quick_jit(every.at(4))(1.0, BATCH, KEY, 4)[0]
+    value = jax.jit(every.at(4))(1.0, BATCH, KEY, 4)[0]
     np.testing.assert_allclose(value, LOSS + 2 * 0.4 * SLOPE, rtol=1e-12)
     assert every(1.0, BATCH, KEY, 5)[0] == LOSS
 
 
 def test_the_step_is_0_if_none_is_said() -> None:
-    assert cases.quick_jit(SCHEDULED())(1.0, BATCH, KEY)[0] == LOSS
+    assert jax.jit(SCHEDULED())(1.0, BATCH, KEY)[0] == LOSS
 
 
 @pytest.mark.parametrize("options", [{}, {"parts": 2}, {"chunk_size": 1}, {"every": 2}])

@@ -52,7 +52,7 @@ def test_converged_power_iteration_has_the_total_derivative() -> None:
     directions, oracles = oracle("mlp gelu")
     # The next eigenvalue is 0.56 of the largest: thirty products leave 3e-8 of its vector.
     compute = partial(hessjax.hessian_operator_norm, solver=partial(power_iteration, num_iters=30))
-    value, gradient = cases.quick_jit(
+    value, gradient = jax.jit(
         jax.value_and_grad(lambda params: compute(case.function(params), case.x))
     )(case.params)
     wanted = oracles["hessian, converged"]
@@ -159,7 +159,7 @@ def test_finite_step_tends_to_the_hessian() -> None:
     f = case.function()
     limit = values("mlp gelu")["hessian"]
 
-    @cases.quick_jit
+    @jax.jit
     def finite(step: jax.Array) -> jax.Array:
         return hessjax.finite_step_operator_norm(f, case.x, step=step)
 
@@ -181,7 +181,7 @@ def test_jacobian_norms_do_not_depend_on_the_loss() -> None:
     other = Composite(one.model, lambda z: jnp.sum(jnp.sin(z)))
     for penalty in ("jacobian operator", "jacobian frobenius"):
         compute = PENALTIES[penalty]
-        got, wanted = (cases.quick_jit(partial(compute, f))(case.x, KEY) for f in (one, other))
+        got, wanted = (jax.jit(partial(compute, f))(case.x, KEY) for f in (one, other))
         np.testing.assert_allclose(got, wanted, rtol=1e-8)
 
 
@@ -193,9 +193,7 @@ def check_unbiased(estimate: Callable[..., jax.Array], truth: float) -> None:
     deviations = {}
     for num_samples in (1, 4):
         keys = jax.random.split(jax.random.key(31), count)
-        values = np.asarray(
-            cases.quick_jit(jax.vmap(partial(estimate, num_samples=num_samples)))(keys)
-        )
+        values = np.asarray(jax.jit(jax.vmap(partial(estimate, num_samples=num_samples)))(keys))
         deviations[num_samples] = values.std()
         error = deviations[num_samples] / np.sqrt(count)
         assert 0 < error < 0.02 * truth, "the average must say something"

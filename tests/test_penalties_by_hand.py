@@ -12,7 +12,6 @@ import pytest
 import hessjax
 from hessjax import Composite, power_iteration
 from hessjax.eigen import ONE_PRODUCT
-from tests import cases
 
 ONES = jnp.ones(2)
 KEY = jax.random.key(50)
@@ -61,7 +60,7 @@ OF_THE_SADDLE: dict[str, tuple[Callable[..., jax.Array], float]] = {
 
 def check(value_of: Callable[[Any], jax.Array], wanted: float, degree: int) -> None:
     """Compare the value, and the derivative in a factor by Euler's theorem."""
-    value, derivative = cases.quick_jit(jax.value_and_grad(value_of))(1.0)
+    value, derivative = jax.jit(jax.value_and_grad(value_of))(1.0)
     np.testing.assert_allclose(value, wanted, rtol=1e-12)
     np.testing.assert_allclose(derivative, degree * wanted, rtol=1e-12)
 
@@ -78,7 +77,7 @@ def test_a_step_of_more_digits_does_not_widen_the_value(name: str) -> None:
     penalty, wanted = OF_THE_SADDLE[name]
     penalty = partial(penalty, step=np.float64(0.5))
     f = partial(saddle, 1.0)
-    value = cases.quick_jit(lambda x: penalty(f, x, KEY))(ONES.astype(jnp.float32))
+    value = jax.jit(lambda x: penalty(f, x, KEY))(ONES.astype(jnp.float32))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
@@ -119,7 +118,7 @@ def test_a_stretch(name: str) -> None:
 @pytest.mark.parametrize("name", ["gauss-newton", "frobenius", "operator"])
 def test_a_stretch_in_single_precision(name: str) -> None:
     penalty, wanted, _ = OF_THE_STRETCH[name]
-    value = cases.quick_jit(partial(penalty, stretch(1.0)))(jnp.ones(3, jnp.float32), KEY)
+    value = jax.jit(partial(penalty, stretch(1.0)))(jnp.ones(3, jnp.float32), KEY)
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
@@ -136,7 +135,7 @@ def test_a_stretch_in_single_precision(name: str) -> None:
     ],
 )
 def test_a_cubic(penalty: Callable[..., jax.Array], wanted: float) -> None:
-    value = cases.quick_jit(lambda x: penalty(lambda t: t**3, x, KEY))(1.0)
+    value = jax.jit(lambda x: penalty(lambda t: t**3, x, KEY))(1.0)
     np.testing.assert_allclose(value, wanted, rtol=1e-12)
 
 
@@ -147,7 +146,7 @@ def test_chance_comes_from_the_key() -> None:
     keys = jax.random.split(KEY, 6)
 
     def draws(penalty: Callable[..., jax.Array], x: jax.Array = ONES) -> np.ndarray:
-        values = cases.quick_jit(jax.vmap(lambda key: penalty(f, x, key)))(keys)
+        values = jax.jit(jax.vmap(lambda key: penalty(f, x, key)))(keys)
         return np.unique(np.round(values, 9))
 
     # ‖H(1, 1)‖² = 10 and ‖H(1, -1)‖² = 2.

@@ -26,7 +26,7 @@ OF_THE_HESSIAN = [
 def quadratic_norms() -> Any:
     """Return a compiled function of a quadratic: norms of its gradient and its Hessian."""
 
-    @cases.quick_jit
+    @jax.jit
     def norms(params: Any, x: jax.Array) -> dict[str, jax.Array]:
         f = cases.Case(cases.quadratic_apply, params, x, 0, cases.output_itself).function()
         # The gradient of a quadratic is linear, so a step of any length sees the Hessian.
@@ -91,7 +91,7 @@ def scaled(dtype: Any) -> dict[str, Any]:
         names = [name for name in CORE if DEGREE.get(name, 1) in {degree, 0}]
         return {name: jax.value_and_grad(value)(case.params, name) for name in names}
 
-    return cases.quick_jit(jax.vmap(at))(jnp.asarray([1.0, 1e-18, 1e12], dtype))
+    return jax.jit(jax.vmap(at))(jnp.asarray([1.0, 1e-18, 1e12], dtype))
 
 
 @penalties
@@ -120,7 +120,7 @@ def extreme(dtype: Any) -> dict[str, Any]:
         return {name: jax.value_and_grad(value)(params, name) for name in CORE}
 
     scales, labels = jnp.meshgrid(jnp.asarray([1.0, 100.0, 1e4], dtype), jnp.arange(5))
-    return cases.quick_jit(jax.vmap(at))(scales.reshape(-1), labels.reshape(-1))
+    return jax.jit(jax.vmap(at))(scales.reshape(-1), labels.reshape(-1))
 
 
 @penalties
@@ -160,7 +160,7 @@ def of_nothing(model: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
         f = Composite(partial(model, theta), lambda z: z[0] - 2 * z[1])
         return PENALTIES[penalty](f, x, KEY)
 
-    @cases.quick_jit
+    @jax.jit
     def evaluate(theta: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
         return {name: jax.value_and_grad(value)(theta, name) for name in OF_THE_HESSIAN}
 
@@ -199,17 +199,18 @@ def test_jit_and_vmap_change_nothing() -> None:
         f = case._replace(y=y).function()
         return {name: PENALTIES[name](f, x, key) for name in names}
 
-    everything = cases.quick_jit(partial(these, CORE))
+    everything = jax.jit(partial(these, CORE))
     rows = [everything(*row) for row in zip(points, labels, keys, strict=True)]
     loop = jax.tree.map(lambda *values: jnp.stack(values), *rows)
-    batched = cases.quick_jit(jax.vmap(partial(these, CORE)))(points, labels, keys)
+    batched = jax.jit(jax.vmap(partial(these, CORE)))(points, labels, keys)
     cases.assert_tree_close(batched, loop, rtol=1e-9)
 
     # As it is, and as the compiler makes it by default.
     few = ["gradient", "hessian", "gauss-newton", "jacobian frobenius"]
     first, wanted = (points[0], labels[0], keys[0]), {name: rows[0][name] for name in few}
     cases.assert_tree_close(these(few, *first), wanted, rtol=1e-9)
-    cases.assert_tree_close(jax.jit(partial(these, few))(*first), wanted, rtol=1e-9)
+    usual = jax.jit(partial(these, few), compiler_options=cases.USUAL)
+    cases.assert_tree_close(usual(*first), wanted, rtol=1e-9)
 
 
 def test_trees_of_inputs_give_the_same_values() -> None:
@@ -217,7 +218,7 @@ def test_trees_of_inputs_give_the_same_values() -> None:
     f = case.function()
     tree = Composite(lambda t: f.model(cases.from_tree_input(t)), f.loss)
 
-    @cases.quick_jit
+    @jax.jit
     def everything(f: Composite, x: Any) -> dict[str, jax.Array]:
         return {name: PENALTIES[name](f, x, KEY) for name in FEW}
 
@@ -230,7 +231,7 @@ def by_key() -> Any:
     """Return a compiled function of a key, or of none: every penalty at a linear softmax."""
     case = cases.linear_softmax()
 
-    @cases.quick_jit
+    @jax.jit
     def everything(key: jax.Array | None) -> dict[str, jax.Array]:
         names = [name for name in CORE if key is not None or name not in NEEDS_KEY]
         return {name: PENALTIES[name](case.function(), case.x, key) for name in names}
@@ -256,7 +257,7 @@ def test_random_starts_follow_the_key() -> None:
     case = cases.mlp("gelu")
     f = case.function()
 
-    @cases.quick_jit
+    @jax.jit
     def compute(key: jax.Array) -> jax.Array:
         return hessjax.hessian_operator_norm(f, case.x, key, start=hessjax.random_start)
 

@@ -43,7 +43,7 @@ def test_errors_are_against_dense_eigenvalues():
         hessian = cases.dense_hessian(lambda t: cross_entropy(APPLY(PARAMS, t), y), x)
         return cases.operator_norm(hessian.reshape(16, 16))
 
-    np.testing.assert_allclose(norms, cases.quick_jit(jax.vmap(norm))(X, Y), rtol=1e-4)
+    np.testing.assert_allclose(norms, jax.jit(jax.vmap(norm))(X, Y), rtol=1e-4)
     # More products, less error; and no estimate is above the norm.
     means = [float(error.mean()) for error in errors.values()]
     assert means[3] < 1e-4 < means[1] < means[0] < means[2] < 1
@@ -97,7 +97,7 @@ def test_the_steps_are_those_of_their_names():
     found = steps.objectives(APPLY, 6)
 
     def evaluated(objective):
-        return cases.quick_jit(objective)(PARAMS, (X, Y), jax.random.key(0))
+        return jax.jit(objective)(PARAMS, (X, Y), jax.random.key(0))
 
     value, metrics = evaluated(second_order(APPLY, cross_entropy, 1.0, 0.5))
     wanted = {
@@ -141,7 +141,7 @@ def test_slices_of_a_batch_are_one_step():
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory, counted) -> Path:
+def measured(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("benchmarks")
     config = Config(model="mlp", method="none", epochs=1).resolved()
     train(config, load("digits"), folder / "run")

@@ -31,7 +31,7 @@ SOLVERS = {
 
 @cache
 def solved(name: str) -> Any:
-    return cases.quick_jit(lambda matrix, v: SOLVERS[name](lambda u: matrix @ u, v))
+    return jax.jit(lambda matrix, v: SOLVERS[name](lambda u: matrix @ u, v))
 
 
 @st.composite
@@ -89,7 +89,7 @@ def penalized(name: str) -> Any:
         f = cases.Case(network, params, x, jnp.asarray(1), loss).function()
         return PENALTIES[name](f, x, jax.random.key(0))
 
-    return cases.quick_jit(jax.value_and_grad(value))
+    return jax.jit(jax.value_and_grad(value))
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -130,7 +130,7 @@ def attacked(name: str, order: float) -> Any:
             lambda t: scale * network(params, t), x, jnp.asarray(1), ball, **options
         )
 
-    return cases.quick_jit(point)
+    return jax.jit(point)
 
 
 @pytest.mark.parametrize("order", [2, jnp.inf])

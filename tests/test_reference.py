@@ -24,7 +24,7 @@ from hessjax import (
 from hessjax.attacks import LpBall
 from hessjax.attacks.balls import random_point
 from hessjax.penalties import rademacher_probes
-from tests.cases import cross_entropy, quick_jit
+from tests.cases import cross_entropy
 from tests.test_twin import architecture, original
 
 # PyTorch says so of itself at the first forward tangent.
@@ -97,7 +97,7 @@ def originals(apply, x, order: float = 2):
 def assert_same_step(name, model, activation, order: float = 2):
     settings, apply, params, (x, y), made = setup(model, activation, order)
     objective, noise = originals(apply, jnp.asarray(x), order)[name]
-    evaluate = quick_jit(jax.value_and_grad(objective, has_aux=True))
+    evaluate = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (value, _), gradient = evaluate(params, (x, y), KEY)
     noise = None if noise is None else like_torch(noise)
     got, got_gradient = made[name].value_and_gradient(noise)
@@ -160,7 +160,7 @@ def test_a_step_is_one_of_adam():
     objective = second_order(apply, cross_entropy, EPSILON, EPSILON**2 / 2)
     optimizer = optax.adam(2e-3)
 
-    @quick_jit
+    @jax.jit
     def update(params, state):
         (value, _), gradient = jax.value_and_grad(objective, has_aux=True)(params, batch, KEY)
         updates, state = optimizer.update(gradient, state)

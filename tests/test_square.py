@@ -27,7 +27,6 @@ from hessjax.attacks.square import (
     tile,
 )
 from hessjax.losses import margin
-from tests.cases import quick_jit
 
 NORMS = {2: "L2", math.inf: "Linf"}
 KEY = jax.random.key(60)
@@ -130,7 +129,7 @@ def trajectory(order):
     It returns the state after each step, with the start first, and what was drawn and proposed.
     """
 
-    @quick_jit
+    @jax.jit
     def run(x, y, epsilon, key):
         ball = LpBall(epsilon, order)
         sides = side_lengths(ball, SHAPE, 0.8)
@@ -197,7 +196,7 @@ def test_sides_follow_the_schedule_of_the_reference(order, shape):
             side += side % 2 == 0
         wanted.append(min(max(side, 1), height, width))
     sides = side_lengths(LpBall(1.0, order), shape, 0.8)
-    stages = quick_jit(jax.vmap(lambda step: draw(shape, sides, KEY, step).stage))
+    stages = jax.jit(jax.vmap(lambda step: draw(shape, sides, KEY, step).stage))
     np.testing.assert_array_equal(np.array(sides)[stages(jnp.arange(8500))], wanted)
 
 
@@ -213,7 +212,7 @@ def test_tiles_are_those_of_the_reference(turned, monkeypatch):
 def test_draws_are_uniform_and_of_the_example_alone():
     shape, sides, count = (9, 7, 3), (4,) * 10, 3000
     two_steps = jax.vmap(partial(draw, shape, sides), (None, 0))
-    draws = quick_jit(jax.vmap(lambda key: two_steps(key, jnp.arange(2))))
+    draws = jax.jit(jax.vmap(lambda key: two_steps(key, jnp.arange(2))))
     _, window, source, signs, turned = map(np.asarray, draws(jax.random.split(KEY, count)))
     # The last place, where the square ends with the image, is left out as in the reference.
     kinds = [5, 3, 5, 3, 2, 2, 2, 2]
@@ -229,14 +228,14 @@ def test_draws_are_uniform_and_of_the_example_alone():
 
 
 def test_a_square_as_large_as_the_image_begins_at_its_corner():
-    drawn = quick_jit(partial(draw, (4, 6, 1), (4,) * 10, KEY))(0)
+    drawn = jax.jit(partial(draw, (4, 6, 1), (4,) * 10, KEY))(0)
     assert (int(drawn.window[0]), int(drawn.source[0])) == (0, 0)
 
 
 @pytest.mark.parametrize("order", NORMS)
 def test_starts_have_balanced_signs(order):
     ball = LpBall(0.1, order, (-1, 2))
-    init = quick_jit(jax.vmap(lambda key: square_init(network, X[0], Y[0], ball, key).x))
+    init = jax.jit(jax.vmap(lambda key: square_init(network, X[0], Y[0], ball, key).x))
     change = np.asarray(init(jax.random.split(KEY, 400))) - X[0]
     size = np.linalg.norm(change.reshape(400, -1), order, axis=1)
     np.testing.assert_allclose(size, 0.1, rtol=1e-12)
@@ -255,8 +254,8 @@ def after_all_steps(order):
     """Return the states of all examples after all steps."""
     ball = LpBall(RADII[order], order)
     init = jax.vmap(lambda x, y, key: square_init(network, x, y, ball, key))
-    step = quick_jit(jax.vmap(lambda x, y, state: square_step(network, x, y, ball, state)))
-    state = quick_jit(init)(X, Y, KEYS)
+    step = jax.jit(jax.vmap(lambda x, y, state: square_step(network, x, y, ball, state)))
+    state = jax.jit(init)(X, Y, KEYS)
     for _ in range(NUM_STEPS):
         state = step(X, Y, state)
     return state
@@ -310,7 +309,7 @@ def wavy(x):
 def test_the_result_is_in_ball_and_box(order, shape, bounds, dtype):
     low, high = np.clip(bounds, -3, 3)
     x = jnp.asarray(np.random.default_rng(62).uniform(low, high, shape), dtype)
-    run = quick_jit(
+    run = jax.jit(
         lambda x, y, epsilon: square(wavy, x, y, LpBall(epsilon, order, bounds), KEY, num_steps=70)
     )
     x_adv = run(x, 0, 0.3)
@@ -327,7 +326,7 @@ def test_the_result_is_in_ball_and_box(order, shape, bounds, dtype):
 def test_scales_do_not_matter():
     """In an ℓ2 ball of any size, where squares of float32 numbers under- or overflow."""
 
-    @quick_jit
+    @jax.jit
     def run(x, scale):
         def logits(x):
             return jnp.stack([99 + network(jnp.stack(3 * [x / scale], axis=-1))[0], 0 * x[0, 0]])
@@ -363,9 +362,7 @@ def test_the_point_of_least_margin_of_all_restarts_is_returned():
         assert float(square_outcome(x, ends[-1], ball).score) == -float(ends[-1].margin)
     best = min(ends, key=lambda state: float(state.margin))
     assert best is not ends[0]
-    run = quick_jit(
-        partial(square, network, ball=ball, key=key, num_steps=NUM_STEPS, num_restarts=3)
-    )
+    run = jax.jit(partial(square, network, ball=ball, key=key, num_steps=NUM_STEPS, num_restarts=3))
     np.testing.assert_allclose(run(x, y), best.x, atol=1e-12)
 
 
@@ -385,7 +382,7 @@ def test_ties_count_as_in_accuracies():
     """The first of two largest logits is the prediction."""
     x, ball = jnp.full((4, 4), 0.5), LpBall(0.1, math.inf)
     tie = partial(constant, logits=[1.0, 1.0])
-    run = quick_jit(lambda y: square_init(tie, x, y, ball, KEY).found)
+    run = jax.jit(lambda y: square_init(tie, x, y, ball, KEY).found)
     assert (bool(run(0)), bool(run(1))) == (False, True)
 
 
@@ -397,7 +394,7 @@ def test_logits_that_are_no_numbers_count_as_misclassified(order):
         # Where defined at all, NaN where the first entry falls by more than a little.
         return jnp.stack([jnp.sqrt(x[0, 0] - 0.45) + 5, x[1, 1]]) / nowhere
 
-    @quick_jit
+    @jax.jit
     def run(nowhere):
         return square(partial(logits, nowhere), x, 0, ball, KEY, num_steps=100)
 
@@ -411,9 +408,9 @@ def test_infinite_logits_are_left():
     """No margin at the start must not make all later ones look worse."""
     x, ball = jnp.full((4, 4), 0.5), LpBall(0.3, math.inf)
     infinite, finite = (partial(constant, logits=2 * [logit]) for logit in (math.inf, 1.0))
-    state = quick_jit(lambda x: square_init(infinite, x, 0, ball, KEY))(x)
+    state = jax.jit(lambda x: square_init(infinite, x, 0, ball, KEY))(x)
     assert not bool(state.found)
-    state = quick_jit(lambda x: square_step(finite, x, 0, ball, state))(x)
+    state = jax.jit(lambda x: square_step(finite, x, 0, ball, state))(x)
     assert float(state.margin) == 0
 
 
@@ -431,7 +428,7 @@ def test_the_attack_in_parts():
         steps = [square_attack(initial_share=share).step for share in (1.0, 0.3)]
         return [step(logits, x, y, ball, state).margin for step in steps]
 
-    whole, part = quick_jit(margins)(0)
+    whole, part = jax.jit(margins)(0)
     assert float(whole) == 1 < float(part)
 
 

@@ -181,6 +181,7 @@ def test_parts_alone_and_data_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert methods == set(HEADLINE) - {"none"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_without_their_runs_count_as_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ def test_results_without_their_runs_count_as_done(
     assert trained == [1, 0, 0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_result_is_kept_when_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from flax import nnx
 from experiments import models, runs
 from experiments.config import Config
 from experiments.twin import run_twin, torch_twin
-from tests.cases import quick_jit
 
 # What single precision leaves of numbers around 1, and double precision.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -43,7 +42,7 @@ def assert_twins(settings, dtype):
     x, inputs = images(settings["input_shape"], dtype)
     direction = np.random.default_rng(3).normal(size=(len(x), 3)).astype(x.dtype)
 
-    @quick_jit
+    @jax.jit
     def expect(x):
         logits, pull = jax.vjp(jax.vmap(lambda x: apply(params, x)), x)
         return logits, pull(direction)[0]
