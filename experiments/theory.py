@@ -10,11 +10,21 @@ import tyro
 from scipy.stats import spearmanr
 
 from experiments import runs
+from experiments.canvas import style
 from experiments.cells import measure_each
 from experiments.data import Dataset
 from experiments.distances import ESTIMATES, measure
-from experiments.files import write_arrays
+from experiments.files import read_arrays, write_arrays
+from experiments.trends import Distances, calibration
 
+# Of the examples, by their estimate, in the figure.
+_GROUPS = 10
+_TITLES = {
+    "loss_first": "loss, first order",
+    "loss_second": "loss, second order",
+    "margin_first": "margins, first order",
+    "margin_second": "margins, second order",
+}
 # An estimate of the norm is off, and a residual warns of it, from this share of the norm on.
 _OFF = 0.1
 
@@ -36,12 +46,14 @@ def main(
     Args:
         run: folders that experiments.train wrote.
         num_examples: so many of the test set, the first that are rightly classified.
-        out: the JSON file that a summary of each run is added to; arrays go into RUN/distances.npz.
+        out: the JSON file that a summary of each run is added to; arrays go into RUN/distances.npz,
+            and a calibration plot of the runs, with the ending .png, beside the file.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
         settings = [{"num_examples": num_examples}] * len(run)
         measure_each(run, settings, out=out, data_dir=data_dir, by=held, shown=table)
+        draw(out.with_suffix(".png"), [runs.load(path) for path in run])
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -55,6 +67,27 @@ def held(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, Any]:
         arrays = measure(run, dataset, num_examples)
         write_arrays(run.path / "distances.npz", arrays)
     return summary(arrays)
+
+
+def draw(path: Path, measured: Sequence[runs.Run]) -> None:
+    """Draw estimated against found distances of networks whose arrays are in their folders."""
+    networks, names = [], []
+    for run in measured:
+        arrays = read_arrays(run.path / "distances.npz")
+        names.append(run.config.method)
+        look = style(run.config.method, names.count(run.config.method) - 1)
+        estimates = {_TITLES[name]: arrays[name] for name in ESTIMATES}
+        networks.append(Distances(run.config.name, look, arrays["found"], estimates))
+    if networks:
+        data = ", ".join(dict.fromkeys(run.config.data for run in measured))
+        note = (
+            "Distance to the decision boundary of the first rightly classified test images: "
+            "estimated from gap, gradient and (second order) Hessian of the loss or of the margins "
+            "at the image, against the nearest wrongly classified point that FAB, DDN and APGD "
+            f"find. Medians of {_GROUPS} groups of like estimates; infinite ones are left out. "
+            "The estimate is right on the diagonal."
+        )
+        calibration(path, networks, groups=_GROUPS, title=f"Distances on {data}", note=note)
 
 
 def summary(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Figures of what a method costs and wins, and of what a training does to the loss."""
+"""Figures of what a method costs and wins, how a training goes, how right estimates are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,22 @@ class Trajectory(NamedTuple):
     steps: np.ndarray
     gradient_norm: np.ndarray
     curvature: np.ndarray
+
+
+class Distances(NamedTuple):
+    """Distances to the decision boundary of one network, an example each.
+
+    Attributes:
+        label: the method's name in the legend.
+        style: see `experiments.canvas.style`.
+        found: ``(N,)``, by attacks.
+        estimates: ``(N,)`` each, by the panel's title.
+    """
+
+    label: str
+    style: Style
+    found: np.ndarray
+    estimates: Mapping[str, np.ndarray]
 
 
 @mpl.rc_context(STYLE_SHEET)
@@ -88,5 +105,46 @@ def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: s
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.grid(visible=True)
+    save(page, path)
+
+
+@mpl.rc_context(STYLE_SHEET)
+def calibration(
+    path: Path, networks: Sequence[Distances], *, groups: int, title: str, note: str
+) -> None:
+    """Draw found against estimated distances, medians of groups of like estimates, a panel each."""
+    legend = [(network.label, network.style) for network in networks]
+    page, body = canvas(12.0, 9.0, title=title, note=note, legend=legend)
+    panels = networks[0].estimates
+    axes = body.subplots(2, ceil(len(panels) / 2), squeeze=False).ravel()
+    for ax, name in zip(axes, panels, strict=False):
+        drawn = []
+        for network in networks:
+            estimate = network.estimates[name]
+            finite = np.flatnonzero(np.isfinite(estimate))
+            order = finite[np.argsort(estimate[finite], kind="stable")]
+            medians = [
+                (np.median(estimate[group]), np.median(network.found[group]))
+                for group in np.array_split(order, groups)
+                if len(group)
+            ]
+            color, marker, line = network.style
+            if medians:
+                ax.plot(*zip(*medians, strict=True), color=color, marker=marker, ls=line, ms=7)
+            drawn.extend(medians)
+        values = np.array([value for value in np.ravel(drawn) if value > 0])
+        ends = np.array([0.8 * values.min(), 1.25 * values.max()]) if len(values) else [0.1, 1]
+        ax.plot(ends, ends, color="black", lw=1)
+        ax.set(xscale="log", yscale="log", title=name)
+        unit = f"{norm_name(2)} (input units)"
+        ax.set(xlabel=f"estimated distance, {unit}", ylabel=f"found distance, {unit}")
+        told = {"transform": ax.transAxes, "size": 12, "color": "#444444"}
+        ax.text(0.03, 0.97, "estimate too small", va="top", **told)
+        ax.text(0.97, 0.03, "estimate too large", ha="right", **told)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         ax.grid(visible=True)
     save(page, path)

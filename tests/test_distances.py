@@ -121,6 +121,7 @@ def test_runs_are_measured_once_and_arrays_kept(
     assert (cell["num_examples"], cell["num_right"], cell["found"]) == (5, 3, 2)
     assert capsys.readouterr().out.startswith("| digits | none | 2.00 |")
     assert read_arrays(copy / "distances.npz").keys() == arrays.keys()
+    assert (tmp_path / "theory.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(theory, "measure", None)
     tyro.cli(theory.main, args=arguments)
     with runs.locked(copy), pytest.raises(SystemExit, match="another process works on"):

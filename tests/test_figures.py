@@ -111,9 +111,20 @@ def draw_trajectories(path):
     trends.trajectories(path, drawn, **TEXT)
 
 
+def draw_calibration(path):
+    found = np.array([0.1, 0.3, 0.2, 0.8, 0.4, 0.6])
+    networks = [
+        # Of the second panel, only four are finite; of the last network none of them is.
+        trends.Distances("none", NONE, found, {"a": 2 * found, "b": np.array([1, 2, 3, 4, *INF])}),
+        trends.Distances("hessian", HESSIAN, found, {"a": found, "b": np.array(3 * INF)}),
+    ]
+    trends.calibration(path, networks, groups=3, **TEXT)
+
+
+INF = [np.inf, np.inf]
 ALL = [
     *(draw_accuracy, draw_histograms, draw_planes, draw_attacks),
-    *(draw_boundaries, draw_frontier, draw_trajectories),
+    *(draw_boundaries, draw_frontier, draw_trajectories, draw_calibration),
 ]
 
 
@@ -164,6 +175,10 @@ def test_every_axis_is_told(draw, pages, tmp_path):
         draw_boundaries: ([r"input units, $\ell_2$"], [r"input units, $\ell_2$", "logits"]),
         draw_frontier: (["plain steps"], [r"$\ell_2$ radius ε = 1.5, %"]),
         draw_trajectories: (["training step"], ["nats per input unit)", "nats per input unit²)"]),
+        draw_calibration: (
+            [r"estimated distance, $\ell_2$ (input units)"],
+            [r"found distance, $\ell_2$ (input units)"],
+        ),
     }[draw]
     for labels, parts in zip((across, upward), expected, strict=True):
         for part in parts:
@@ -377,3 +392,15 @@ def test_a_trajectory_is_a_line_and_a_method_one_entry(pages, tmp_path):
     assert len(gradient.lines) == 4
     [legend] = pages[0].subfigs[2].legends
     assert [text.get_text() for text in legend.get_texts()] == ["none", "hessian"]
+
+
+def test_calibration_shows_medians_of_groups_of_like_estimates(pages, tmp_path):
+    draw_calibration(tmp_path / "one.png")
+    first, second = pages[0].subfigs[1].axes
+    assert [ax.get_title() for ax in (first, second)] == ["a", "b"]
+    none, hessian, diagonal = (line.get_xydata() for line in first.lines)
+    np.testing.assert_allclose(none, [(0.3, 0.15), (0.7, 0.35), (1.4, 0.7)])
+    np.testing.assert_allclose(hessian[:, 0], hessian[:, 1])
+    np.testing.assert_allclose(diagonal[:, 0], diagonal[:, 1])
+    none, _ = (line.get_xydata() for line in second.lines)
+    np.testing.assert_allclose(none, [(1.5, 0.2), (3, 0.2), (4, 0.8)])

@@ -131,6 +131,83 @@ def test_value_gradient_and_residual_against_dense_derivatives() -> None:
     np.testing.assert_allclose(metrics["residual"], np.mean(residuals), rtol=1e-9)
 
 
+BOUNDS = (-0.5, 0.6)
+
+
+@pytest.mark.parametrize("solver", ["product", None])
+def test_directions_out_of_the_box_do_not_count(solver: str | None) -> None:
+    x = jnp.clip(X, *BOUNDS)
+    low, high = x == BOUNDS[0], x == BOUNDS[1]
+    assert low.any()
+    assert high.any()
+    assert not jnp.any((low | high).all(axis=1)), "some direction is to be left"
+
+    def inside(place: Any, direction: jax.Array) -> jax.Array:
+        low, high = place
+        return jnp.where((low & (direction < 0)) | (high & (direction > 0)), 0, direction)
+
+    def dense(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+        f = CASE._replace(y=y).function(params)
+        return f(x), cases.dense_gradient(f, x), cases.dense_hessian(f, x)
+
+    _, slopes, hessians = jax.jit(jax.vmap(partial(dense, PARAMS)))(x, Y)
+    v = jax.vmap(inside)((low, high), slopes)
+    assert jnp.any(v != slopes)
+    v /= jnp.linalg.norm(v, axis=1, keepdims=True)
+    images = jnp.einsum("bij,bj->bi", hessians, v)
+    u = jax.vmap(inside)((low, high), images)
+    assert jnp.any(u != images)
+    u = v if solver is None else u / jnp.linalg.norm(u, axis=1, keepdims=True)
+
+    def oracle(params: Any) -> jax.Array:
+        values, slopes, hessians = jax.vmap(partial(dense, params))(x, Y)
+        slope = jnp.einsum("bi,bi->b", slopes, v)
+        curvature = jnp.abs(jnp.einsum("bi,bij,bj->b", u, hessians, v))
+        return jnp.mean(values + 0.7 * slope + 0.3 * curvature)
+
+    options: dict[str, Any] = {} if solver else {"solver": None}
+    objective = second_order(APPLY, LOSS, 0.7, 0.3, bounds=BOUNDS, **options)
+    (value, metrics), gradient = value_and_gradient(objective, (x, Y))
+    np.testing.assert_allclose(value, oracle(PARAMS), rtol=1e-11)
+    cases.assert_tree_close(gradient, jax.jit(jax.grad(oracle))(PARAMS), rtol=1e-8, atol=1e-11)
+    # Each term by itself is the same.
+    for weights, name in (((1, 0), "gradient_norm"), ((0, 1), "hessian_norm")):
+        alone = second_order(APPLY, LOSS, *weights, bounds=BOUNDS, **options)
+        (_, metric), _ = value_and_gradient(alone, (x, Y))
+        np.testing.assert_allclose(metric[name], metrics[name], rtol=1e-11)
+    # In a wide box all directions count.
+    wide = second_order(APPLY, LOSS, 0.7, 0.3, bounds=(-9, 9), **options)
+    wanted = value_and_gradient(second_order(APPLY, LOSS, 0.7, 0.3, **options))
+    cases.assert_tree_close(value_and_gradient(wide), wanted, rtol=1e-9, atol=1e-13)
+
+
+def test_where_every_direction_leaves_the_box_the_loss_is_left() -> None:
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        # Class 1 grows with every pixel, and all of them are at their bound.
+        return jnp.stack([0 * params, params * jnp.sum(x)])
+
+    objective = second_order(apply, LOSS, 1, 1, bounds=(0, 1))
+    batch = (jnp.ones((2, 3)), jnp.zeros(2, int))
+    (value, metrics), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(
+        jnp.asarray(0.5), batch, KEY
+    )
+    assert metrics["gradient_norm"] == 0
+    np.testing.assert_allclose(value, metrics["loss"] + metrics["hessian_norm"])
+    assert np.isfinite(gradient)
+
+
+@pytest.mark.parametrize("bounds", [(1, 0), (0.0, 0.0), (0, 1, 2), (0, float("nan"))])
+def test_bad_bounds(bounds: Any) -> None:
+    with pytest.raises(ValueError, match=r"bounds must be two numbers, the lower one first, got"):
+        second_order(APPLY, LOSS, 1, 1, bounds=bounds)
+
+
+@pytest.mark.parametrize("solver", [partial(lanczos, num_iters=3), hessjax.power_iteration])
+def test_bounds_need_the_direction_of_the_start(solver: Any) -> None:
+    with pytest.raises(ValueError, match="with bounds the solver must be the default or None"):
+        second_order(APPLY, LOSS, 1, 1, bounds=(0, 1), solver=solver)
+
+
 def test_converged_hessian_norm_is_the_dense_one() -> None:
     objective = second_order(APPLY, LOSS, 0.0, 1.0, solver=partial(lanczos, num_iters=6))
     (value, metrics), _ = value_and_gradient(objective)
