@@ -84,7 +84,8 @@ def draw(path: Path, measured: Sequence[runs.Run]) -> None:
             "Distance to the decision boundary of the first rightly classified test images: "
             "estimated from gap, gradient and (second order) Hessian of the loss or of the margins "
             "at the image, against the nearest wrongly classified point that FAB, DDN and APGD "
-            f"find. Medians of {_GROUPS} groups of like estimates; infinite ones are left out. "
+            f"find. Medians of {_GROUPS} groups of like estimates; infinite ones are left out, "
+            "those of 0 are beyond the left border. "
             "The estimate is right on the diagonal."
         )
         calibration(path, networks, groups=_GROUPS, title=f"Distances on {data}", note=note)

@@ -133,17 +133,20 @@ def calibration(
             if medians:
                 ax.plot(*zip(*medians, strict=True), color=color, marker=marker, ls=line, ms=7)
             drawn.extend(medians)
-        values = np.array([value for value in np.ravel(drawn) if value > 0])
-        ends = np.array([0.8 * values.min(), 1.25 * values.max()]) if len(values) else [0.1, 1]
-        ax.plot(ends, ends, color="black", lw=1)
+        estimates, found = np.array(drawn or [(1.0, 1.0)]).T
+        # The lines tell more than the diagonal, which may lie far off.
+        for values, limits in ((estimates, ax.set_xlim), (found, ax.set_ylim)):
+            positive = values[values > 0]
+            limits(0.8 * positive.min(initial=1e9), 1.25 * positive.max(initial=1e-9))
+        ax.axline((1, 1), (2, 2), color="black", lw=1)
         ax.set(xscale="log", yscale="log", title=name)
         unit = f"{norm_name(2)} (input units)"
         ax.set(xlabel=f"estimated distance, {unit}", ylabel=f"found distance, {unit}")
         told = {"transform": ax.transAxes, "size": 12, "color": "#444444"}
         ax.text(0.03, 0.97, "estimate too small", va="top", **told)
         ax.text(0.97, 0.03, "estimate too large", ha="right", **told)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
         ax.grid(visible=True)

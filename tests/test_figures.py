@@ -398,9 +398,11 @@ def test_calibration_shows_medians_of_groups_of_like_estimates(pages, tmp_path):
     draw_calibration(tmp_path / "one.png")
     first, second = pages[0].subfigs[1].axes
     assert [ax.get_title() for ax in (first, second)] == ["a", "b"]
-    none, hessian, diagonal = (line.get_xydata() for line in first.lines)
-    np.testing.assert_allclose(none, [(0.3, 0.15), (0.7, 0.35), (1.4, 0.7)])
-    np.testing.assert_allclose(hessian[:, 0], hessian[:, 1])
-    np.testing.assert_allclose(diagonal[:, 0], diagonal[:, 1])
-    none, _ = (line.get_xydata() for line in second.lines)
-    np.testing.assert_allclose(none, [(1.5, 0.2), (3, 0.2), (4, 0.8)])
+    none, hessian, diagonal = first.lines
+    np.testing.assert_allclose(none.get_xydata(), [(0.3, 0.15), (0.7, 0.35), (1.4, 0.7)])
+    np.testing.assert_allclose(*np.transpose(hessian.get_xydata()))
+    assert (diagonal.get_xy1(), diagonal.get_xy2()) == ((1, 1), (2, 2))
+    none, _ = second.lines
+    np.testing.assert_allclose(none.get_xydata(), [(1.5, 0.2), (3, 0.2), (4, 0.8)])
+    for ax, (low, high) in ((first, (0.15, 1.4)), (second, (1.5, 4))):
+        np.testing.assert_allclose(ax.get_xlim(), (0.8 * low, 1.25 * high))
