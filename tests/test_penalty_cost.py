@@ -151,6 +151,22 @@ def measured(tmp_path_factory) -> Path:
     return folder
 
 
+def test_named_steps_are_measured_alone(measured, tmp_path):
+    settings = penalty_cost.Settings(
+        8, 2, 10, quick=False, reference=False, steps=("hessian-inside", "adversarial")
+    )
+    penalty_cost.measure([measured / "run"], settings, tmp_path / "cost.json", None)
+    rows = read_json(tmp_path / "cost.json")["rows"]
+    assert [row["step"] for row in rows] == ["none", "hessian-inside", "adversarial"]
+    assert {row["kind"] for row in rows} == {"step"}
+    plain, inside, adversarial = (row["operations"] for row in rows)
+    assert 3 * plain < inside < adversarial < 12 * plain
+    with pytest.raises(ValueError, match="unknown steps newton: there are none, gradient, "):
+        penalty_cost.measure(
+            [measured / "run"], settings._replace(steps=("newton",)), tmp_path / "x.json", None
+        )
+
+
 def test_every_step_and_estimate_is_written(measured):
     rows = read_json(measured / "penalty_cost.json")["rows"]
     by_step = {row["step"]: row for row in rows if row["kind"] == "step"}

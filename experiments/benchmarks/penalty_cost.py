@@ -43,6 +43,7 @@ def main(
     run: tyro.conf.Positional[tuple[Path, ...]] = (),
     *,
     quick: bool = False,
+    steps: tuple[str, ...] = (),
     batch_size: int = 128,
     num_images: int = 96,
     repeats: int = 10,
@@ -59,11 +60,14 @@ def main(
 
         python -m experiments.benchmarks.penalty_cost --quick
         python -m experiments.benchmarks.penalty_cost runs/mnist/none/seed-0
+        python -m experiments.benchmarks.penalty_cost --steps hessian adversarial --out cost.json
 
     Args:
         run: folders of trained networks; without one, some are trained on the digits, and kept in
             runs/benchmarks.
         quick: fewer forms and images, in under two minutes, into runs/benchmarks.
+        steps: time these alone, by their names in the report, and compare no estimates; into
+            runs/benchmarks, too.
         batch_size: examples of a step.
         num_images: test images that the estimates are compared on.
         repeats: measurements of each step, at least 10.
@@ -72,10 +76,12 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
-        path = records.place(NAME, out, quick=quick)
-        settings = Settings(batch_size, 16 if quick else num_images, repeats, quick, reference)
+        small = quick or bool(steps)
+        path = records.place(NAME, out, quick=small)
+        images = 16 if quick else num_images
+        settings = Settings(batch_size, images, repeats, quick, reference, steps)
         settings.check()
-        measure(run or _digits(quick=quick), settings, path, data_dir)
+        measure(run or _digits(quick=small), settings, path, data_dir)
     except (ValueError, ArithmeticError, ImportError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
@@ -92,6 +98,12 @@ class Settings(NamedTuple):
     repeats: int
     quick: bool
     reference: bool
+    steps: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> tuple[str, ...] | None:
+        """Names of the steps to time; None for all."""
+        return ("none", *self.steps) if self.steps else _QUICK_STEPS if self.quick else None
 
     def check(self) -> None:
         """Raise unless the numbers are in range."""
@@ -131,7 +143,7 @@ def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: P
         network = {"model": run.config.model, "activation": run.config.activation}
         cell = {"kind": "step", **network, "input_shape": _architecture(run)["input_shape"]}
         cells.append((cell, partial(_step_rows, run, settings)))
-    for run in loaded:
+    for run in () if settings.steps else loaded:
         config = run.config
         described = {"data": config.data, "method": config.name, "epochs": config.epochs}
         network = {"model": config.model, "activation": config.activation}
@@ -148,20 +160,20 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
     shape, num_classes = (_architecture(run)[key] for key in ("input_shape", "num_classes"))
     x, y = random_batch(shape, num_classes, settings.batch_size)
     batch = jnp.asarray(x), jnp.asarray(y)
-    chosen = {
-        name: objective
-        for name, objective in objectives(run.apply, settings.batch_size).items()
-        if not settings.quick or name in _QUICK_STEPS
-    }
-    steps = {name: compile_step(each, run.params, batch) for name, each in chosen.items()}
-    if not settings.quick:
-        steps[ACCUMULATED] = compile_accumulated(chosen["hessian"], run.params, batch, 4)
-    others = _reference_calls(run, x, y, quick=settings.quick) if settings.reference else {}
+    known = objectives(run.apply, settings.batch_size)
+    makers = {name: partial(compile_step, objective) for name, objective in known.items()}
+    makers[ACCUMULATED] = partial(compile_accumulated, known["hessian"], count=4)
+    named = (name for name in settings.steps if not name.startswith("PyTorch: "))
+    if unknown := [name for name in named if name not in makers]:
+        raise ValueError(f"unknown steps {', '.join(unknown)}: there are {', '.join(makers)}")
+    wanted = settings.wanted or tuple(makers)
+    steps = {name: make(run.params, batch) for name, make in makers.items() if name in wanted}
+    others = _reference_calls(run, x, y, settings.wanted) if settings.reference else {}
     return measure_steps(steps, others, repeats=settings.repeats)
 
 
 def _reference_calls(
-    run: runs.Run, x: np.ndarray, y: np.ndarray, *, quick: bool
+    run: runs.Run, x: np.ndarray, y: np.ndarray, wanted: Sequence[str] | None
 ) -> dict[str, Callable[[], Any]]:
     # Not above: who does without these needs no PyTorch.
     from experiments.benchmarks import reference  # noqa: PLC0415
@@ -172,8 +184,8 @@ def _reference_calls(
         )
         return {f"PyTorch: {name}": call for name, call in found.items()}
 
-    if quick:
-        return {name: call for name, call in make().items() if name in _QUICK_STEPS}
+    if wanted is not None:
+        return {name: call for name, call in make().items() if name in wanted}
     again = make()["PyTorch: hessian"]
     calls: dict[str, Callable[[], Any]] = {**make()}
     try:

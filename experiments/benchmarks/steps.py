@@ -43,8 +43,8 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
     """Return the objectives by name.
 
     ``none``; ``gradient`` and ``hessian``, of the shared sweep, the latter also by each solver,
-    start and number of products, lazy, partial and in chunks; each penalty beside the loss by its
-    own name; training on attacked inputs; and textbook forms of the first two.
+    start and number of products, lazy, partial, in chunks, and inside the ball; each penalty beside
+    the loss by its own name; training on attacked inputs; and textbook forms of the first two.
     """
     surrogate = partial(second_order, apply, cross_entropy, EPSILON, EPSILON**2 / 2)
     by_text = partial(textbook.objective, apply, cross_entropy, EPSILON, EPSILON**2 / 2)
@@ -56,8 +56,8 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
         del key
         return textbook.gradient_norm(f, x)
 
-    def attacked(method: str) -> Objective:
-        setting = Setting(EPSILON, STEP, 2, optax.constant_schedule(1))
+    def attacked(method: str, parts: int = 1) -> Objective:
+        setting = Setting(EPSILON, STEP, 2, optax.constant_schedule(1), parts=parts)
         return METHODS[method].build(apply, setting)
 
     return {
@@ -80,6 +80,8 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
         "hessian, textbook, 10": by_text(num_iters=10),
         "hessian, textbook, 5": by_text(num_iters=5),
         **{name: beside(penalty) for name, penalty in _PENALTIES.items()},
+        "hessian-inside": attacked("hessian-inside"),
+        "hessian-inside, parts=4": attacked("hessian-inside", parts=4),
         "adversarial": attacked("adversarial"),
         "fgsm": attacked("fgsm"),
     }
