@@ -1,4 +1,4 @@
-"""Training on attacked inputs: any objective there, PGD, single steps, the penalty of TRADES."""
+"""Training on attacked inputs: any objective there, PGD, one step, and the penalty of TRADES."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,10 +11,8 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from experiments.models import Params
 from hessjax import Lazy
-from hessjax._numerics import within
 from hessjax._placement import each
 from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
-from hessjax.attacks.balls import ascent_direction, project
 from hessjax.lazy import Metrics, Objective
 from hessjax.objective import Apply
 from hessjax.operators import Composite
@@ -90,16 +88,6 @@ def by_fgsm(
     """Attack by one full step, without a random start."""
     del key
     return fgsm(logits_fn, x, y, ball)
-
-
-def by_step(
-    logits_fn: Logits, x: jax.Array, y: jax.Array, ball: LpBall, key: jax.Array
-) -> jax.Array:
-    """Go one full step along what of the gradient stays in the box."""
-    del key
-    gradient = jax.grad(lambda t: cross_entropy(logits_fn(t), y))(x)
-    direction = ascent_direction(ball, within(ball.bounds, x, gradient))
-    return project(ball, x, x + ball.epsilon * direction)
 
 
 def divergence(f: Composite, x: jax.Array, key: jax.Array, *, ball: LpBall) -> jax.Array:

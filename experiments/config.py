@@ -64,7 +64,7 @@ RECIPES = {
             "hessian": 6,
             "hessian-cheap": 6,
             "hessian-lanczos": 6,
-            "hessian-inside": 2,
+            "hessian-inside": 1.75,
             "hessian-only": 3,
             "finite-step": 10,
             "adversarial": 1.5,

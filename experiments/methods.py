@@ -98,17 +98,10 @@ def _gradient(apply: Apply, setting: Setting) -> Objective:
     return second_order(apply, cross_entropy, weight, 0, **setting.savings)
 
 
-def _surrogate(
-    apply: Apply,
-    setting: Setting,
-    *,
-    solver: Solver | None = ONE_PRODUCT,
-    bounds: tuple[float, float] | None = None,
-) -> Objective:
+def _surrogate(apply: Apply, setting: Setting, *, solver: Solver | None = ONE_PRODUCT) -> Objective:
     epsilon = setting.strength
     weights = (_ramped(setting, epsilon), _ramped(setting, epsilon**2 / 2))
-    options: dict[str, Any] = {"solver": solver, "bounds": bounds, **setting.savings}
-    return second_order(apply, cross_entropy, *weights, **options)
+    return second_order(apply, cross_entropy, *weights, solver=solver, **setting.savings)
 
 
 def _two_weights(apply: Apply, setting: Setting) -> Objective:
@@ -140,10 +133,8 @@ def _attacked(apply: Apply, setting: Setting, *, attack: adversarial.Attack) -> 
 
 
 def _inside(apply: Apply, setting: Setting) -> Objective:
-    # Without what leaves the box: many pixels are black, and an attack cannot make them darker.
-    surrogate = _surrogate(apply, setting, bounds=LpBall.bounds)
-    radius = _ramped(setting, setting.step)
-    return adversarial.attacked(surrogate, apply, adversarial.by_step, radius, order=2)
+    surrogate, radius = _surrogate(apply, setting), _ramped(setting, setting.step)
+    return adversarial.attacked(surrogate, apply, adversarial.by_fgsm, radius, order=2)
 
 
 def _trades(apply: Apply, setting: Setting) -> Objective:
@@ -179,7 +170,7 @@ METHODS = {
         "ε of the surrogate, ‖∇²f‖ by five Lanczos products",
     ),
     "hessian-inside": Method(
-        _inside, "ε of the surrogate at the end of a step h, all inside the box", takes_step=True
+        _inside, "ε of the surrogate at x + hĝ, the end of one step", takes_step=True
     ),
     "gradient-hessian": Method(_two_weights, "weight of ‖∇f‖₂", "weight of ‖∇²f‖"),
     "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),

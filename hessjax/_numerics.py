@@ -52,23 +52,6 @@ def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
     return jax.tree.map(lambda leaf: (widen(leaf) / divisor).astype(leaf.dtype), tree), norm
 
 
-def check_bounds(bounds: tuple[float, float]) -> None:
-    """Raise if these are no least and greatest entry of an input."""
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be two numbers, the lower one first, got {bounds}")
-
-
-def within(bounds: tuple[float, float], x: PyTree, direction: PyTree) -> PyTree:
-    """Leave out of a direction the entries that lead out of the box from a point on its border."""
-    low, high = bounds
-
-    def leaf(x: jax.Array, entry: jax.Array) -> jax.Array:
-        leaves = ((x <= low) & (entry < 0)) | ((x >= high) & (entry > 0))
-        return jnp.where(leaves, 0, entry)
-
-    return jax.tree.map(leaf, x, direction)
-
-
 DIRECTION = "direction"
 """The name under which `jax.checkpoint` knows what `hold` returned."""
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hessjax._batching import Apply, Loss, Weight, batched, check_weight, is_zero
-from hessjax._numerics import PyTree, check_bounds, hold, normalize, within
+from hessjax._numerics import PyTree, hold, normalize
 from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start, power_iteration
 from hessjax.lazy import Metrics, Objective
 from hessjax.operators import (
@@ -91,19 +91,6 @@ def _multiplies_start(solver: Solver | None) -> bool:
     )
 
 
-def _allowed(
-    bounds: tuple[float, float] | None, solver: Solver | None
-) -> Callable[[PyTree, PyTree], PyTree]:
-    """Return what leaves out of a direction at x what leads out of the box."""
-    if bounds is None:
-        return lambda _, direction: direction
-    check_bounds(bounds)
-    # The vectors of other solvers leave the box wherever they started.
-    if not _multiplies_start(solver):
-        raise ValueError(f"with bounds the solver must be the default or None, got {solver}")
-    return partial(within, bounds)
-
-
 def second_order(
     apply: Apply,
     loss: Loss,
@@ -112,7 +99,6 @@ def second_order(
     *,
     solver: Solver | None = ONE_PRODUCT,
     start: Start = gradient_start,
-    bounds: tuple[float, float] | None = None,
     every: int = 1,
     parts: int = 1,
     chunk_size: int | None = None,
@@ -125,15 +111,6 @@ def second_order(
     For an ℓ₂ ball of radius ε, in input units, the weights are ``ε`` and ``ε**2 / 2``. It is a
     surrogate, not a bound: curvature is estimated from below and at the example only.
 
-    With ``bounds``, directions that lead out of the box do not count, as they are of no use to an
-    attack: on the black ground of a picture, all that would make a pixel darker. Then
-
-    .. math:: \|\nabla f\|_2 \to \max_{u \in T,\, \|u\| = 1} u^\top \nabla f, \qquad
-        \|\nabla^2 f\|_{op} \to \max_{u \in T,\, \|u\| = 1} u^\top \nabla^2 f\, v
-
-    where T are the directions that do not leave the box at once, and v is where the first maximum
-    is.
-
     Args:
         apply: ``apply(params, x) -> logits`` for one example; evaluation mode, no batch axis.
         loss: ``loss(logits, y) -> scalar`` for one example.
@@ -145,8 +122,6 @@ def second_order(
             cheaper by a sixth and a little less near; `lanczos` with five is nearly exact and takes
             twice the time, for any other solver needs a third direction for ‖g‖.
         start: likewise.
-        bounds: least and greatest entry of an input, as ``(0, 1)``; None for no box. The solver
-            then has to be the default or None.
         every: as in `regularized`.
         parts: likewise.
         chunk_size: likewise.
@@ -157,8 +132,7 @@ def second_order(
         ``residual`` (of the eigenpair), as far as their terms are in.
 
     Raises:
-        ValueError: if a weight is negative, bounds are not increasing or given with another solver,
-            or a batch is empty or ragged.
+        ValueError: if a weight is negative, or a batch is empty or ragged.
 
     Cost: a whole optimizer step takes 3.7 (ReLU) to 4.9 (gelu) plain steps in operations; with a
     Hessian weight of 0, 2.3 to 2.4.
@@ -176,10 +150,9 @@ def second_order(
     check_weight("hessian_weight", hessian_weight)
     weights: dict[str, Weight] = {"gradient_norm": gradient_weight, "hessian_norm": hessian_weight}
     weights = {name: weight for name, weight in weights.items() if not is_zero(weight)}
-    allowed = _allowed(bounds, solver)
 
     def gradient_terms(f: Composite, x: PyTree) -> Metrics:
-        u = hold(normalize(allowed(x, jax.grad(f)(x)))[0])
+        u = hold(normalize(jax.grad(f)(x))[0])
         value, slope = directional_derivative(f, x, u)
         return {"loss": value, "gradient_norm": slope}
 
@@ -189,14 +162,12 @@ def second_order(
         if "hessian_norm" not in weights:
             return gradient_terms(f, x)
         if solver is None:
-            gradient, residual = allowed(x, jax.grad(f)(x)), {}
-            u = v = normalize(allowed(x, start(gradient, key)))[0]
+            gradient, residual = jax.grad(f)(x), {}
+            u = v = normalize(start(gradient, key))[0]
         else:
             gradient, matvec = gradient_and_hessian_operator(f, x)
-            gradient = allowed(x, gradient)
-            pair = solver(matvec, allowed(x, start(gradient, key)))
-            u, v = normalize(allowed(x, pair.image))[0], pair.vector
-            residual = {"residual": pair.residual}
+            pair = solver(matvec, start(gradient, key))
+            u, v, residual = normalize(pair.image)[0], pair.vector, {"residual": pair.residual}
         u, v, residual, unit, norm = hold((u, v, residual, *normalize(gradient)))
         # The start's direction as the inner one takes a little less memory and time.
         value, _, along_v, curvature = second_directional_derivative(f, x, u, v)

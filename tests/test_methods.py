@@ -11,7 +11,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from experiments import adversarial
 from experiments.methods import METHODS, Setting, find, refusing, with_accuracy
-from hessjax import Lazy, LpBall, penalties, second_order
+from hessjax import Lazy, LpBall, penalties
 from hessjax.composite_penalties import (
     gauss_newton_operator_norm,
     jacobian_squared_frobenius_norm,
@@ -247,23 +247,16 @@ def test_adversarial_is_the_loss_at_attacked_inputs(problem, order):
 def test_inside_is_the_surrogate_after_one_step(problem, ramp):
     """With a step that the box cuts for some of the examples, and grows with the weights."""
     params, (x, y) = problem
-    # Some pixels are at their bounds before the step, more of them after it.
-    x = jnp.clip(jnp.where(x > 0.5, x + 0.45, x - 0.45), 0, 1)
+    x = jnp.where(x > 0.5, x + 0.25, x - 0.25)
     slopes = jax.vmap(jax.grad(lambda t, label: cross_entropy(apply(params, t), label)))(x, y)
-    leaving = ((x == 0) & (slopes < 0)) | ((x == 1) & (slopes > 0))
-    assert jnp.any(leaving)
-    slopes = jnp.where(leaving, 0, slopes)
     step = ramp * H * slopes / jnp.linalg.norm(slopes, axis=1, keepdims=True)
     moved = jnp.clip(x + step, 0, 1)
     assert 0 < jnp.sum(moved != x + step) < x.size
-    weights = (0.7 * ramp, 0.7**2 / 2 * ramp)
-    surrogate = second_order(apply, cross_entropy, *weights, bounds=(0, 1))
-    expected, wanted = surrogate(params, (moved, y), KEY)
+    weights = (1, 0.7 * ramp, 0.7**2 / 2 * ramp)
+    expected = sum(w * t for w, t in zip(weights, dense(params, (moved, y)), strict=True))
     value, metrics = build("hessian-inside", 0.7, ramp=ramp)(params, (x, y), KEY)
     np.testing.assert_allclose(value, expected, rtol=1e-10)
-    np.testing.assert_allclose(metrics["gradient_norm"], wanted["gradient_norm"], rtol=1e-10)
-    everywhere, _ = second_order(apply, cross_entropy, *weights)(params, (moved, y), KEY)
-    assert abs(everywhere - expected) > 1e-4
+    np.testing.assert_allclose(metrics["gradient_norm"], dense(params, (moved, y))[1], rtol=1e-10)
 
 
 def test_inside_can_be_lazy(problem):

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from hessjax._numerics import as_point, check_bounds, check_number, normalize, safe_norm, widen
+from hessjax._numerics import as_point, check_number, normalize, safe_norm, widen
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class LpBall:
         check_number("epsilon", self.epsilon, positive=True)
         if self.order not in {2, math.inf}:
             raise ValueError(f"order must be 2 or infinity, got {self.order}")
-        check_bounds(self.bounds)
+        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds must be two numbers, the lower one first, got {self.bounds}")
 
 
 def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
