@@ -108,6 +108,14 @@ def test_a_summary_counts_what_it_says() -> None:
     assert theory.table([cell]).splitlines()[-1].endswith("| -1.00 | 50 % | 50 % | 50 % |")
 
 
+def test_across_networks_means_are_ranked() -> None:
+    means = [(4.0, 1.0), (1.0, 2.0), (0.5, 3.0)]
+    cells = [{"hessian_norm": norm, "found": found} for norm, found in means]
+    assert theory.across(cells) == pytest.approx(-1)
+    assert theory.across([*cells[1:], {"hessian_norm": 2.0, "found": 9.0}]) == pytest.approx(0.5)
+    assert theory.across(cells[:1]) is None
+
+
 def test_runs_are_measured_once_and_arrays_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import crosscheck, parity
+from experiments import crosscheck, parity, theory
 from experiments.benchmarks import precision, records, report
 from experiments.files import read_json
 from experiments.table import read, table
@@ -53,6 +53,20 @@ def test_the_study_tells_what_autoattack_found():
         verdict = cell["verdict"].split(":")[0]
         assert row.startswith(f"| {cell['data']} |")
         assert row.endswith(f"| {100 * cell['robust']:.1f} | {verdict} |")
+
+
+@pytest.mark.parametrize("data", ["mnist", "fashion_mnist"])
+def test_the_study_tells_how_the_estimates_of_the_distance_did(data):
+    folder = ROOT / "experiments" / "results" / "study" / data
+    cells = read_json(folder / "theory.json")["cells"]
+    published = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert theory.table(cells) in published
+    assert f"{theory.across(cells):.2f} over {len(cells)} networks" in published
+    assert f"results/study/{data}/theory.png" in published
+    assert (folder / "theory.png").is_file()
+    for cell in cells:
+        assert "with changes" not in cell["commit"]
+        assert {"command", "versions", "device"} <= set(cell)
 
 
 def test_the_readme_shows_the_table_of_mnist():
