@@ -108,7 +108,8 @@ def canvas(
         legend: the methods' labels and looks.
     """
     lines = textwrap.wrap(note, int(11.5 * width))
-    columns = max(1, min(len(legend), int(width // 2.4)))
+    longest = max((len(label) for label, _ in legend), default=0)
+    columns = max(1, min(len(legend), int(width // (1.0 + 0.11 * longest))))
     bands = (0.6 + 0.23 * len(lines), height, 0.32 * ceil(len(legend) / columns) + 0.1)
     page = Figure(figsize=(width, sum(bands)), dpi=_DPI, layout="constrained")
     grid = page.add_gridspec(3, 1, height_ratios=bands, hspace=0)

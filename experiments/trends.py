@@ -146,7 +146,10 @@ def calibration(
         ax.text(0.03, 0.97, "estimate too small", va="top", **told)
         ax.text(0.97, 0.03, "estimate too large", ha="right", **told)
         for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+            wide = high > 200 * low
+            axis.set_major_locator(
+                LogLocator(subs=(1,), numticks=6) if wide else LogLocator(subs=(1, 2, 5))
+            )
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
         ax.grid(visible=True)

@@ -406,3 +406,16 @@ def test_calibration_shows_medians_of_groups_of_like_estimates(pages, tmp_path):
     np.testing.assert_allclose(none.get_xydata(), [(1.5, 0.2), (3, 0.2), (4, 0.8)])
     for ax, (low, high) in ((first, (0.15, 1.4)), (second, (1.5, 4))):
         np.testing.assert_allclose(ax.get_xlim(), (0.8 * low, 1.25 * high))
+
+
+def test_a_legend_of_many_long_labels_stays_on_the_page(pages, tmp_path):
+    labels = [f"hessian-inside (1.25, step {i})" for i in range(13)]
+    steps = np.array([1, 20])
+    drawn = [trends.Trajectory(label, HESSIAN, steps, steps, steps) for label in labels]
+    trends.trajectories(tmp_path / "one.png", drawn, **TEXT)
+    [page] = pages
+    [legend] = page.subfigs[2].legends
+    told, footer = legend.get_window_extent(), page.subfigs[2].get_window_extent()
+    assert [text.get_text() for text in legend.get_texts()] == labels
+    assert footer.x0 <= told.x0 < told.x1 <= footer.x1
+    assert footer.y0 <= told.y0 < told.y1 <= footer.y1
