@@ -89,6 +89,9 @@ def test_a_smooth_network_is_trusted():
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[-1] == 0
     assert 100 > seen["fgsm"] > accuracies[0]
+    # Shares of 40 examples, to the last digit: the limits are within a hair of one example.
+    for share in (*accuracies, *(seen[sign.figure] for sign in masking.SIGNS[:5])):
+        assert 0.4 * share == pytest.approx(round(0.4 * share), rel=1e-12)
     assert 0 < seen["missed_by_fgsm"] < 95
 
     def dense(point, label):
