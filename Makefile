@@ -45,7 +45,7 @@ study-quick: $(VENV)/experiments.stamp ## a try of the study on the digits, minu
 
 test: $(VENV)/dev.stamp ## run every test and doctest [WORKERS=2]
 	XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 \
-	  $(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	  $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 mutants: $(VENV)/mutants.stamp ## which mutants the tests do not notice; hours; goes on [ARGS=eigen]
 	XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu \

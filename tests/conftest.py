@@ -26,6 +26,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 _compilation.CPU_OPTIONS.clear()
 
 
+# Begun at the end, they would leave all processes but one without work.
+_LONG = ("test_faults.py", "test_penalty_cost.py", "test_devices.py", "README.md")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture(scope="module")
 def counted():
     """Have operations counted in what the package compiles, at the price of compile time."""

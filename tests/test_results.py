@@ -49,10 +49,26 @@ def test_the_study_tells_what_autoattack_found():
     published = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
     for cell in cells:
         assert "with changes" not in cell["commit"]
-        [row] = [line for line in published.splitlines() if f"| `{cell['network']}` |" in line]
+        start = f"| {cell['data']} | `{cell['network']}` |"
+        [row] = [line for line in published.splitlines() if line.startswith(start)]
         verdict = cell["verdict"].split(":")[0]
-        assert row.startswith(f"| {cell['data']} |")
         assert row.endswith(f"| {100 * cell['robust']:.1f} | {verdict} |")
+
+
+def test_the_study_tells_what_its_steps_cost():
+    results = read_json(ROOT / "experiments" / "results" / "study" / "cost.json")
+    published = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    rows = {row["step"]: row for row in results["rows"]}
+    plain, adversarial = rows["none"], rows["adversarial"]
+    for name, row in rows.items():
+        operations, seconds = (
+            [_value(row, key) / _value(other, key) for other in (plain, adversarial)]
+            for key in ("operations", "seconds")
+        )
+        told = [operations[0], seconds[0], operations[1], seconds[1]]
+        assert f"| `{name}` | {' | '.join(f'{ratio:.2f}' for ratio in told)} |" in published
+    assert not results["dirty"]
+    assert {"command", "commit", "versions", "device", "environment"} <= set(results)
 
 
 @pytest.mark.parametrize("data", ["mnist", "fashion_mnist"])
