@@ -17,7 +17,6 @@ from experiments.distances import ESTIMATES, measure
 from experiments.files import read_arrays, write_arrays
 from experiments.trends import Distances, calibration
 
-_MEANS = ("hessian_norm", "found")
 # Of the examples, by their estimate, in the figure.
 _GROUPS = 10
 _TITLES = {
@@ -158,7 +157,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def across(cells: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the rank correlation of mean norm and mean found distance over the networks."""
-    norms, distances = (np.array([cell[name] for cell in cells]) for name in _MEANS)
+    norms, distances = np.array([(cell["hessian_norm"], cell["found"]) for cell in cells]).T
     return _rank_correlation(norms, distances)
 
 

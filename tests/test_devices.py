@@ -363,7 +363,7 @@ def step_program(
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_step_divides_and_exchanges_the_gradient_alone(parts: int) -> None:
     objective = surrogate(parts=parts)
-    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 8)}
+    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 4, 8)}
     alone = programs[1].cost_analysis()["flops"]
     assert exchanges(programs.pop(1).as_text()) == []
     for count, program in programs.items():
