@@ -87,7 +87,7 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, n
             ylim=(-2, 102),
             title=f"{norm_name(norm)} attack",
             xlabel=f"radius ε, {norm_name(norm)} norm (pixels in [0, 1])",
-            ylabel="accuracy, % of test images",
+            ylabel="accuracy, % of images",
         )
         ax.grid(visible=True)
         ticks = np.unique(np.concatenate([curve.epsilons for curve in drawn]))
@@ -124,7 +124,7 @@ def histograms(path: Path, clouds: Sequence[Cloud], *, title: str, note: str) ->
         column[-1].set(xscale="log", xlim=edges[[0, -1]], xlabel=axis_label, ylim=(0, None))
     for ax, cloud in zip(axes[:, 0], clouds, strict=True):
         _name_row(ax, cloud.label)
-    body.supylabel("% of test images", fontsize=14)
+    body.supylabel("% of images", fontsize=14)
     save(page, path)
 
 

@@ -10,7 +10,7 @@ from experiments import figures, surfaces, trends
 from experiments.canvas import Style, norm_name
 from experiments.files import read_arrays
 from experiments.table import Method, group, require
-from experiments.words import about, attack_of, auto_of, seeds_of
+from experiments.words import about, attack_of, auto_of, images_of, seeds_of
 
 _LANDSCAPE_KEYS = (
     *("curvature", "gradient_norm", "shown", "shown_label", "shown_clean", "clean_prediction"),
@@ -38,7 +38,7 @@ class Landscapes(NamedTuple):
 
 def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscapes]) -> list[Path]:
     """Draw all that there is something to draw of, and return the files."""
-    methods, data = group(comparison), comparison["data"]
+    methods, images = group(comparison), images_of(comparison)
     drawn = [_draw_accuracy(folder, comparison, methods)]
     timed = [method for method in methods if _seconds(method.runs)]
     if any(method.runs[0]["method"] == "none" for method in timed):
@@ -46,11 +46,11 @@ def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscap
     if watched := [method for method in methods if any("trajectory" in run for run in method.runs)]:
         drawn += [_draw_training(folder, comparison, watched)]
     if landscapes:
-        drawn += [one(folder, data, landscapes) for one in (_draw_norms, _draw_planes)]
+        drawn += [one(folder, images, landscapes) for one in (_draw_norms, _draw_planes)]
         # Those from before it was drawn lack it.
         bounded = [found for found in landscapes if "boundary_margin" in found.arrays[0]]
-        drawn += [_draw_boundaries(folder, data, bounded)] if bounded else []
-        drawn += [_draw_attacks(folder, data, landscapes)]
+        drawn += [_draw_boundaries(folder, images, bounded)] if bounded else []
+        drawn += [_draw_attacks(folder, images, landscapes)]
     return drawn
 
 
@@ -168,14 +168,14 @@ def _draw_training(folder: Path, comparison: dict[str, Any], methods: Sequence[M
         path,
         drawn,
         title="Gradient and curvature of the loss through training",
-        note=f"Means over the first test images of {comparison['data']}; {named}, a line each. "
+        note=f"Means over the first {images_of(comparison)}; {named}, a line each. "
         "Derivatives of the cross-entropy (nats) in the input, pixels in [0, 1]; ‖H‖ is the "
         "largest |eigenvalue| of the Hessian, estimated from below.",
     )
     return path
 
 
-def _draw_norms(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Path:
+def _draw_norms(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> Path:
     def cloud(found: Landscapes) -> figures.Cloud:
         curvature, gradient_norm = (
             np.concatenate([array[name] for array in found.arrays])
@@ -190,8 +190,8 @@ def _draw_norms(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Pa
     figures.histograms(
         path,
         [cloud(found) for found in landscapes],
-        title="Gradient and curvature of the loss at the test images",
-        note=f"{count:,} test images of {data}; {named}{pooled}. Derivatives of the cross-entropy "
+        title="Gradient and curvature of the loss at the images",
+        note=f"{count:,} {images}; {named}{pooled}. Derivatives of the cross-entropy "
         "(nats) in the input, pixels in [0, 1]; ‖H‖ is the largest |eigenvalue| of the Hessian, "
         f"estimated from below. Dashed: median; black outline: {landscapes[0].label}. The first "
         "bin holds all that is smaller, too.",
@@ -199,7 +199,7 @@ def _draw_norms(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Pa
     return path
 
 
-def _draw_planes(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Path:
+def _draw_planes(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> Path:
     first = landscapes[0].arrays[0]
     [i] = _clear_images(landscapes, 1)
     radius = float(first["attack_epsilon"]) if first["attack_order"] == 2 else None
@@ -219,7 +219,7 @@ def _draw_planes(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> P
         first["surface_offsets"],
         epsilon=radius,
         title="Loss over the plane of gradient and top eigenvector",
-        note=f"Test image {first['shown'][i]} (label {first['shown_label'][i]}) of {data}, "
+        note=f"Number {first['shown'][i]} (label {first['shown_label'][i]}) of the {images}, "
         f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot. Dotted: the top "
         "eigenvector of the Hessian; cos is the cosine of its angle to the gradient."
         f"{circle} Orange: loss ln 2, below which the label surely wins. Points are not clipped "
@@ -228,7 +228,7 @@ def _draw_planes(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> P
     return path
 
 
-def _draw_boundaries(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Path:
+def _draw_boundaries(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> Path:
     first = landscapes[0].arrays[0]
     [i] = _clear_images(landscapes, 1)
     order, radius = float(first["attack_order"]), float(first["attack_epsilon"])
@@ -247,7 +247,7 @@ def _draw_boundaries(folder: Path, data: str, landscapes: Sequence[Landscapes]) 
         first["surface_offsets"],
         epsilon=radius if order == 2 else None,
         title="Decision boundary along the attack",
-        note=f"Test image {first['shown'][i]} (label {first['shown_label'][i]}) of {data}, "
+        note=f"Number {first['shown'][i]} (label {first['shown_label'][i]}) of the {images}, "
         f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot; the cross is what "
         f"PGD of {first['attack_steps']} steps in the {norm_name(order)} ball of radius "
         f"ε = {radius:g} made of it. Colors: logit of the label less the largest other one; black: "
@@ -256,7 +256,7 @@ def _draw_boundaries(folder: Path, data: str, landscapes: Sequence[Landscapes]) 
     return path
 
 
-def _draw_attacks(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> Path:
+def _draw_attacks(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> Path:
     def attack(arrays: dict[str, np.ndarray], i: int) -> figures.Attack:
         return figures.Attack(
             arrays["shown_clean"][i],
@@ -277,8 +277,8 @@ def _draw_attacks(folder: Path, data: str, landscapes: Sequence[Landscapes]) -> 
             for found in landscapes
         ],
         order=order,
-        title="Attacked test images",
-        note=f"Test images {' and '.join(str(first['shown'][i]) for i in chosen)} of {data}, "
+        title="Attacked images",
+        note=f"Numbers {' and '.join(str(first['shown'][i]) for i in chosen)} of the {images}, "
         f"{seeds_of(found.seeds[0] for found in landscapes)}. PGD, {first['attack_steps']} steps, "
         f"{norm_name(order)} ball of radius ε = {radius:g}, pixels in [0, 1].",
     )

@@ -23,10 +23,10 @@ def explained(comparison: dict[str, Any]) -> str:
     return (
         "strength: a penalty's weight, or the ε of hessian, hessian-inside, adversarial, trades "
         "and fgsm. "
-        "Accuracy in percent of the test images, clean and under attack in the ball of the norm "
+        "Accuracy in percent of the images, clean and under attack in the ball of the norm "
         f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
         "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "
-        "input, estimated from below. Both are means over test images and seeds. time/step: "
+        "input, estimated from below. Both are means over images and seeds. time/step: "
         "seconds per training step over those of `none`."
     )
 
@@ -34,7 +34,14 @@ def explained(comparison: dict[str, Any]) -> str:
 def about(comparison: dict[str, Any]) -> str:
     """Return which examples and seeds it is of."""
     named = seeds_of(run["seed"] for run in comparison["runs"])
-    return f"{comparison['num_test']:,} test images of {comparison['data']}; {named}"
+    return f"{comparison['num_test']:,} {images_of(comparison)}; {named}"
+
+
+def images_of(comparison: dict[str, Any]) -> str:
+    """Return which images the networks were attacked on: those held out, where some were."""
+    # Comparisons from before there was a setup are of the test set.
+    held_out = comparison.get("setup", {}).get("validation", 0)
+    return f"{'held-out' if held_out else 'test'} images of {comparison['data']}"
 
 
 def auto_of(comparison: dict[str, Any]) -> str:
@@ -43,7 +50,7 @@ def auto_of(comparison: dict[str, Any]) -> str:
     if not told.get("norms"):
         return ""
     count = told["num_examples"]
-    examples = "all test images" if count is None else f"the first {count:,} test images"
+    examples = "all images" if count is None else f"the first {count:,} images"
     return f"AutoAttack, standard version, on {examples}"
 
 
@@ -77,7 +84,7 @@ def under_apgd(comparison: dict[str, Any]) -> list[str]:
     found = apgd_table(comparison)
     if not found:
         return []
-    examples = f"the first {comparison['apgd_examples']:,} test images"
+    examples = f"the first {comparison['apgd_examples']:,} images"
     return [f"Under APGD with cross-entropy, then at nine targets, {examples}:\n\n{found}\n"]
 
 

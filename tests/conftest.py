@@ -1,6 +1,7 @@
 """Settings of the whole test process."""
 
 import os
+import tempfile
 
 import jax
 import pytest
@@ -24,6 +25,14 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), *(f"--{name}={value}" for name, value in cases.QUICK.items())]
 )
 _compilation.CPU_OPTIONS.clear()
+
+# Many tests compile what others did, as functions of their own. Each process has its own folder,
+# for JAX writes these files in place, and another process might read half of one.
+_COMPILED = tempfile.TemporaryDirectory(prefix="hessjax-tests-")
+if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 # Begun at the end, they would leave all processes but one without work.

@@ -93,7 +93,7 @@ def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkey
         assert 0 <= 6 * told["robust"] <= 6
     text = (out / "report.md").read_text()
     assert "| AA ℓ∞ 0.1 | masking |" in text
-    assert "- AA: AutoAttack, standard version, on the first 6 test images; masking: " in text
+    assert "- AA: AutoAttack, standard version, on the first 6 images; masking: " in text
     # Another radius in the same folder: the table has what is asked for.
     tyro.cli(compare.main, args=[*options, "--methods", "none", "--auto-linf", "0.05"])
     assert [list(run["auto"]["linf"]) for run in read(out)["runs"]] == [[0.05]]

@@ -168,8 +168,8 @@ def test_every_axis_is_told(draw, pages, tmp_path):
     across = {ax.get_xlabel() for ax in body.axes} | {body.get_supxlabel()}
     upward = {ax.get_ylabel() for ax in body.axes} | {body.get_supylabel()}
     expected = {
-        draw_accuracy: ([r"$\ell_2$ norm", r"$\ell_\infty$ norm"], ["% of test images"]),
-        draw_histograms: (["nats per input unit)", "nats per input unit²)"], ["% of test images"]),
+        draw_accuracy: ([r"$\ell_2$ norm", r"$\ell_\infty$ norm"], ["% of images"]),
+        draw_histograms: (["nats per input unit)", "nats per input unit²)"], ["% of images"]),
         draw_planes: ([r"input units, $\ell_2$"], [r"input units, $\ell_2$", "nats"]),
         draw_attacks: ([r"$\ell_2$ size", "predicts"], ["change of pixel value"]),
         draw_boundaries: ([r"input units, $\ell_2$"], [r"input units, $\ell_2$", "logits"]),

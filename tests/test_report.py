@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import figures, report, surfaces, trends
+from experiments.files import read_json, write_json
 from experiments.table import group, read, table
 
 ROOT = Path(__file__).parents[1]
@@ -161,9 +162,7 @@ def test_apgd_has_a_table_of_its_own(directory):
     file.write_text(json.dumps(content))
     report.main(directory)
     text = (directory / "report.md").read_text()
-    assert (
-        "Under APGD with cross-entropy, then at nine targets, the first 1,000 test images" in text
-    )
+    assert "Under APGD with cross-entropy, then at nine targets, the first 1,000 images" in text
     *_, row = [line for line in text.splitlines() if line.startswith("|")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["none", "-", "75.0 ± 7.1", "50.0 ± 0.0", "25.0 ± 0.0"]
@@ -340,7 +339,7 @@ def test_figures_get_the_numbers_of_the_files(directory, drawn):
     np.testing.assert_array_equal(offsets, landscape()["surface_offsets"])
     assert planes[0].cosine == 0.5
     assert told["epsilon"] == 1.5
-    assert "Test image 0 (label 7) of digits, seed 0" in told["note"]
+    assert "Number 0 (label 7) of the test images of digits, seed 0" in told["note"]
 
     (boundaries, offsets), told = drawn["boundaries"]
     np.testing.assert_array_equal(boundaries[1].margin, landscape(3)["boundary_margin"][0])
@@ -349,7 +348,7 @@ def test_figures_get_the_numbers_of_the_files(directory, drawn):
     length = np.sqrt(np.sum((shown["attacked"][0] - landscape()["shown_clean"][0]) ** 2))
     assert boundaries[1].attack == pytest.approx(length)
     assert told["epsilon"] == 1.5
-    assert "Test image 0 (label 7) of digits, seed 0" in told["note"]
+    assert "Number 0 (label 7) of the test images of digits, seed 0" in told["note"]
 
     (points,), told = drawn["frontier"]
     np.testing.assert_allclose(points[1].cost, [4, 5])
@@ -364,7 +363,7 @@ def test_figures_get_the_numbers_of_the_files(directory, drawn):
     np.testing.assert_array_equal(attacks[1].attacked, landscape(3)["attacked"][1])
     assert [one.attacked_prediction for one in attacks] == [7, 8]
     assert told["order"] == 2
-    assert "Test images 0 and 4 of digits, seed 0. PGD, 40 steps" in told["note"]
+    assert "Numbers 0 and 4 of the test images of digits, seed 0. PGD, 40 steps" in told["note"]
 
 
 def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(tmp_path, drawn):
@@ -382,7 +381,7 @@ def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(t
     assert [point.label for point in points] == ["none", "hessian"]
     np.testing.assert_array_equal(points[0].accuracy, [0.25, 0.25])
     assert (told["norm"], told["radius"]) == ("linf", 0.1)
-    assert "AutoAttack, standard version, on the first 500 test images" in told["note"]
+    assert "AutoAttack, standard version, on the first 500 images" in told["note"]
     (lines,), told = drawn["trajectories"]
     assert [line.label for line in lines] == ["none", "none"]
     np.testing.assert_array_equal(lines[0].gradient_norm, [2, 1])
@@ -390,13 +389,25 @@ def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(t
     assert "seeds 0, 1" in told["note"]
 
 
+def test_images_that_were_held_out_are_not_called_test_images(directory, drawn):
+    content = read_json(directory / "comparison.json") | {"setup": {"validation": 50}}
+    write_json(directory / "comparison.json", content)
+    report.main(directory)
+    assert "- Data: 1,234 held-out images of digits; " in (directory / "report.md").read_text()
+    notes = [told["note"] for _, told in drawn.values()]
+    assert notes
+    assert all("held-out images of digits" in note for note in notes)
+    texts = [*notes, *(told["title"] for _, told in drawn.values())]
+    assert not any("test image" in text.lower() for text in texts)
+
+
 def test_images_that_most_get_right_are_shown_first(tmp_path, drawn):
     wrong = {"clean_prediction": np.array([0, 3, 1])}
     runs = [run("none", 0), run("hessian", 0)]
     landscapes = {"none-0": landscape(0), "hessian-0": landscape(1, **wrong)}
     report.main(store(tmp_path, comparison(runs), landscapes))
-    assert "Test image 4 (label 3)" in drawn["planes"][1]["note"]
-    assert "Test images 4 and 9" in drawn["attacks"][1]["note"]
+    assert "Number 4 (label 3)" in drawn["planes"][1]["note"]
+    assert "Numbers 4 and 9" in drawn["attacks"][1]["note"]
 
 
 def test_no_circle_for_a_ball_that_is_none(tmp_path, drawn):
