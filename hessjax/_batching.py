@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from hessjax._numerics import (
     DIRECTION,
@@ -69,7 +70,10 @@ def unpack(batch: tuple) -> tuple[PyTree, PyTree, jax.Array | None, int]:
 
 
 def _as_mask(mask: jax.Array, size: int) -> jax.Array:
-    mask = jnp.asarray(mask, bool)
+    mask = jnp.asarray(mask)
+    if jnp.issubdtype(mask.dtype, jnp.floating):
+        raise TypeError(f"mask must hold booleans, not weights, got dtype {mask.dtype}")
+    mask = mask.astype(bool)
     if mask.shape != (size,):
         raise ValueError(f"mask must have shape ({size},), one entry each, got {mask.shape}")
     return mask
@@ -78,13 +82,16 @@ def _as_mask(mask: jax.Array, size: int) -> jax.Array:
 def _without_padding(batch: PyTree, mask: jax.Array) -> PyTree:
     """Put an example that counts in the place of each that does not, or zeros if none counts.
 
-    Padding may be NaN. A loss of it that is selected away still has a NaN derivative.
+    Padding may be NaN. A loss of it that is selected away still has a NaN derivative; so it has
+    where none counts and the model is NaN at zeros, too.
     """
     places = jnp.arange(len(mask))
     # By sums, of which each device has a part: a look-up would fetch the batch to all of them.
     first = places == jnp.min(jnp.where(mask, places, len(mask)))
 
-    def replace(leaf: jax.Array) -> jax.Array:
+    def replace(leaf: ArrayLike) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+
         def rows(chosen: jax.Array) -> jax.Array:
             return chosen.reshape(chosen.shape + (1,) * (jnp.ndim(leaf) - 1))
 
@@ -167,7 +174,14 @@ def _evaluate(
         x, y, key = xyk
         f = Composite(partial(apply, params), lambda logits: loss(logits, y))
         _check_outputs(f, x)
-        return terms(f, x, key)
+        values = terms(f, x, key)
+        for name, value in values.items():
+            if jnp.shape(value) != ():
+                raise ValueError(
+                    f"the penalty {name!r} must return one number for one example, "
+                    f"got shape {jnp.shape(value)}"
+                )
+        return values
 
     if chunk_size is None:
         return jax.vmap(example, (None, 0))(params, examples)

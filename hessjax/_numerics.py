@@ -48,8 +48,14 @@ def safe_norm(tree: PyTree) -> jax.Array:
 def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
     """Return ``(tree / norm, norm)``; a zero tree stays zero."""
     norm = safe_norm(tree)
-    divisor = jnp.where(norm == 0, 1, norm)
-    return jax.tree.map(lambda leaf: (widen(leaf) / divisor).astype(leaf.dtype), tree), norm
+    # The inverse of a norm at the end of the range would be flushed to zero, as above.
+    shrink = jnp.where(norm > jnp.finfo(norm.dtype).max / 16, 2.0**-32, 1).astype(norm.dtype)
+    divisor = jnp.where(norm == 0, 1, shrink * norm)
+
+    def divided(leaf: jax.Array) -> jax.Array:
+        return (shrink * widen(leaf) / divisor).astype(leaf.dtype)
+
+    return jax.tree.map(divided, tree), norm
 
 
 DIRECTION = "direction"

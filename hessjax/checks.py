@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from hessjax._batching import Apply, unpack
 from hessjax._numerics import PyTree
@@ -93,11 +94,12 @@ def _shaken(params: PyTree) -> PyTree:
     """Move the parameters a little: a last layer that begins at zero hides all before it."""
     key = jax.random.key(0)
 
-    def shake(leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    def shake(leaf: ArrayLike) -> ArrayLike:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
             return leaf
         # Upwards, for variances are among them.
-        return leaf + 0.01 * jnp.abs(jax.random.normal(key, jnp.shape(leaf), leaf.dtype))
+        return leaf + 0.01 * jnp.abs(jax.random.normal(key, jnp.shape(leaf), dtype))
 
     return jax.tree.map(shake, params)
 

@@ -256,8 +256,10 @@ def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
     # After a breakdown the basis ends in zero rows; they add Ritz values 0, which never win.
     projected = _product(basis, images.T)
     scale = jnp.max(jnp.abs(projected))
-    scale = jnp.where(scale == 0, 1, scale)
-    values, vectors = jnp.linalg.eigh((projected + projected.T) / (2 * scale))
+    # Bounded as in `safe_norm`; a sum of two of the largest numbers would be none.
+    scale = jnp.where(scale == 0, 1, jnp.minimum(scale, jnp.finfo(scale.dtype).max / 16))
+    projected = projected / scale
+    values, vectors = jnp.linalg.eigh((projected + projected.T) / 2)
     top = jnp.argmax(jnp.abs(values))
     value = values[top] * scale
     coefficients = jnp.where(value == 0, jnp.eye(num_iters, dtype=start.dtype)[0], vectors[:, top])

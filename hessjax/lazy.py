@@ -46,7 +46,7 @@ class Lazy:
         if not isinstance(step, Tracer):
             return self.at(int(step))(params, batch, key, step)
         arguments = (params, batch, key, step)
-        _, every_metric = jax.eval_shape(self.penalized, *arguments)
+        whole, every_metric = jax.eval_shape(self.penalized, *arguments)
 
         def plain(*arguments: PyTree) -> tuple[jax.Array, Metrics]:
             value, metrics = self.plain(*arguments)
@@ -55,6 +55,7 @@ class Lazy:
                 for name, metric in every_metric.items()
                 if name not in metrics
             }
-            return value, {**metrics, **unknown}
+            # A penalty of more digits than the loss widens the sum of both.
+            return value.astype(whole.dtype), {**metrics, **unknown}
 
         return jax.lax.cond(step % self.every == 0, self.penalized, plain, *arguments)

@@ -42,10 +42,11 @@ def regularized(
             `functools.partial`.
         every: n: evaluate the penalties on every n-th step, n times as heavy, and the loss alone
             on the others. The objective is then a `Lazy`; `train_step` compiles both its parts.
-        parts: k: evaluate the penalties, k times as heavy, on one of k random parts of the batch,
-            each time the next one; with one key, k of them add up to the whole. A part has one of
-            every k examples in a row, which do not have to leave their device. The metrics of the
-            penalties are estimated from the part.
+        parts: k: evaluate the penalties, k times as heavy, on one of k random parts of the batch:
+            on average over the keys the same. A part has one of every k examples in a row, which
+            do not have to leave their device. With one key, k steps in a row take all parts in
+            turn; `train_step` has a key of its own for each step. The metrics of the penalties are
+            estimated from the part.
         chunk_size: evaluate so many examples at a time, and anew for the way back, in the memory
             that they take. A loop, slow over convolutions on a CPU.
 
@@ -56,14 +57,18 @@ def regularized(
         key is folded from its place in the batch.
 
     Raises:
-        ValueError: if a weight is negative, a penalty is called ``loss``, or a batch is empty or
-            ragged.
-        TypeError: if an entry is no pair of a weight and a penalty.
+        ValueError: if a weight is negative, a penalty is called ``loss`` or ``objective`` or
+            returns more than one number, or a batch is empty or ragged.
+        TypeError: if an entry is no pair of a weight and a penalty, or a mask holds weights.
 
     Cost: the sum of its penalties; `second_order` shares work where this does not.
     """
-    if "loss" in penalties:
-        raise ValueError("a penalty cannot be named 'loss': that is the metric of the loss itself")
+    taken = {
+        "loss": "the metric of the loss itself",
+        "objective": "the sum of all",
+    }
+    for name in taken.keys() & penalties.keys():
+        raise ValueError(f"a penalty cannot be named {name!r}: that is {taken[name]}")
     for name, entry in penalties.items():
         if not isinstance(entry, Sequence) or len(entry) != 2 or not callable(entry[1]):
             raise TypeError(f"penalties[{name!r}] must be (weight, penalty), got {entry!r}")
@@ -178,7 +183,7 @@ def second_order(
             slope = jnp.where(norm == 0, 0, along_v)
         else:
             slope = directional_derivative(f, x, unit)[1]
-        # With a product the curvature is its length, which is no negative number.
+        # With a product the curvature is its length: no negative number, but for rounding.
         curvature = jnp.abs(curvature) if solver is None else curvature
         return {"loss": value, "gradient_norm": slope, "hessian_norm": curvature, **residual}
 

@@ -216,6 +216,14 @@ def test_what_a_smaller_ball_broke_is_not_attacked_again(examples):
     assert jnp.sum(large.robust) < jnp.sum(small.robust)
 
 
+def test_the_result_of_a_larger_ball_is_refused(examples):
+    x, y = examples
+    large = attacked(LOGITS, x, y, LpBall(0.2, 2), attacks=SHORT[:1])
+    attacked(LOGITS, x, y, LpBall(0.2, 2), attacks=SHORT[:1], resume=large)
+    with pytest.raises(ValueError, match=r"in the same ball or a smaller one, .* radius of 0\.1$"):
+        attacked(LOGITS, x, y, LpBall(0.1, 2), attacks=SHORT[:1], resume=large)
+
+
 def test_another_calls_progress_is_refused(examples):
     x, y = examples
     seen = []
@@ -362,3 +370,21 @@ def test_masked_gradients_are_told(examples):
     told = " ".join(result.warnings)
     assert "the gradient of the DLR loss is zero at 40 of 40" in told
     assert "Square broke" in told
+
+
+def test_square_is_no_sign_where_no_gradient_was_tried_before(examples):
+    x, y = examples
+    ball, square = LpBall(0.4, np.inf), square_attack(num_steps=25)
+    first = attacked(LOGITS, x, y, ball, attacks=(square, SHORT[0]))
+    assert np.mean(first.broken_by == 0) > 0.5
+    assert not first.warnings
+
+
+def test_square_is_no_sign_of_what_other_attacks_broke(examples):
+    """The entries of an earlier result are numbers of its own attacks."""
+    x, y = examples
+    ball, nothing = LpBall(0.4, np.inf), SHORT[0]._replace(num_steps=0)
+    earlier = attacked(LOGITS, x, y, ball, attacks=(nothing, SHORT[1]))
+    assert np.mean(earlier.broken_by == 1) > 0.5
+    attacks = (SHORT[0], square_attack(num_steps=1))
+    assert not attacked(LOGITS, x, y, ball, attacks=attacks, resume=earlier).warnings

@@ -86,6 +86,11 @@ def test_a_last_layer_of_zeros_passes() -> None:
     check_apply(lambda p, x: p["head"] @ jnp.tanh(p["hidden"] @ x), params, VECTORS)
 
 
+def test_parameters_may_be_numbers_of_python() -> None:
+    params = {"scale": 2.0, "power": 3, "head": np.ones((3, 72), np.float32)}
+    check_apply(lambda p, x: p["scale"] * (p["head"] @ x) ** p["power"], params, VECTORS)
+
+
 def test_other_libraries_pass() -> None:
     graph, params = nnx.split(nnx.Linear(72, 3, rngs=nnx.Rngs(0)))
     check_apply(lambda params, x: nnx.merge(graph, params)(x), params, VECTORS)

@@ -298,7 +298,7 @@ def test_against_lobpcg_on_both_ends() -> None:
     np.testing.assert_allclose(abs(pair.value), max(ends), rtol=1e-8)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1.0, 1e12, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1.0, 1e12, 1e30, 2e37])
 @pytest.mark.parametrize("name", ["definite", "indefinite", "tie", "rank one"])
 @solvers
 def test_scales_in_float32(solver: str, name: str, scale: float) -> None:

@@ -1,12 +1,14 @@
 """FAB against the reference implementation, step by step, and by itself."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from pyautoattack.fab_pt import FABAttack_PT
 
 from hessjax import LpBall
-from hessjax.attacks.fab import fab_attack
+from hessjax.attacks.fab import fab, fab_attack
 from tests import originals
 
 RADII = {2: 0.6, np.inf: 0.12}
@@ -49,3 +51,30 @@ def test_iterates_are_those_of_the_reference(order, rank):
     )
     assert np.all(np.isfinite(states[-1].distance))
     np.testing.assert_allclose(states[-1].best, found.numpy().reshape(len(x), -1), atol=1e-9)
+
+
+@pytest.mark.parametrize("num_targets", [0, 2])
+@pytest.mark.parametrize("dtypes", [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)])
+def test_logits_may_have_other_digits_than_inputs(dtypes, num_targets):
+    """The distance of a linear classifier is its margin over the norm of the slope."""
+    of_x, of_logits = dtypes
+    weights = np.array([[4.0, 0, 0, 0], [0, 1, 2, 0], [0, 0, 0, 3]])
+    x = jnp.array([0.75, 0.25, 0.5, 0.5], of_x)
+
+    def logits_fn(x):
+        return jnp.asarray(weights, of_logits) @ x.astype(of_logits)
+
+    @jax.jit
+    def attacked(x):
+        return fab(
+            logits_fn, x, 0, LpBall(1.0, 2), jax.random.key(0),
+            num_targets=num_targets, num_steps=10,
+        )  # fmt: skip
+
+    found = attacked(x)
+    margins = (weights[0] - weights[1:]) @ np.asarray(x, float)
+    nearest = np.min(margins / np.linalg.norm(weights[0] - weights[1:], axis=1))
+    assert found.dtype == of_x
+    # The last of its steps overshoots by 5 %; three digits make as much again.
+    distance = np.linalg.norm(np.asarray(found - x, float))
+    assert 0.95 * nearest < distance < 1.1 * nearest

@@ -99,6 +99,24 @@ def test_what_a_branch_does_not_evaluate_is_nan_like_the_metric() -> None:
     np.testing.assert_array_equal(metrics["pair"], [np.nan, np.nan])
 
 
+def test_branches_are_of_one_dtype_where_a_penalty_has_more_digits_than_the_loss() -> None:
+    def square(f: Any, x: Any, key: Any = None) -> Any:
+        del key
+        return jnp.sum(jax.grad(f)(x).astype(jnp.float32) ** 2)
+
+    def half(params: Any, x: Any) -> Any:
+        return params.astype(jnp.bfloat16) @ x.astype(jnp.bfloat16)
+
+    lazy = hessjax.regularized(half, LOSS, {"square": (1.0, square)}, every=2)
+    batch = (jnp.ones((4, 3), jnp.float32), jnp.zeros(4, int))
+    params = jnp.eye(2, 3, dtype=jnp.float32)
+    for step in (0, 1):
+        value, _ = jax.jit(lazy)(params, batch, KEY, step)
+        wanted, _ = lazy(params, batch, KEY, step)
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, wanted.astype(jnp.float32), rtol=1e-6)
+
+
 def step_operations(part: Any) -> float:
     optimizer = optax.sgd(0.1)
     state = hessjax.TrainState.create(CASE.params, optimizer, KEY)

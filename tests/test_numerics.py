@@ -108,6 +108,14 @@ def test_normalize_gives_a_unit_tree(scale: float, dtype: type) -> None:
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(unit))
 
 
+@pytest.mark.parametrize("norm", [2.0**125, 9e37, 3.4e38])
+def test_normalize_up_to_the_largest_number(norm: float) -> None:
+    vector = jnp.asarray([0.6 * norm, 0, -0.8 * norm], jnp.float32)
+    unit, found = jax.jit(normalize)(vector)
+    np.testing.assert_allclose(unit, [0.6, 0, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(found, norm, rtol=1e-6)
+
+
 def test_normalize_keeps_zero_and_its_derivative_finite() -> None:
     unit, norm = normalize(ZERO)
     cases.assert_tree_close(unit, ZERO)

@@ -312,6 +312,16 @@ def test_padded_examples_do_not_count(objective: Any, kind: str) -> None:
     )
 
 
+def test_arrays_of_numpy_may_have_a_mask() -> None:
+    # NumPy's own dtypes are too wide here, of which JAX would warn.
+    with jax.enable_x64(False):
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), PARAMS)
+        batch = (np.asarray(X), np.asarray(Y, np.int64), np.arange(6) < 5)
+        value, _ = SHARED(params, batch, KEY)
+    wanted, _ = SHARED(PARAMS, (X[:5], Y[:5]), KEY)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+
+
 def test_nan_in_an_example_that_counts_is_not_hidden() -> None:
     broken = (X.at[2].set(jnp.nan), Y, jnp.ones(6, bool))
     assert jnp.isnan(value_and_gradient(SHARED, broken)[0][0])
@@ -489,9 +499,22 @@ def test_a_penalty_without_a_weight(entry: Any) -> None:
         regularized(APPLY, LOSS, {"slope": entry})
 
 
-def test_a_penalty_may_not_be_called_loss() -> None:
-    with pytest.raises(ValueError, match=r"^a penalty cannot be named 'loss': that is the metric"):
-        regularized(APPLY, LOSS, {"loss": (1.0, hessjax.input_gradient_norm)})
+@pytest.mark.parametrize(("name", "what"), [("loss", "the metric"), ("objective", "the sum")])
+def test_a_penalty_may_not_be_called_what_something_else_is(name: str, what: str) -> None:
+    with pytest.raises(ValueError, match=f"^a penalty cannot be named '{name}': that is {what}"):
+        regularized(APPLY, LOSS, {name: (1.0, hessjax.input_gradient_norm)})
+
+
+@pytest.mark.parametrize("options", [{}, {"parts": 2}, {"chunk_size": 2}])
+def test_a_penalty_that_is_no_number(options: Any) -> None:
+    def squares(f: Any, x: Any, key: Any = None) -> Any:
+        del key
+        return jax.grad(f)(x) ** 2
+
+    objective = regularized(APPLY, LOSS, {"squares": (1.0, squares)}, **options)
+    message = r"^the penalty 'squares' must return one number for one example, got shape \(6,\)"
+    with pytest.raises(ValueError, match=message):
+        objective(PARAMS, BATCH, KEY)
 
 
 OBJECTIVES = {
@@ -510,6 +533,8 @@ def test_bad_batches(objective: Any) -> None:
         objective(PARAMS, (X, Y, jnp.ones(4, bool)), KEY)
     with pytest.raises(ValueError, match=r"mask.*\(6, 1\)"):
         objective(PARAMS, (X, Y, jnp.ones((6, 1), bool)), KEY)
+    with pytest.raises(TypeError, match=r"^mask must hold booleans, not weights, got dtype float"):
+        objective(PARAMS, (X, Y, jnp.full(6, 1 / 6)), KEY)
     with pytest.raises(ValueError, match=r"^the batch is empty: it needs at least one example$"):
         objective(PARAMS, (X[:0], Y[:0]), KEY)
     with pytest.raises(ValueError, match=r"^x, y and mask .* one leading axis, .* sizes 6, none$"):

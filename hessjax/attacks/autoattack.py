@@ -126,12 +126,12 @@ def auto_attack(
         warning tells. Further warnings, with the reference's thresholds: outputs that differ from
         call to call, vanishing gradients, too few classes for an attack (there are never more
         targets than wrong classes, and losses that are not defined are replaced), Square breaking
-        more than 0.2 % of the examples that the gradients left.
+        more than 0.2 % of the examples that attacks by gradients before it left.
 
     Raises:
         ValueError: if x has entries outside the box, y labels that are no class, their lengths do
-            not match, the outputs are probabilities instead of logits, there are no attacks, or
-            ``resume`` belongs to another call.
+            not match, the outputs are probabilities instead of logits, there are no attacks,
+            ``resume`` belongs to another call, or it is a result of a larger ball.
         TypeError: if x is not floating point or y not whole numbers.
 
     Cost: for an example that withstands everything and ten classes 1,900 gradients and 5,900
@@ -170,8 +170,8 @@ def auto_attack(
         x, np.where(wrong, MISCLASSIFIED, ROBUST), np.zeros(len(x), int), len(runs), ""
     )
     if isinstance(resume, AttackResult):
-        broken_by = np.asarray(resume.broken_by)
-        resume = progress._replace(x=resume.x, broken_by=broken_by)
+        checks.check_earlier(resume.broken_by, resume.distance, ball, x.dtype)
+        resume = progress._replace(x=resume.x, broken_by=np.asarray(resume.broken_by))
     if resume is not None:
         progress = _resumed(resume, progress)
     warnings = [
@@ -193,7 +193,9 @@ def auto_attack(
             if on_batch is not None:
                 on_batch(progress)
     warnings += checks.nan_warnings(clean, _logits(given, progress.x, size), progress.broken_by)
-    warnings += checks.square_warnings([attack.name for attack in attacks], progress.broken_by)
+    # What an earlier result brought along was broken by its attacks, not by these.
+    by_these = progress.broken_by[progress.tried > 0]
+    warnings += checks.square_warnings(attacks, by_these, len(x))
     return AttackResult(
         progress.x,
         jnp.asarray(progress.broken_by == ROBUST),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from hessjax.attacks.attack import Attack
 from hessjax.attacks.balls import LpBall, check_center
@@ -101,11 +101,28 @@ def nan_warnings(clean: np.ndarray, attacked: np.ndarray, broken_by: np.ndarray)
     ]
 
 
-def square_warnings(names: Sequence[str], broken_by: np.ndarray) -> list[str]:
-    """Tell if the attack that needs no gradients found what those with gradients missed."""
-    if "square" not in names or len(names) < 2:
+def check_earlier(
+    broken_by: ArrayLike, distance: ArrayLike, ball: LpBall, dtype: DTypeLike
+) -> None:
+    """Raise if a result has broken examples at points that are not in the ball."""
+    farthest = float(np.max(np.where(np.asarray(broken_by) >= 0, distance, 0), initial=0))
+    epsilon, rounding = float(ball.epsilon), float(jnp.finfo(dtype).eps) ** 0.5
+    if farthest > epsilon * (1 + rounding):
+        raise ValueError(
+            "resume must be a result in the same ball or a smaller one, got one with a point at "
+            f"distance {farthest:g} for a radius of {epsilon:g}"
+        )
+
+
+def square_warnings(attacks: Sequence[Attack], broken_by: np.ndarray, count: int) -> list[str]:
+    """Tell if the attack that needs no gradients found what those with gradients missed.
+
+    ``broken_by`` is of the examples that these attacks met, of ``count`` in all.
+    """
+    places = [place for place, attack in enumerate(attacks) if attack.name == "square"]
+    if not places or not any(attack.differentiates for attack in attacks[: places[0]]):
         return []
-    share = float(np.mean(broken_by == names.index("square")))
+    share = float(np.sum(broken_by == places[0])) / count
     if share <= _SQUARE_SHARE:
         return []
     told = (

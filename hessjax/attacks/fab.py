@@ -94,6 +94,8 @@ def fab_step(
         excess, slope = _to_target(flat, state.x, y, state.target)
     else:
         excess, slope = _to_nearest(flat, state.x, y, ball)
+    # Of the logits' precision; all that follows is geometry among inputs.
+    excess = excess.astype(x.dtype)
     # The hyperplane where the linearized excess vanishes, seen from the iterate and the example.
     from_here = to_hyperplane(ball, state.x, slope, excess)
     from_start = to_hyperplane(ball, x, slope, excess + jnp.vdot(slope, x - state.x))
