@@ -29,7 +29,8 @@ _compilation.CPU_OPTIONS.clear()
 # Many tests compile what others did, as functions of their own. Each process has its own folder,
 # for JAX writes these files in place, and another process might read half of one.
 _COMPILED = tempfile.TemporaryDirectory(prefix="hessjax-tests-")
-if jax.config.jax_compilation_cache_dir is None:
+# tests/mutants.py keeps one. JAX doesn't declare its options, of which this is one.
+if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -370,3 +370,36 @@ def test_a_step_of_any_kind_keeps_the_dtype(step: Any) -> None:
         ]
 
     assert [value.dtype for value in values(jnp.ones(6, jnp.float32))] == [jnp.float32] * 3
+
+
+@pytest.mark.parametrize("gap", [8.0, 15.0, 20.0, 30.0])
+def test_shifted_logits_keep_the_derivatives_of_confident_examples(gap: float) -> None:
+    """As docs/theory.md says: the slope p - 1 of the label's logit would lose its digits."""
+    weights = np.random.default_rng(0).normal(size=(3, 5))
+    offset = np.array([gap, 0.0, -1.0])
+
+    @partial(jax.jit, static_argnums=0)
+    def norms(shifted: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def model(x: jax.Array) -> jax.Array:
+            return jnp.asarray(weights, jnp.float32) @ x + jnp.asarray(offset, jnp.float32)
+
+        def loss(z: jax.Array) -> jax.Array:
+            return cases.cross_entropy(z - z[0] if shifted else z, 0)
+
+        f = Composite(model, loss)
+        exact = hessjax.hessian_operator_norm(f, x, solver=partial(lanczos, num_iters=3))
+        return hessjax.input_gradient_norm(f, x), exact
+
+    rest = np.exp(offset - gap)
+    p = rest / rest.sum()
+    slope = np.array([-p[1:].sum(), *p[1:]])
+    curvature = np.diag(p)
+    curvature[0, 0] = p[0] * p[1:].sum()
+    curvature[0, 1:] = curvature[1:, 0] = -p[0] * p[1:]
+    curvature[1:, 1:] -= np.outer(p[1:], p[1:])
+    hessian = weights.T @ curvature @ weights
+    wanted = np.linalg.norm(weights.T @ slope), np.abs(np.linalg.eigvalsh(hessian)).max()
+    x = jnp.zeros(5, jnp.float32)
+    np.testing.assert_allclose(norms(True, x), wanted, rtol=1e-5)
+    if gap > 16:
+        assert not np.allclose(norms(False, x), wanted, rtol=0.1, atol=0)
