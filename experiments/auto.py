@@ -91,11 +91,12 @@ def evaluate(
             label = f"{norm} radius {name} on {run.config.data} {run.config.name}"
             begun = time.perf_counter()
             result, before = _attacked(
-                run.path, logits_fn, x, y, ball=ball, key=key, attack=attack,
+                run, logits_fn, x, y, ball=ball, key=key, attack=attack,
                 place=place, smaller=smaller, label=label, batch_size=batch_size,
             )  # fmt: skip
+            met = None if smaller is None else smaller.robust
             figures = masking.examine(
-                logits_fn, x, y, ball, key, result=result, names=_names(attack)
+                logits_fn, x, y, ball, key, result=result, names=_names(attack), met=met
             )
             distance = np.asarray(result.distance)
             if smaller is not None:
@@ -138,7 +139,7 @@ def report(content: dict[str, Any], norm: str, radii: Sequence[float]) -> str:
 
 
 def _attacked(
-    path: Path,
+    run: runs.Run,
     logits_fn: jax.tree_util.Partial,
     x: jax.Array,
     y: jax.Array,
@@ -157,15 +158,16 @@ def _attacked(
         The result, and the seconds that interrupted calls took.
     """
     begun, saved = time.perf_counter(), time.perf_counter()
-    identity = json.dumps({**attack, "place": place})
-    resume, before = _read_part(path / _PART, identity)
+    path = run.path / _PART
+    identity = json.dumps({**attack, "place": place, "weights": run.weights})
+    resume, before = _read_part(path, identity)
     latest: Progress | None = None
 
     def save() -> None:
         if latest is not None and leads():
             taken = before + time.perf_counter() - begun
             part = {"identity": identity, "seconds": taken, **latest._asdict()}
-            write_arrays(path / _PART, part)
+            write_arrays(path, part)
 
     looks = "{desc}: {percentage:3.0f} % [{elapsed}{postfix}]"
     with progress_bar(total=100.0, desc=label, bar_format=looks) as bar:

@@ -44,6 +44,8 @@ def measure_each(
             "model": run.config.model,
             "method": run.config.name,
             "seed": run.config.seed,
+            # The rest of the configuration is not told here, but tells networks apart.
+            "weights": run.weights,
             **setting,
         }
         if not any(cell.items() <= done.items() for done in cells):

@@ -75,7 +75,8 @@ def compare(
         By path, why those runs that failed did.
 
     Raises:
-        ValueError: if a setting is out of range or a folder holds something else.
+        ValueError: if a setting is out of range, a folder holds something else, or results of
+            other settings there would be lost.
         OSError: if another process works on the comparison.
     """
     configs = plan(setup, methods, seeds)
@@ -91,6 +92,7 @@ def compare(
         "setup": {name: getattr(configs[0], name) for name in _DEFAULTS},
     }
     with runs.locked(out):
+        _check_earlier(out, settings, {str(folder_of(config)) for config in configs})
         trained = partial(train, dataset=dataset, resume=True, watch=watch, mesh=mesh)
         evaluated = partial(_evaluated, dataset=dataset, attacks=attacks, mesh=mesh)
         done = {run["path"] for run in _earlier(out, settings)["runs"]} if known else set()
@@ -105,9 +107,8 @@ def compare(
                 failed[str(path)] = str(error)
                 if leads():
                     print(f"failed: {path}: {error}", file=sys.stderr)
-            if entries:
-                _write(out, settings, entries, failed)
-        if entries:
+            _write(out, settings, entries, failed)
+        if entries or failed:
             _draw(out)
     return failed
 
@@ -232,6 +233,12 @@ def _write(
     failed: Mapping[str, str],
 ) -> None:
     """Write what there is so far, with the runs of earlier commands."""
+    earlier = _earlier(out, settings)
+    if not entries:
+        if earlier["runs"]:
+            told = {**earlier.get("failed", {}), **failed}
+            write_json(out / "comparison.json", {**earlier, "failed": told})
+        return
     comparison = {
         **runs.provenance(),
         "commit": runs.joined_commits(*(entry["commit"] for entry in entries)),
@@ -241,14 +248,31 @@ def _write(
         ],
         "failed": dict(failed),
     }
-    earlier = _earlier(out, settings)
     write_json(out / "comparison.json", _joined(earlier, comparison))
 
 
 @led
 def _draw(out: Path) -> None:
+    if not (out / "comparison.json").is_file():
+        return  # no run ever succeeded
     comparison = read(out)
     report.write(out, comparison, read_landscapes(out, comparison))
+
+
+@led
+def _check_earlier(out: Path, settings: dict[str, Any], paths: set[str]) -> None:
+    """Raise if there are results of other settings that this command does not make anew."""
+    path = out / "comparison.json"
+    if not path.is_file() or _earlier(out, settings)["runs"]:
+        return
+    there = read_json(path)
+    others = [run["path"] for run in there.get("runs", []) if run["path"] not in paths]
+    if others:
+        changed = [key for key, value in settings.items() if there.get(key) != value]
+        raise ValueError(
+            f"{path} has runs of other settings ({', '.join(changed)}), and {', '.join(others)} "
+            "would be lost: name their methods and seeds, too, or another folder"
+        )
 
 
 @led

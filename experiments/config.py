@@ -263,3 +263,8 @@ def parse_method(text: str) -> dict[str, Any]:
             f"and may go on with {' or '.join(f',{key}=...' for key in _OPTIONS)}"
         )
     return {"method": name, **dict(zip(("strength", "step"), values, strict=False)), **options}
+
+
+def kind_of_images(validation: int) -> str:
+    """Return what the images are that a network with so many held out is measured on."""
+    return "held-out" if validation else "test"

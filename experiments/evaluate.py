@@ -13,7 +13,7 @@ import tyro
 from jax.sharding import Mesh
 
 from experiments import auto, devices, runs
-from experiments.config import ORDERS, Norm, recipe
+from experiments.config import ORDERS, Norm, kind_of_images, recipe
 from experiments.data import Dataset
 from experiments.files import number_key, read_json, write_arrays, write_json
 from experiments.landscape import landscape
@@ -90,7 +90,9 @@ def main(
                 print(f"written: {run / 'auto_attack.json'}")
             else:
                 told = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
-                print(_report(evaluate(loaded, dataset, radii, told, mesh=mesh)))
+                kind = kind_of_images(loaded.config.validation)
+                found = evaluate(loaded, dataset, radii, told, keep_shown=True, mesh=mesh)
+                print(_report(found, kind))
                 print(f"written: {run / 'evaluation.json'}")
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -111,8 +113,8 @@ def _radii(
     return chosen_radii(data)
 
 
-def _report(result: Mapping[str, Any]) -> str:
-    lines = [f"clean accuracy on {result['num_test']} test images: {100 * result['clean']:.2f} %"]
+def _report(result: Mapping[str, Any], kind: str) -> str:
+    lines = [f"clean accuracy on {result['num_test']} {kind} images: {100 * result['clean']:.2f} %"]
     lines += [
         f"under PGD, {norm} radius {radius}: {100 * accuracy:.2f} %"
         for norm, accuracies in result["robust"].items()
@@ -170,6 +172,7 @@ def evaluate(
     radii: Mapping[str, Sequence[float]],
     attack: dict[str, Any],
     *,
+    keep_shown: bool = False,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Attack a network on the whole test set and write ``evaluation.json`` and ``landscape.npz``.
@@ -182,6 +185,8 @@ def evaluate(
         dataset: its data; the test set is attacked.
         radii: of the balls by norm, ``l2`` and ``linf``, in input units.
         attack: from `attack_settings`.
+        keep_shown: leave the landscape of an earlier call as it is, whatever ball it shows: that of
+            a comparison, whose runs all show the same.
         mesh: devices that share each batch, the default one if not given; they change no result
             beyond rounding.
 
@@ -205,14 +210,16 @@ def evaluate(
             result["radii"][norm] = values
             result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
             led(write_json)(run.path / "evaluation.json", result)
-    known = {norm: result["radii"][norm] for norm in ORDERS if norm in result["radii"]}
-    norm, values = next(iter(known.items()))
+    # Of this call, not of earlier ones: the runs of a comparison show the same ball.
+    norm, values = next((norm, wanted[norm]) for norm in ORDERS if norm in wanted)
     shown = {
         "norm": norm,
         "epsilon": values[len(values) // 2],
-        "plane": 1.5 * max(known.get("l2", [1.0])),
+        "plane": 1.5 * max(wanted.get("l2", [1.0])),
         "boundary": True,  # earlier ones were drawn without
     }
+    if keep_shown:
+        shown = result.get("shown", shown)
     if result.get("shown") != shown or not led((run.path / "landscape.npz").is_file)():
         begun = time.perf_counter()
         looks = landscape(

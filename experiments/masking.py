@@ -78,6 +78,7 @@ def examine(
     *,
     result: AttackResult,
     names: Sequence[str],
+    met: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Look for signs of masking beside a result of AutoAttack.
 
@@ -89,6 +90,8 @@ def examine(
         key: source of randomness.
         result: of AutoAttack on these examples.
         names: of the attacks that it ran.
+        met: which examples these attacks met, ``(N,)`` boolean, where a smaller ball had broken
+            others before; all if None.
 
     Returns:
         The figures that `SIGNS` names, in percent of all examples, but ``missed_by_fgsm``, of those
@@ -100,6 +103,7 @@ def examine(
     Cost: about a quarter of AutoAttack.
     """
     broken_by = np.asarray(result.broken_by)
+    met = np.ones(len(x), bool) if met is None else np.asarray(met)
     right = broken_by != MISCLASSIFIED
     given = batches.problem(logits_fn, ball, x.dtype)
     looks = _each(given, x, y, _look)
@@ -124,7 +128,7 @@ def examine(
     square = names.index("square") if "square" in names else None
     return {
         "num_examples": len(x),
-        "square_gain": _percent(broken_by == square) if square is not None else 0.0,
+        "square_gain": 0.0 if square is None else _percent(met & (broken_by == square)),
         "more_steps_gain": _percent(result.robust) - _percent(more.robust),
         "unbounded": list(by_epsilon.values())[-1],
         "zero_gradients": _percent(right & looks["zero_gradient"]),

@@ -27,7 +27,7 @@ def main(
     prints one table and writes nothing. For example:
 
         python -m experiments.report runs/demo
-        python -m experiments.report runs/study/mnist/cnn runs/study/mnist/mlp
+        python -m experiments.report runs/study/mnist/headline runs/study/mnist/mlp
 
     Args:
         directory: the folder of the comparison.

@@ -7,6 +7,7 @@ other processes off.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import os
 import shlex
@@ -32,7 +33,8 @@ from hessjax.objective import Apply
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _RESULTS = (
     *(METRICS, "weights.npz", "training.json", "diverged.json"),
-    *("evaluation.json", "auto_attack.json", "auto_attack.npz", "apgd.json"),
+    *("evaluation.json", "landscape.npz", "distances.npz", "apgd.json"),
+    *("auto_attack.json", "auto_attack.npz", "auto_attack.part.npz"),
 )
 _LOCK = "lock"
 _VERSIONED = ("hessjax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -59,6 +61,15 @@ class Run(NamedTuple):
     params: models.Params
     commit: str
     training: dict[str, Any]
+
+    @property
+    def weights(self) -> str:
+        """A checksum of the weights: of two trainings into one folder, which one it is."""
+        digest = hashlib.sha256()
+        for name in sorted(self.params):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(self.params[name]).tobytes())
+        return digest.hexdigest()[:12]
 
 
 def network(config: Config, dataset: Dataset) -> dict[str, Any]:

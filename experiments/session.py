@@ -101,6 +101,8 @@ class Session:
                         self._save(laps, needed=bool(stop))
                     if stop and number < self.total:
                         raise Interrupted(stop)
+                # One that came with the last step ends the program, not the training.
+                stop = heard(signals, now=True)
             training["completed"] = True
         finally:
             training["seconds"] = self.before + laps.seconds
@@ -110,6 +112,8 @@ class Session:
                 led(runs.finish)(self.path, kept, training)
             elif leads():  # alone, for the others may be elsewhere
                 runs.finish(self.path, kept, training)
+        if stop:
+            raise Interrupted(stop)
         return training
 
     def _advance(self, number: int) -> None:

@@ -172,7 +172,7 @@ def main(
     different parts once the weights are chosen, may run side by side. For example:
 
         python -m experiments.study --quick --out runs/study-quick
-        python -m experiments.study --data mnist --parts tuning headline
+        python -m experiments.study --data mnist --parts headline mlp
 
     Args:
         data: the data sets.

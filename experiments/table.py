@@ -19,6 +19,8 @@ _RUN_KEYS = (
 # What is None where it was not measured, or does not exist.
 _NUMBERS = ("strength", "step", "seconds_per_step", "gradient_norm_mean", "hessian_norm_mean")
 _NOTHING = "-"
+# What of a setup a joint table has a column for.
+_NETWORK = ("model", "activation")
 
 
 class Method(NamedTuple):
@@ -140,18 +142,25 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 raise ValueError(
                     f"comparisons of different {key} make no table: {first[key]} and {other[key]}"
                 )
+        for key in (first["setup"].keys() | other["setup"].keys()) - set(_NETWORK):
+            before, after = (one["setup"].get(key) for one in (first, other))
+            if before != after:
+                raise ValueError(f"comparisons of different {key} make no table: {before}, {after}")
     strongest = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
     if any(told != strongest[0] for told in strongest):
         raise ValueError(f"comparisons of different AutoAttack make no table: {strongest}")
     runs = [{**run, "network": _network(one)} for one in comparisons for run in one["runs"]]
+    names = [f"{run['network']} {run['path']}" for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is in several of the comparisons: a seed counts once")
     examples = max(one.get("apgd_examples", 0) for one in comparisons)
     auto = next(iter(strongest), {})
     return {**first, "auto": auto, "apgd_examples": examples, "runs": runs}
 
 
 def _network(comparison: dict[str, Any]) -> str:
-    setup = comparison["setup"]
-    return f"{setup['model']} {setup['activation']}"
+    return " ".join(comparison["setup"][name] for name in _NETWORK)
 
 
 def require(keys: Iterable[str], found: object, where: str) -> None:

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from experiments import runs
 from experiments.canvas import style
 from experiments.cells import measure_each
+from experiments.config import kind_of_images
 from experiments.data import Dataset
 from experiments.distances import ESTIMATES, measure
 from experiments.files import read_arrays, write_arrays
@@ -45,15 +46,21 @@ def main(
 
     Args:
         run: folders that experiments.train wrote.
-        num_examples: so many of the test set, the first that are rightly classified.
+        num_examples: so many of the test set, or of the examples held out, the first that are
+            rightly classified.
         out: the JSON file that a summary of each run is added to; arrays go into RUN/distances.npz,
             and a calibration plot of the runs, with the ending .png, beside the file.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
+        measured = [runs.load(path) for path in run]
+        if len({one.config.validation for one in measured}) > 1:
+            raise ValueError(  # noqa: TRY301
+                "the runs held out different numbers of examples, so they have no images in common"
+            )
         settings = [{"num_examples": num_examples}] * len(run)
         measure_each(run, settings, out=out, data_dir=data_dir, by=held, shown=table)
-        draw(out.with_suffix(".png"), [runs.load(path) for path in run])
+        draw(out.with_suffix(".png"), measured)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -80,8 +87,9 @@ def draw(path: Path, measured: Sequence[runs.Run]) -> None:
         networks.append(Distances(run.config.name, look, arrays["found"], estimates))
     if networks:
         data = ", ".join(dict.fromkeys(run.config.data for run in measured))
+        kind = kind_of_images(measured[0].config.validation)
         note = (
-            "Distance to the decision boundary of the first rightly classified test images: "
+            f"Distance to the decision boundary of the first rightly classified {kind} images: "
             "estimated from gap, gradient and (second order) Hessian of the loss or of the margins "
             "at the image, against the nearest wrongly classified point that FAB, DDN and APGD "
             f"find. Medians of {_GROUPS} groups of like estimates; infinite ones are left out, "

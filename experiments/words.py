@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from experiments.config import kind_of_images
 from experiments.table import apgd_table, group
 
 
@@ -21,8 +22,8 @@ def explained(comparison: dict[str, Any]) -> str:
     several = any(len(method.runs) > 1 for method in group(comparison))
     spread = "; mean ± sample standard deviation over seeds" if several else ""
     return (
-        "strength: a penalty's weight, or the ε of hessian, hessian-inside, adversarial, trades "
-        "and fgsm. "
+        "strength: the ε of hessian, hessian-cheap, -lanczos and -inside, adversarial, trades and "
+        "fgsm, the temperature of hot, a penalty's weight otherwise. "
         "Accuracy in percent of the images, clean and under attack in the ball of the norm "
         f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
         "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "
@@ -40,8 +41,8 @@ def about(comparison: dict[str, Any]) -> str:
 def images_of(comparison: dict[str, Any]) -> str:
     """Return which images the networks were attacked on: those held out, where some were."""
     # Comparisons from before there was a setup are of the test set.
-    held_out = comparison.get("setup", {}).get("validation", 0)
-    return f"{'held-out' if held_out else 'test'} images of {comparison['data']}"
+    kind = kind_of_images(comparison.get("setup", {}).get("validation", 0))
+    return f"{kind} images of {comparison['data']}"
 
 
 def auto_of(comparison: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from experiments import auto, devices, evaluate, masking, runs, train
-from experiments.files import read_json
+from experiments.files import read_arrays, read_json, write_arrays
 from hessjax.attacks import apgd_attack, fab_attack, square_attack
 
 SHORT = (
@@ -156,6 +156,16 @@ def test_progress_of_other_settings_is_not_taken(run):
     identity = json.dumps({"place": "l2/9"})
     np.savez(run / "auto_attack.part.npz", identity=identity)
     assert auto._read_part(run / "auto_attack.part.npz", "another") == (None, 0.0)
+    # Nor that of another network, say of the folder's last one.
+    seen = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(auto, "_read_part", lambda _, identity: seen.append(identity) or (None, 0))
+        for name in ["weights.npz"] * 2:
+            call(run, 0.05)
+            (run / "auto_attack.json").unlink()
+            changed = {key: 1.01 * value for key, value in read_arrays(run / name).items()}
+            write_arrays(run / name, changed)
+    assert seen[0] != seen[1]
     assert call(run, 0.1)["results"]["l2"]["0.1"]["robust"] > 0
 
 

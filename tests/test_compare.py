@@ -192,6 +192,7 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
     second = {**runs.provenance(), "command": "second"}
     monkeypatch.setattr(runs, "provenance", lambda: second)
     options = [*ARGUMENTS[3:], "--methods", "none", "--seeds", "1", "--out", str(out)]
+    after = {}
     for _ in range(2):
         tyro.cli(compare.main, args=options)
         after = read_json(out / "comparison.json")
@@ -204,11 +205,22 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
         assert after["command"] == f"{before['command']} && second"
         assert after["setup"]["precision"] == "float32"
 
-    # Other radii: the earlier accuracies do not belong into the same table.
+    # Other radii: the earlier accuracies do not belong into the same table, and are not lost.
+    with pytest.raises(
+        SystemExit, match=r"other settings \(norms\), and none/seed-0, gradient-0.5"
+    ):
+        tyro.cli(compare.main, args=[*options, "--linf", "0.2"])
+    assert read_json(out / "comparison.json") == after
+    write_json(out / "comparison.json", after | {"runs": after["runs"][2:]})
     tyro.cli(compare.main, args=[*options, "--linf", "0.2"])
     after = read_json(out / "comparison.json")
     assert [run["path"] for run in after["runs"]] == ["none/seed-1"]
     assert after["command"] == "second"
+    # Shown is a ball of this command, not of what the run was attacked with before.
+    tyro.cli(compare.main, args=[*options, "--l2", "--linf", "0.2"])
+    found = read_json(out / "none" / "seed-1" / "evaluation.json")
+    assert (found["shown"]["norm"], found["shown"]["epsilon"]) == ("linf", 0.2)
+    assert "l2" in found["robust"]
 
 
 def test_the_folder_of_a_run_holds_no_comparison(folder):
@@ -260,6 +272,17 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(folder, tmp_pat
     # What an earlier command found of it, still stands.
     assert [run["path"] for run in comparison["runs"]] == ["none/seed-0", "gradient-0.5/seed-0"]
     assert comparison["failed"] == {}
+    # A command of which nothing succeeded is told, too.
+    shutil.copytree(out / "none" / "seed-0", out / "none" / "seed-1")
+    content = read_json(out / "none" / "seed-1" / "config.json")
+    content["config"]["seed"] = 1
+    write_json(out / "none" / "seed-1" / "config.json", content)
+    only = ["--methods", "none", "--seeds", "1"]
+    with pytest.raises(SystemExit):
+        tyro.cli(compare.main, args=[*ARGUMENTS[3:], *only, "--out", str(out)])
+    assert list(read(out)["failed"]) == ["none/seed-1"]
+    assert len(read(out)["runs"]) == 2
+    assert "- Failed: none/seed-1: " in (out / "report.md").read_text()
 
     (out / "comparison.json").unlink()
     with pytest.raises(SystemExit):

@@ -12,7 +12,7 @@ import tyro
 from experiments import distances, models, runs, theory
 from experiments.config import Config
 from experiments.data import load
-from experiments.files import read_arrays, read_json, write_json
+from experiments.files import read_arrays, read_json, write_arrays, write_json
 
 SHAPE = (8, 8, 1)
 
@@ -132,6 +132,18 @@ def test_runs_are_measured_once_and_arrays_kept(
     assert (tmp_path / "theory.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(theory, "measure", None)
     tyro.cli(theory.main, args=arguments)
+    # Another network that is called the same is another one.
+    other = shutil.copytree(copy, tmp_path / "other")
+    changed = {name: 2 * value for name, value in read_arrays(other / "weights.npz").items()}
+    write_arrays(other / "weights.npz", changed)
+    monkeypatch.setattr(theory, "measure", lambda *_: arrays)
+    tyro.cli(theory.main, args=[str(copy), str(other), *arguments[1:]])
+    assert len(read_json(tmp_path / "theory.json")["cells"]) == 2
+    content = read_json(other / "config.json")
+    content["config"]["validation"] = 50
+    write_json(other / "config.json", content)
+    with pytest.raises(SystemExit, match="the runs held out different numbers of examples"):
+        tyro.cli(theory.main, args=[str(copy), str(other), *arguments[1:]])
     with runs.locked(copy), pytest.raises(SystemExit, match="another process works on"):
         tyro.cli(theory.main, args=[*arguments, "--num-examples", "6"])
     with pytest.raises(SystemExit, match="error: num_examples must be at least 1, got 0"):

@@ -45,7 +45,7 @@ def wavy(params, x):
     return jnp.stack([score, -score, -10 - 0 * score])
 
 
-def figures(function, epsilon, params=PARAMS, order: float = 2, count=40):
+def figures(function, epsilon, params=PARAMS, *, order: float = 2, count=40, met=None):
     x = jnp.asarray(originals.examples(originals.weights(), count)[0], jnp.float32)
     if function is rounded:
         x = jnp.round(6 * x) / 6
@@ -53,7 +53,7 @@ def figures(function, epsilon, params=PARAMS, order: float = 2, count=40):
     y = jnp.argmax(jax.vmap(logits_fn)(x), axis=1)
     ball = LpBall(epsilon, order)
     result = auto_attack(logits_fn, x, y, ball, KEY, attacks=ATTACKS, batch_size=160)
-    seen = masking.examine(logits_fn, x, y, ball, KEY, result=result, names=NAMES)
+    seen = masking.examine(logits_fn, x, y, ball, KEY, result=result, names=NAMES, met=met)
     return seen, logits_fn, x, y
 
 
@@ -123,6 +123,9 @@ def test_gradients_rounded_away_are_seen():
     assert seen["zero_gradients"] == 100
     assert seen["square_gain"] > 5
     assert "Square breaks" in masking.verdict(seen)
+    # What it broke in a smaller ball, no gradient was tried on in this one.
+    before, *_ = figures(rounded, 0.25, order=np.inf, met=np.zeros(40, bool))
+    assert before == {**seen, "square_gain": 0}
 
 
 def test_what_only_a_single_step_spares_is_seen():

@@ -199,6 +199,11 @@ def test_comparisons_attacked_alike_make_one_table(directory, tmp_path, capsys):
     by_auto = [row[head.index("AA ℓ∞ 0.1") :][:2] for row in rows]
     assert by_auto == [["-", "-"], ["-", "-"], ["50.0", "none"], ["50.0", "none"]]
 
+    store(tmp_path / "other", other | {"setup": small["setup"] | {"warmup_epochs": 4}}, {})
+    with pytest.raises(SystemExit, match="different warmup_epochs make no table: None, 4"):
+        report.main(directory, (tmp_path / "other",))
+    with pytest.raises(SystemExit, match="cnn gelu none-0 is in several of the comparisons"):
+        report.main(directory, (directory,))
     store(tmp_path / "other", other | {"num_test": 99}, {})
     with pytest.raises(SystemExit, match="comparisons of different num_test make no table: 1234"):
         report.main(directory, (tmp_path / "other",))

@@ -87,8 +87,8 @@ def test_a_folder_of_something_else_is_not_written_to(tmp_path):
 
 
 def test_starting_again_forgets_the_old_results(run):
-    (run / "evaluation.json").write_text("{}")
-    (run / "metrics.jsonl").write_text("{}")
+    for left in ("evaluation.json", "metrics.jsonl", "landscape.npz", "auto_attack.part.npz"):
+        (run / left).write_text("{}")
     (run / "checkpoints").mkdir()
     runs.start(run, CONFIG, runs.network(CONFIG, DATA))
     assert [path.name for path in run.iterdir()] == ["config.json"]

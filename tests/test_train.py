@@ -144,6 +144,17 @@ def test_an_interruption_keeps_what_was_trained(digits, tmp_path, monkeypatch, c
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_interruption_at_the_last_step_ends_the_program_and_not_the_training(
+    tmp_path, monkeypatch
+):
+    interrupting(monkeypatch, 42, signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(train.main, args=[*ARGUMENTS, "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 143
+    training = read_json(tmp_path / "run" / "training.json")
+    assert (training["completed"], training["steps"]) == (True, 42)
+
+
 @pytest.mark.parametrize(
     ("method", "steps"), [("none", (5,)), ("none", (1, 21, 30)), ("hessian:1,every=3", (1, 22))]
 )
