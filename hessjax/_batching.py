@@ -70,10 +70,10 @@ def unpack(batch: tuple) -> tuple[PyTree, PyTree, jax.Array | None, int]:
 
 
 def _as_mask(mask: jax.Array, size: int) -> jax.Array:
-    mask = jnp.asarray(mask)
-    if jnp.issubdtype(mask.dtype, jnp.floating):
-        raise TypeError(f"mask must hold booleans, not weights, got dtype {mask.dtype}")
-    mask = mask.astype(bool)
+    # By numpy, as in `check_number`; a traced mask cannot be looked at and passes.
+    if not isinstance(mask, Tracer) and not np.all(np.isin(entries := np.asarray(mask), (0, 1))):
+        raise ValueError(f"mask must hold booleans, or 0 and 1, not weights, got {entries}")
+    mask = jnp.asarray(mask, bool)
     if mask.shape != (size,):
         raise ValueError(f"mask must have shape ({size},), one entry each, got {mask.shape}")
     return mask

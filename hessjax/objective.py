@@ -58,8 +58,8 @@ def regularized(
 
     Raises:
         ValueError: if a weight is negative, a penalty is called ``loss`` or ``objective`` or
-            returns more than one number, or a batch is empty or ragged.
-        TypeError: if an entry is no pair of a weight and a penalty, or a mask holds weights.
+            returns more than one number, a batch is empty or ragged, or a mask holds weights.
+        TypeError: if an entry is no pair of a weight and a penalty.
 
     Cost: the sum of its penalties; `second_order` shares work where this does not.
     """

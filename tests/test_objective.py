@@ -533,7 +533,7 @@ def test_bad_batches(objective: Any) -> None:
         objective(PARAMS, (X, Y, jnp.ones(4, bool)), KEY)
     with pytest.raises(ValueError, match=r"mask.*\(6, 1\)"):
         objective(PARAMS, (X, Y, jnp.ones((6, 1), bool)), KEY)
-    with pytest.raises(TypeError, match=r"^mask must hold booleans, not weights, got dtype float"):
+    with pytest.raises(ValueError, match=r"^mask must hold booleans, or 0 and 1, not weights, got"):
         objective(PARAMS, (X, Y, jnp.full(6, 1 / 6)), KEY)
     with pytest.raises(ValueError, match=r"^the batch is empty: it needs at least one example$"):
         objective(PARAMS, (X[:0], Y[:0]), KEY)
