@@ -95,11 +95,11 @@ def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkey
     assert "| AA ℓ∞ 0.1 | masking |" in text
     assert "- AA: AutoAttack, standard version, on the first 6 images; masking: " in text
     # Another radius in the same folder: the table has what is asked for.
-    tyro.cli(compare.main, args=[*options, "--methods", "none", "--auto-linf", "0.05"])
-    assert [list(run["auto"]["linf"]) for run in read(out)["runs"]] == [[0.05]]
+    tyro.cli(compare.main, args=[*options, "--auto-linf", "0.05"])
+    assert [list(run["auto"]["linf"]) for run in read(out)["runs"]] == [[0.05], [0.05]]
     # A comparison without it, or by another one, is another comparison.
-    tyro.cli(compare.main, args=[*ARGUMENTS, "--methods", "none", "--out", str(out)])
-    assert [run["method"] for run in read(out)["runs"]] == ["none"]
+    tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
+    assert [run["auto"] for run in read(out)["runs"]] == [{}, {}]
 
 
 def test_other_settings_are_refused_before_any_work(folder):

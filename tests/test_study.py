@@ -206,11 +206,11 @@ def test_results_without_their_runs_count_as_done(
     assert [run["seed"] for run in after["runs"]] == [0, 1]
     # Under another attack they tell nothing, and without leave they are trained anew.
     other = attacks._replace(pgd=attack_settings(num_steps=2))
-    comparison.compare(setup, ["none"], [0], out=tmp_path, attacks=other, known=True)
+    comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=other, known=True)
     assert trained == [1, 0]
     shutil.rmtree(tmp_path / "none")
-    comparison.compare(setup, ["none"], [0], out=tmp_path, attacks=other)
-    assert trained == [1, 0, 0]
+    comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=other)
+    assert trained == [1, 0, 0, 1]
 
 
 @pytest.mark.usefixtures("undrawn")
