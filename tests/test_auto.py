@@ -157,14 +157,14 @@ def test_progress_of_other_settings_is_not_taken(run):
     np.savez(run / "auto_attack.part.npz", identity=identity)
     assert auto._read_part(run / "auto_attack.part.npz", "another") == (None, 0.0)
     # Nor that of another network, say of the folder's last one.
-    seen = []
+    seen, weights = [], run / "weights.npz"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(auto, "_read_part", lambda _, identity: seen.append(identity) or (None, 0))
-        for name in ["weights.npz"] * 2:
+        for _ in range(2):
             call(run, 0.05)
             (run / "auto_attack.json").unlink()
-            changed = {key: 1.01 * value for key, value in read_arrays(run / name).items()}
-            write_arrays(run / name, changed)
+            changed = {key: 1.01 * value for key, value in read_arrays(weights).items()}
+            write_arrays(weights, changed)
     assert seen[0] != seen[1]
     assert call(run, 0.1)["results"]["l2"]["0.1"]["robust"] > 0
 
