@@ -12,7 +12,8 @@ from experiments.config import Setup
 from experiments.evaluate import attack_settings, chosen_radii
 from experiments.interruption import exit_code
 from experiments.processes import led, start
-from experiments.table import read, table
+from experiments.reading import read
+from experiments.table import table
 from experiments.words import failures_of
 
 _METHODS = ("none", "gradient", "hessian", "finite-step", "adversarial")

@@ -18,8 +18,8 @@ from experiments.evaluate import evaluate
 from experiments.files import number_key, read_json, write_json
 from experiments.pictures import read_landscapes
 from experiments.processes import leads, led
+from experiments.reading import read
 from experiments.session import DivergedError
-from experiments.table import read
 from experiments.train import load_for, train
 
 _DEFAULTS = dataclasses.asdict(Setup())

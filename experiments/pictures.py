@@ -9,7 +9,8 @@ import numpy as np
 from experiments import figures, surfaces, trends
 from experiments.canvas import Style, norm_name
 from experiments.files import read_arrays
-from experiments.table import Method, group, require
+from experiments.reading import require
+from experiments.table import Method, group
 from experiments.words import about, attack_of, auto_of, images_of, seeds_of
 
 _LANDSCAPE_KEYS = (

@@ -12,7 +12,8 @@ import tyro
 
 from experiments.files import replacing
 from experiments.pictures import Landscapes, draw, read_landscapes
-from experiments.table import group, joined, read, table
+from experiments.reading import joined, read
+from experiments.table import group, table
 from experiments.words import about, attacked, explained, under_apgd
 
 
@@ -58,7 +59,7 @@ def write(
 
     Args:
         directory: the folder of the comparison.
-        comparison: what `experiments.table.read` returned.
+        comparison: what `experiments.reading.read` returned.
         landscapes: what `read_landscapes` returned.
 
     Returns:

@@ -15,7 +15,8 @@ from experiments.config import Setup
 from experiments.evaluate import attack_settings
 from experiments.files import replacing
 from experiments.interruption import exit_code
-from experiments.table import joined, read, table
+from experiments.reading import joined, read
+from experiments.table import table
 from experiments.words import attacked, explained, failures_of, under_apgd
 
 Part = Literal["headline", "wider", "activations", "mlp"]

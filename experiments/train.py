@@ -25,6 +25,7 @@ from experiments.processes import leads, led, start
 from experiments.session import DivergedError, Session
 from hessjax import TrainState, check_apply, check_batch, train_step
 from hessjax.objective import Apply, Objective
+from hessjax.training import Step
 
 T = TypeVar("T")
 
@@ -148,25 +149,13 @@ def train(
             keeps the weights before them, and which steps and examples they were.
         Interrupted: after SIGINT or SIGTERM, when the step is finished and saved.
     """
-    epochs, batch_size = _given(config.epochs), _given(config.batch_size)
-    images, labels = dataset.train_images, dataset.train_labels
-    steps_per_epoch = len(labels) // batch_size
-    if not steps_per_epoch:
-        raise ValueError(
-            f"batch_size must be at most the {len(labels)} training examples, got {batch_size}"
-        )
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     if watch < 0:
         raise ValueError(f"watch must be at least 0, got {watch}")
-    total = epochs * steps_per_epoch
-    architecture = runs.network(config, dataset)
-    apply, params = models.functional(models.create(**architecture, seed=config.seed))
-    check_apply(apply, params, images)
-    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, total))
-    optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=_ALWAYS)
-    step = train_step(_objective(config, apply, steps_per_epoch), optimizer)
-    state = TrainState.create(params, optimizer, jax.random.key(config.seed))
+    images, labels = dataset.train_images, dataset.train_labels
+    apply, step, state = first_step(config, dataset)
+    batch_size, steps_per_epoch = _given(config.batch_size), _steps_per_epoch(config, dataset)
 
     def batch(index: np.ndarray) -> tuple:
         found = images[index], labels[index]
@@ -187,7 +176,7 @@ def train(
         log, seconds = Log(path / runs.METRICS), 0.0
         found = _newest(path, state) if resume else None
         if found is None:
-            runs.start(path, config, architecture)
+            runs.start(path, config, runs.network(config, dataset))
         else:
             runs.resume(path)
             # Copied, for steps give their buffers away.
@@ -204,7 +193,7 @@ def train(
             indices=partial(
                 batch_indices, num_examples=len(labels), batch_size=batch_size, seed=config.seed
             ),
-            total=total,
+            total=_given(config.epochs) * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,
             checkpoint_every=checkpoint_every or max(steps_per_epoch, _LEAST_BETWEEN_CHECKPOINTS),
             log=log,
@@ -217,6 +206,32 @@ def train(
 def _newest(path: Path, like: TrainState) -> Snapshot | None:
     folder = path / runs.CHECKPOINTS
     return Checkpoints(folder).latest(like) if led(folder.is_dir)() else None
+
+
+def first_step(config: Config, dataset: Dataset) -> tuple[Apply, Step, TrainState]:
+    """Return a training's network, its step, and the state that the first of them starts from.
+
+    Raises:
+        ValueError: if a setting does not fit the data.
+    """
+    steps_per_epoch = _steps_per_epoch(config, dataset)
+    architecture = runs.network(config, dataset)
+    apply, params = models.functional(models.create(**architecture, seed=config.seed))
+    check_apply(apply, params, dataset.train_images)
+    total = _given(config.epochs) * steps_per_epoch
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, total))
+    optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=_ALWAYS)
+    step = train_step(_objective(config, apply, steps_per_epoch), optimizer)
+    return apply, step, TrainState.create(params, optimizer, jax.random.key(config.seed))
+
+
+def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
+    count, batch_size = len(dataset.train_labels), _given(config.batch_size)
+    if count < batch_size:
+        raise ValueError(
+            f"batch_size must be at most the {count} training examples, got {batch_size}"
+        )
+    return count // batch_size
 
 
 def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:

@@ -24,7 +24,8 @@ from experiments.config import Config
 from experiments.data import load
 from experiments.evaluate import attack_settings, evaluate
 from experiments.files import read_arrays, read_json, write_json
-from experiments.table import read, table
+from experiments.reading import read
+from experiments.table import table
 from experiments.train import train
 from hessjax import TrainState
 

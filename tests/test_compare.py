@@ -11,7 +11,7 @@ import tyro
 
 from experiments import auto, compare, comparison, evaluate, masking, runs, session
 from experiments.files import read_json, write_json
-from experiments.table import read
+from experiments.reading import read
 from experiments.train import load_for
 from hessjax.attacks import apgd_attack
 

@@ -10,7 +10,8 @@ import pytest
 
 from experiments import figures, report, surfaces, trends
 from experiments.files import read_json, write_json
-from experiments.table import group, read, table
+from experiments.reading import read
+from experiments.table import group, table
 
 ROOT = Path(__file__).parents[1]
 FIGURES = [

@@ -7,7 +7,8 @@ import pytest
 from experiments import crosscheck, parity, theory
 from experiments.benchmarks import precision, records, report
 from experiments.files import read_json
-from experiments.table import read, table
+from experiments.reading import read
+from experiments.table import table
 
 ROOT = Path(__file__).parents[1]
 DEVICES = sorted(path for path in records.RESULTS.iterdir() if path.is_dir())

@@ -1,0 +1,162 @@
+"""Reading what comparisons left on disk: ``comparison.json``, checked, one or several joined."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config import ORDERS
+from experiments.files import read_json
+
+_COMPARISON_KEYS = (
+    *("command", "commit", "versions", "device", "data", "num_test", "norms", "attack", "runs"),
+)
+_RUN_KEYS = (
+    *("method", "seed", "strength", "step", "path", "clean", "robust"),
+    *("seconds_per_step", "gradient_norm_mean", "hessian_norm_mean"),
+)
+# What is None where it was not measured, or does not exist.
+_NUMBERS = ("strength", "step", "seconds_per_step", "gradient_norm_mean", "hessian_norm_mean")
+# What of a setup a joint table has a column for.
+_NETWORK = ("model", "activation")
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Read and check the comparison in a folder.
+
+    Returns:
+        ``comparison.json``, with the radii that key each run's accuracies turned into numbers.
+
+    Raises:
+        ValueError: if the folder holds no comparison, or a broken or an empty one.
+    """
+    path = directory / "comparison.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} is no comparison: it has no {path.name}, "
+            "which python -m experiments.compare writes"
+        )
+    comparison = read_json(path)
+    try:
+        _check(comparison, path)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): run the comparison again") from error
+    return comparison
+
+
+def _check(comparison: dict[str, Any], path: Path) -> None:
+    """Check what was read, and turn radii and accuracies into numbers."""
+    require(_COMPARISON_KEYS, comparison, str(path))
+    for key in ("norms", "runs"):
+        if not comparison[key]:
+            raise ValueError(f"{path} holds no {key}")
+    for norm in comparison["norms"]:
+        if norm not in ORDERS:
+            raise ValueError(f"{path} has the norm {norm!r}, expected one of {', '.join(ORDERS)}")
+    balls, strongest = radii_of(comparison), auto_radii_of(comparison)
+    wanted = {"robust": ("attack", balls), "auto": ("AutoAttack", strongest)}
+    if comparison.get("apgd_examples"):
+        wanted["apgd"] = ("APGD", balls)
+    for i, run in enumerate(comparison["runs"]):
+        where = f"run {i} of {path}"
+        _check_run(run, where)
+        for key, (attack, balls) in wanted.items():
+            for norm, radius in balls:
+                if radius not in run[key].get(norm, {}):
+                    raise ValueError(
+                        f"{where} has no accuracy under {attack} at {norm} radius {radius}"
+                    )
+
+
+def _check_run(run: dict[str, Any], where: str) -> None:
+    require(_RUN_KEYS, run, where)
+    for key in _NUMBERS:
+        if not isinstance(run[key], float | int | None):
+            raise TypeError(f"the {key} {run[key]!r} is no number")
+    words = [run["method"], run["path"], *run.get("options", ())]
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError(f"{words!r} are not all words")
+    run["clean"] = _accuracy(run["clean"])
+    run["robust"] = {
+        norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
+        for norm, accuracies in run["robust"].items()
+    }
+    run["apgd"] = {
+        norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
+        for norm, accuracies in run.get("apgd", {}).items()
+    }
+    run["auto"] = {
+        norm: {float(radius): _ball(found, where) for radius, found in balls.items()}
+        for norm, balls in run.get("auto", {}).items()
+    }
+
+
+def _ball(found: dict[str, Any], where: str) -> dict[str, Any]:
+    require(("robust", "verdict"), found, f"AutoAttack's part of {where}")
+    if not isinstance(found["verdict"], str):
+        raise TypeError(f"{found['verdict']!r} is no verdict")
+    return {"robust": _accuracy(found["robust"]), "verdict": found["verdict"]}
+
+
+def _accuracy(value: object) -> float:
+    if not isinstance(value, float | int):
+        raise TypeError(f"{value!r} is no accuracy")
+    return value
+
+
+def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return several comparisons as one, whose table has a column for the networks.
+
+    AutoAttack's results may be there for some of the methods alone.
+
+    Args:
+        comparisons: from `read`; of the same data, attacked alike.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    first, *others = comparisons
+    for one in comparisons:
+        require(("setup",), one, "a comparison for a joint table")
+    for other in others:
+        for key in ("data", "num_test", "norms", "attack"):
+            if other[key] != first[key]:
+                raise ValueError(
+                    f"comparisons of different {key} make no table: {first[key]} and {other[key]}"
+                )
+        for key in (first["setup"].keys() | other["setup"].keys()) - set(_NETWORK):
+            before, after = (one["setup"].get(key) for one in (first, other))
+            if before != after:
+                raise ValueError(f"comparisons of different {key} make no table: {before}, {after}")
+    strongest = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
+    if any(told != strongest[0] for told in strongest):
+        raise ValueError(f"comparisons of different AutoAttack make no table: {strongest}")
+    runs = [{**run, "network": _network(one)} for one in comparisons for run in one["runs"]]
+    names = [f"{run['network']} {run['path']}" for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is in several of the comparisons: a seed counts once")
+    examples = max(one.get("apgd_examples", 0) for one in comparisons)
+    auto = next(iter(strongest), {})
+    return {**first, "auto": auto, "apgd_examples": examples, "runs": runs}
+
+
+def _network(comparison: dict[str, Any]) -> str:
+    return " ".join(comparison["setup"][name] for name in _NETWORK)
+
+
+def require(keys: Iterable[str], found: object, where: str) -> None:
+    """Raise unless ``found`` is a dictionary with these keys."""
+    missing = set(keys) - set(found if isinstance(found, dict) else ())
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+
+
+def radii_of(comparison: dict[str, Any]) -> list[tuple[str, float]]:
+    """Return the balls of PGD and APGD, norm and radius."""
+    return [(norm, radius) for norm, radii in comparison["norms"].items() for radius in radii]
+
+
+def auto_radii_of(comparison: dict[str, Any]) -> list[tuple[str, float]]:
+    """Return the balls of AutoAttack; comparisons from before there was one have none."""
+    norms = comparison.get("auto", {}).get("norms", {})
+    return [(norm, radius) for norm, radii in norms.items() for radius in radii]
