@@ -16,6 +16,8 @@ _RUN_KEYS = (
 )
 # What is None where it was not measured, or does not exist.
 _NUMBERS = ("strength", "step", "seconds_per_step", "gradient_norm_mean", "hessian_norm_mean")
+# Beside comparison.json, where experiments.benchmarks.step_times measured.
+STEP_TIMES = "step_times.json"
 # What of a setup a joint table has a column for.
 _NETWORK = ("model", "activation")
 
@@ -25,6 +27,8 @@ def read(directory: Path) -> dict[str, Any]:
 
     Returns:
         ``comparison.json``, with the radii that key each run's accuracies turned into numbers.
+        Where there is a ``step_times.json`` beside it, that is under ``step_times``, and each run's
+        ``seconds_per_step`` is from there.
 
     Raises:
         ValueError: if the folder holds no comparison, or a broken or an empty one.
@@ -38,6 +42,9 @@ def read(directory: Path) -> dict[str, Any]:
     comparison = read_json(path)
     try:
         _check(comparison, path)
+        if (times := directory / STEP_TIMES).is_file():
+            comparison["step_times"] = read_json(times)
+            _take_times(comparison, times)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): run the comparison again") from error
     return comparison
@@ -88,6 +95,15 @@ def _check_run(run: dict[str, Any], where: str) -> None:
         norm: {float(radius): _ball(found, where) for radius, found in balls.items()}
         for norm, balls in run.get("auto", {}).items()
     }
+
+
+def _take_times(comparison: dict[str, Any], path: Path) -> None:
+    """Give each run the seconds per step of its method, None where that came later."""
+    require(("seconds", "device", "commit"), comparison["step_times"], str(path))
+    seconds = comparison["step_times"]["seconds"]
+    for run in comparison["runs"]:
+        told = seconds.get(str(Path(run["path"]).parent), {"median": None})
+        run["seconds_per_step"] = told["median"]
 
 
 def _ball(found: dict[str, Any], where: str) -> dict[str, Any]:

@@ -28,8 +28,14 @@ def explained(comparison: dict[str, Any]) -> str:
         f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
         "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "
         "input, estimated from below. Both are means over images and seeds. time/step: "
-        "seconds per training step over those of `none`."
+        f"seconds per training step over those of `none`{_timed(comparison)}."
     )
+
+
+def _timed(comparison: dict[str, Any]) -> str:
+    """Return where the times of steps are from, if not from the trainings."""
+    times = comparison.get("step_times")
+    return f", measured in turns on {times['device']}, commit {times['commit']}" if times else ""
 
 
 def about(comparison: dict[str, Any]) -> str:

@@ -1,0 +1,99 @@
+"""What a step of each method of a comparison costs, measured apart from the trainings."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from experiments.benchmarks import harness, records
+from experiments.config import Config, parse_method
+from experiments.data import Dataset
+from experiments.files import write_json
+from experiments.interruption import exit_code
+from experiments.reading import STEP_TIMES, read
+from experiments.train import first_step, load_for
+from hessjax.lazy import Metrics
+
+
+def main(
+    directory: tyro.conf.Positional[Path],
+    *,
+    repeats: int = 20,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
+) -> None:
+    """Time the steps of a comparison's methods in turns, for its table and its figure of costs.
+
+    A training's own time per step is as good as its machine was quiet, and trainings that ran at
+    other hours, or side by side, do not compare. Here every method takes steps of its own training
+    on the same batch, one after the other, round by round. Written to step_times.json in the
+    folder; `python -m experiments.report` then takes the times from there. For example:
+
+        python -m experiments.benchmarks.step_times runs/study/mnist/headline
+        python -m experiments.report runs/study/mnist/headline
+
+    Args:
+        directory: the folder of the comparison; those of its runs need not be there.
+        repeats: measurements of each step, at least 10.
+        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        manual_dir: folder of the data set's original files, where they cannot be downloaded.
+    """
+    try:
+        harness.check_repeats(repeats)
+        configs = _configs(read(directory))
+        dataset = load_for(next(iter(configs.values())), data_dir, manual_dir)
+        calls = {name: _stepping(config, dataset) for name, config in configs.items()}
+        timings = harness.measure(calls, repeats=repeats)
+    except (ValueError, ArithmeticError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        print("\ninterrupted; nothing is written", file=sys.stderr)
+        sys.exit(exit_code(stop))
+    seconds = {
+        name: {
+            **{key: getattr(t, key) / configs[name].every for key in ("median", "lower", "upper")},
+            "repeats": t.repeats,
+        }
+        for name, t in timings.items()
+    }
+    write_json(directory / STEP_TIMES, {**records.conditions(), "seconds": seconds})
+    for name, told in seconds.items():
+        print(f"{name}: {1e3 * told['median']:.1f} ms")
+    print(f"written: {directory / STEP_TIMES}")
+
+
+def _configs(comparison: dict[str, Any]) -> dict[str, Config]:
+    """Return how each method was trained, by the name of its folder."""
+    if "setup" not in comparison:
+        raise ValueError("the comparison does not tell its setup: run it again")
+    configs: dict[str, Config] = {}
+    for run in comparison["runs"]:
+        numbers = (f":{run[name]}" for name in ("strength", "step") if run[name] is not None)
+        method = ",".join(["".join([run["method"], *numbers]), *run.get("options", ())])
+        config = Config(**comparison["setup"], **parse_method(method), seed=run["seed"]).resolved()
+        configs.setdefault(Path(run["path"]).parent.name, config)
+    return configs
+
+
+def _stepping(config: Config, dataset: Dataset) -> Callable[[], Metrics]:
+    """Return what takes a step of a training, or a cycle of them where the penalty is lazy."""
+    _, step, state = first_step(config, dataset)
+    examples = slice(config.batch_size)
+    batch = jnp.asarray(dataset.train_images[examples]), jnp.asarray(dataset.train_labels[examples])
+    current = [jax.block_until_ready(state)]
+
+    def call() -> Metrics:
+        metrics: Metrics = {}
+        for _ in range(config.every):
+            current[0], metrics = step(current[0], batch)
+        return metrics
+
+    return call
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.benchmarks.step_times")
