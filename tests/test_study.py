@@ -181,7 +181,19 @@ def test_parts_alone_and_data_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert methods == set(HEADLINE) - {"none"}
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.fixture
+def unattacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have networks trained but nothing measured of them."""
+
+    def evaluate(_run: Any, _dataset: Any, radii: Any, _attack: Any, **_: Any) -> dict[str, Any]:
+        robust = {norm: {str(r): 0.5 for r in values} for norm, values in radii.items()}
+        means = {"gradient_norm_mean": 1.0, "hessian_norm_mean": 1.0}
+        return {"clean": 0.9, "robust": robust, **means, "seconds": 1.0, "commit": "1"}
+
+    monkeypatch.setattr(comparison, "evaluate", evaluate)
+
+
+@pytest.mark.usefixtures("undrawn", "unattacked")
 def test_results_without_their_runs_count_as_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +225,7 @@ def test_results_without_their_runs_count_as_done(
     assert trained == [1, 0, 0, 1]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "unattacked")
 def test_each_result_is_kept_when_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
