@@ -1,5 +1,6 @@
 """Settings of the whole test process."""
 
+import gc
 import os
 import tempfile
 
@@ -16,6 +17,9 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
 # TF32 and bfloat16 products keep three digits, fewer than most tolerances here.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Tracing makes many objects that stay, and going through them again and again takes a twentieth.
+gc.set_threshold(100_000, 50, 100)
 
 # A command, which needs more than the tests do.
 collect_ignore = ["mutants.py"]

@@ -8,7 +8,7 @@ from experiments.config import Config
 from experiments.data import load
 from experiments.train import train
 
-CONFIG = Config(method="none", model="mlp", activation="relu", epochs=20).resolved()
+CONFIG = Config(method="none", model="mlp", activation="relu", epochs=10).resolved()
 EVERY = 2
 DATA = load("digits")
 

@@ -39,7 +39,7 @@ def test_a_run_that_is_killed_thirty_times_ends_like_an_undisturbed_one(tmp_path
         wanted = before + killed.EVERY * moments.choice([0, 1, 1, 2, 3])
         while newest(path) < wanted and life.is_alive():
             time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.1 if wanted > before else 1.0))
+        time.sleep(moments.uniform(0, 0.03 if wanted > before else 0.5))
         assert life.is_alive(), "the run ended before it was killed often enough"
         life.kill()
         life.join()
