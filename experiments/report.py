@@ -18,7 +18,10 @@ from experiments.words import about, attacked, explained, under_apgd
 
 
 def main(
-    directory: tyro.conf.Positional[Path], others: tyro.conf.Positional[tuple[Path, ...]] = ()
+    directory: tyro.conf.Positional[Path],
+    others: tyro.conf.Positional[tuple[Path, ...]] = (),
+    *,
+    brief: bool = False,
 ) -> None:
     """Write the table and the figures of a comparison again, from its files alone.
 
@@ -33,10 +36,11 @@ def main(
     Args:
         directory: the folder of the comparison.
         others: folders of more of them, for one table.
+        brief: print AutoAttack alone of the attacks, and no norms.
     """
     try:
         if others:
-            print(table(joined([read(folder) for folder in (directory, *others)])))
+            print(table(joined([read(folder) for folder in (directory, *others)]), brief=brief))
             return
         comparison = read(directory)
         landscapes = read_landscapes(directory, comparison)
@@ -45,7 +49,7 @@ def main(
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    print(table(comparison))
+    print(table(comparison, brief=brief))
     print("\nWritten:", *written, sep="\n  ")
 
 

@@ -43,14 +43,18 @@ def group(comparison: dict[str, Any]) -> list[Method]:
     return methods
 
 
-def table(comparison: dict[str, Any]) -> str:
+def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
     """Return the table in Markdown, one row a method, its columns aligned for a terminal too.
 
     Accuracies are means over seeds in percent, ± the sample standard deviation if there are
     several seeds; the norms are means over test images and seeds; time is relative to "none".
+
+    Args:
+        comparison: from `experiments.reading.read`, or several from `experiments.reading.joined`.
+        brief: AutoAttack alone of the attacks, and no norms.
     """
     methods = group(comparison)
-    radii, strongest = radii_of(comparison), auto_radii_of(comparison)
+    radii, strongest = [] if brief else radii_of(comparison), auto_radii_of(comparison)
     several = any(method.network for method in methods)
     words = 3 if several else 2
     rows = [
@@ -60,7 +64,8 @@ def table(comparison: dict[str, Any]) -> str:
             *(f"{_NORMS[norm]} {radius_name(radius)}" for norm, radius in radii),
             *(f"AA {_NORMS[norm]} {radius_name(radius)}" for norm, radius in strongest),
             *(["masking"] if strongest else []),
-            *("mean ‖g‖₂", "mean ‖H‖", "time/step", "seeds"),
+            *(() if brief else ("mean ‖g‖₂", "mean ‖H‖")),
+            *("time/step", "seeds"),
         ]
     ]
     for method in methods:
@@ -90,8 +95,7 @@ def table(comparison: dict[str, Any]) -> str:
                     for norm, radius in strongest
                 ),
                 *([_masking(runs)] if strongest else []),
-                _NOTHING if gradient is None else f"{gradient:.3g}",
-                _NOTHING if hessian is None else f"{hessian:.3g}",
+                *(() if brief else (_short(gradient), _short(hessian))),
                 _NOTHING if not unit or seconds is None else f"{seconds / unit:.2f}×",
                 str(len(runs)),
             ]
@@ -153,6 +157,10 @@ def _setting(strength: float | None, step: float | None, *options: str) -> str:
     parts = [f"{strength:g}"] if strength is not None else []
     parts += [f"step {step:g}"] if step is not None else []
     return ", ".join([*parts, *options]) or _NOTHING
+
+
+def _short(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.3g}"
 
 
 def _percent(accuracies: Sequence[float]) -> str:

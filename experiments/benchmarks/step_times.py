@@ -31,7 +31,7 @@ def main(
     A training's own time per step is as good as its machine was quiet, and trainings that ran at
     other hours, or side by side, do not compare. Here every method takes steps of its own training
     on the same batch, one after the other, round by round. Written to step_times.json in the
-    folder; `python -m experiments.report` then takes the times from there. For example:
+    folder, and `python -m experiments.report` takes the times from there. For example:
 
         python -m experiments.benchmarks.step_times runs/study/mnist/headline
         python -m experiments.report runs/study/mnist/headline
