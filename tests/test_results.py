@@ -1,5 +1,6 @@
 """Every published number is in the committed results, and every result says where it is from."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,21 @@ def test_the_study_tells_what_its_steps_cost():
     assert {"command", "commit", "versions", "device", "environment"} <= set(results)
 
 
+def test_the_study_tells_what_larger_steps_cost():
+    results = read_json(ROOT / "experiments" / "results" / "study" / "cost-batch-256.json")
+    published = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    rows = {row["step"]: row for row in results["rows"]}
+    for name in ("hessian", "finite_step_operator_norm", "hessian-inside"):
+        seconds = _value(rows[name], "seconds") / _value(rows["adversarial"], "seconds")
+        assert re.search(rf"`{name}`( takes)? {seconds:.2f}", published)
+        assert round(rows[name]["temporary_bytes"] / 1e6) == 68
+    sliced = rows["hessian, from four slices"]
+    seconds = _value(sliced, "seconds") / _value(rows["adversarial"], "seconds")
+    assert f"by way of `optax.MultiSteps`, takes {seconds:.2f}" in published
+    assert round(sliced["temporary_bytes"] / 1e6) == 17
+    assert not results["dirty"]
+
+
 @pytest.mark.parametrize("data", ["mnist", "fashion_mnist"])
 def test_the_study_tells_how_the_estimates_of_the_distance_did(data):
     folder = ROOT / "experiments" / "results" / "study" / data
@@ -86,9 +102,13 @@ def test_the_study_tells_how_the_estimates_of_the_distance_did(data):
         assert {"command", "versions", "device"} <= set(cell)
 
 
-def test_the_readme_shows_the_table_of_mnist():
+def test_the_readme_shows_the_headline_of_the_study_in_a_few_lines():
     published = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert table(read(ROOT / "experiments" / "results" / "mnist")) in published
+    [results] = [part for part in published.split("\n## ") if part.startswith("Results\n")]
+    for data in ("mnist", "fashion_mnist"):
+        folder = ROOT / "experiments" / "results" / "study" / data / "headline"
+        assert table(read(folder), brief=True) in results
+    assert len([line for line in results.splitlines() if line]) <= 25
 
 
 @pytest.mark.parametrize(
