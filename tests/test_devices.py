@@ -363,7 +363,7 @@ def step_program(
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_step_divides_and_exchanges_the_gradient_alone(parts: int) -> None:
     objective = surrogate(parts=parts)
-    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 8)}
+    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 4, 8)}
     alone = programs[1].cost_analysis()["flops"]
     assert exchanges(programs.pop(1).as_text()) == []
     for count, program in programs.items():
@@ -465,7 +465,7 @@ def test_a_step_of_an_attack_divides_and_exchanges_nothing(attack: Any) -> None:
     start = partial(batches._start, attack.init)
     batch, state, _ = jax.eval_shape(start, given, examples, jnp.arange(size), numbers)
     flops = {}
-    for count in (1, 2, 8):
+    for count in (1, 2, 4, 8):
         mesh = devices.mesh(count)
         placed, carried = jax.tree.map(partial(by_rows, mesh), (batch, state))
         step = jax.jit(batches._step, static_argnums=0, donate_argnames="state")

@@ -82,7 +82,8 @@ def test_a_method_that_came_later_has_no_time(folder):
     ],
     ids=["setup", "norms", "repeats"],
 )
-def test_what_cannot_be_timed_is_said(folder, change, option, message):
+def test_what_cannot_be_timed_is_said_before_any_work(folder, change, option, message, monkeypatch):
+    monkeypatch.setattr(step_times, "first_step", lambda *_: pytest.fail("began before"))
     content = read_json(folder / "comparison.json")
     change(content)
     write_json(folder / "comparison.json", content)
