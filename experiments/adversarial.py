@@ -12,7 +12,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 from experiments.models import Params
 from hessjax import Lazy
 from hessjax._placement import each
-from hessjax.attacks import LpBall, fgsm, pgd_init, pgd_step
+from hessjax.attacks import AttackState, LpBall, pgd_init, pgd_step
 from hessjax.lazy import Metrics, Objective
 from hessjax.objective import Apply
 from hessjax.operators import Composite
@@ -68,29 +68,52 @@ def by_pgd(
     ball: LpBall,
     key: jax.Array,
     *,
+    num_steps: int = STEPS,
     loss: Loss = cross_entropy,
 ) -> jax.Array:
-    """Attack by PGD from a random start, with steps of 2.5 ε / `STEPS`.
+    """Attack by PGD from a random start, with steps of 2.5 ε / num_steps, or ε if that is less.
 
     The last iterate, not the first misclassified one, which would be an easier one to train on.
     """
     state = pgd_init(logits_fn, x, y, ball, key)
+    return _ascended(logits_fn, x, y, ball, state, num_steps=num_steps, loss=loss)
+
+
+def by_ascent(
+    logits_fn: Logits,
+    x: jax.Array,
+    y: jax.Array,
+    ball: LpBall,
+    key: jax.Array,
+    *,
+    num_steps: int = 1,
+) -> jax.Array:
+    """Attack as `by_pgd` does, but from x itself: one step is that of FGSM."""
+    del key
+    state = AttackState(x, x, jnp.asarray(-jnp.inf, x.dtype), jnp.zeros((), bool))
+    return _ascended(logits_fn, x, y, ball, state, num_steps=num_steps, loss=cross_entropy)
+
+
+def _ascended(
+    logits_fn: Logits,
+    x: jax.Array,
+    y: jax.Array,
+    ball: LpBall,
+    state: AttackState,
+    *,
+    num_steps: int,
+    loss: Loss,
+) -> jax.Array:
+    length = min(2.5 / num_steps, 1) * ball.epsilon
     # Written out: a loop over convolutions is slow on the CPU.
-    for _ in range(STEPS):
-        length = 2.5 * ball.epsilon / STEPS
+    for _ in range(num_steps):
         state = pgd_step(logits_fn, x, y, ball, state, step_size=length, loss=loss)
     return state.x
 
 
-def by_fgsm(
-    logits_fn: Logits, x: jax.Array, y: jax.Array, ball: LpBall, key: jax.Array
+def divergence(
+    f: Composite, x: jax.Array, key: jax.Array, *, ball: LpBall, num_steps: int = STEPS
 ) -> jax.Array:
-    """Attack by one full step, without a random start."""
-    del key
-    return fgsm(logits_fn, x, y, ball)
-
-
-def divergence(f: Composite, x: jax.Array, key: jax.Array, *, ball: LpBall) -> jax.Array:
     r"""Evaluate the penalty of TRADES: how far an attack moves the prediction.
 
     .. math:: \max_{\|\delta\|_p \le \epsilon} KL(p(x) \,\|\, p(x + \delta))
@@ -103,6 +126,7 @@ def divergence(f: Composite, x: jax.Array, key: jax.Array, *, ball: LpBall) -> j
         x: the example.
         key: of the random start.
         ball: where to search.
+        num_steps: of PGD.
 
     Source: Zhang et al., "Theoretically principled trade-off between robustness and accuracy",
     2019.
@@ -115,7 +139,8 @@ def divergence(f: Composite, x: jax.Array, key: jax.Array, *, ball: LpBall) -> j
         return _kl(fixed, logits)
 
     label = jnp.argmax(fixed)
-    hard = by_pgd(f.model, jax.lax.stop_gradient(x), label, ball, key, loss=away)
+    start = jax.lax.stop_gradient(x)
+    hard = by_pgd(f.model, start, label, ball, key, num_steps=num_steps, loss=away)
     return _kl(clean, f.model(jax.lax.stop_gradient(hard)))
 
 

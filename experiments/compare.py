@@ -46,8 +46,8 @@ def main(
     method may carry its strength, and its step: hessian, hessian:2, finite-step:1:1.5. With
     ,every=N or ,parts=N behind it, it pays for its penalty on every N-th step, or on one of N parts
     of each batch; ,norm=linf makes it one for ℓ∞ balls, ,weight=N is the second weight of a method
-    that has two. To tune strengths, compare them on examples held out of the training set. For
-    example:
+    that has two, ,num_steps=N the number of steps of its attack. To tune strengths, compare them on
+    examples held out of the training set. For example:
 
         python -m experiments.compare --methods none gradient hessian --out runs/demo
         python -m experiments.compare --data mnist --methods hessian:1 hessian:2 hessian:3

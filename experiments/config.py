@@ -17,6 +17,7 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], Any]] = {
     "norm": (str, "l2"),
     "every": (int, 1),
     "parts": (int, 1),
+    "num_steps": (int, None),
 }
 # Strengths other than 1 that no data set has tuned.
 _UNTUNED = {"jacobian": 0.01, "jacobian-operator": 0.1, "hot": 100}
@@ -146,6 +147,8 @@ class Config(Setup):
         norm: of the ball of gradient, adversarial, trades and fgsm.
         every: evaluate the penalty on every so many steps only, so many times as heavy.
         parts: evaluate it on one of so many random parts of each batch only, likewise.
+        num_steps: of the attack that adversarial and trades train with, 10 if not given, and of the
+            way to the point where hessian-inside evaluates, 1 if not given.
         seed: of the weights, the order of the examples and every random start.
     """
 
@@ -156,6 +159,7 @@ class Config(Setup):
     norm: Norm = "l2"
     every: int = 1
     parts: int = 1
+    num_steps: int | None = None
     seed: int = 0
 
     def resolved(self) -> Self:
@@ -193,7 +197,8 @@ class Config(Setup):
 
     def check(self) -> None:
         """Raise unless every number is in its range."""
-        for name in ("epochs", "batch_size", "step", "learning_rate", "beta", "every", "parts"):
+        positive = ("epochs", "batch_size", "step", "learning_rate", "beta", "num_steps")
+        for name in (*positive, "every", "parts"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite positive number, got {value}")
@@ -220,6 +225,11 @@ class Config(Setup):
             raise ValueError(f"strength, the {method.strength}, must be positive, got 0")
         if self.norm != "l2" and not method.takes_ball:
             raise ValueError(f"the method {self.method!r} has no ball, got norm={self.norm}")
+        if self.num_steps is not None and not method.takes_steps:
+            raise ValueError(
+                f"the method {self.method!r} takes no attack's steps, "
+                f"got num_steps={self.num_steps}"
+            )
         savings = [word for word in self.options if word.startswith(("every", "parts"))]
         if savings and not method.penalizes:
             raise ValueError(f"the method {self.method!r} has no penalty, got {savings[0]}")

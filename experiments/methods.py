@@ -44,6 +44,7 @@ class Setting(NamedTuple):
         ramp: schedule of the training step from 0 to 1 that every weight is multiplied by.
         weight: the second weight, where the method takes one.
         every, parts: as in `hessjax.regularized`; for methods with a penalty.
+        num_steps: of the attack, where the method has one of several; its own number if None.
     """
 
     strength: float
@@ -53,11 +54,17 @@ class Setting(NamedTuple):
     weight: float = 0.0
     every: int = 1
     parts: int = 1
+    num_steps: int | None = None
 
     @property
     def savings(self) -> dict[str, Any]:
         """Keyword arguments of the objective."""
         return {"every": self.every, "parts": self.parts}
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """Keyword arguments of the attack."""
+        return {} if self.num_steps is None else {"num_steps": self.num_steps}
 
 
 class Method(NamedTuple):
@@ -69,6 +76,7 @@ class Method(NamedTuple):
         weight: what the second weight is, likewise.
         takes_step: whether it takes a finite step.
         takes_ball: whether it trains for a ball of either norm, with the radius as its strength.
+        takes_steps: whether the number of its attack's steps can be chosen.
         positive: whether its strength must not be 0.
         penalizes: whether it adds a penalty, which can be left to some of the steps or examples.
     """
@@ -78,6 +86,7 @@ class Method(NamedTuple):
     weight: str | None = None
     takes_step: bool = False
     takes_ball: bool = False
+    takes_steps: bool = False
     positive: bool = False
     penalizes: bool = True
 
@@ -129,16 +138,19 @@ def _stepping(apply: Apply, setting: Setting, *, name: str, penalty: Penalty) ->
 
 def _attacked(apply: Apply, setting: Setting, *, attack: adversarial.Attack) -> Objective:
     plain, radius = _none(apply, setting), _ramped(setting, setting.strength)
+    attack = partial(attack, **setting.steps)
     return adversarial.attacked(plain, apply, attack, radius, order=setting.order)
 
 
 def _inside(apply: Apply, setting: Setting) -> Objective:
     surrogate, radius = _surrogate(apply, setting), _ramped(setting, setting.step)
-    return adversarial.attacked(surrogate, apply, adversarial.by_fgsm, radius, order=2)
+    attack = partial(adversarial.by_ascent, **setting.steps)
+    return adversarial.attacked(surrogate, apply, attack, radius, order=2)
 
 
 def _trades(apply: Apply, setting: Setting) -> Objective:
-    penalty = partial(adversarial.divergence, ball=LpBall(setting.strength, setting.order))
+    ball = LpBall(setting.strength, setting.order)
+    penalty = partial(adversarial.divergence, ball=ball, **setting.steps)
     weight = _ramped(setting, setting.weight)
     return regularized(apply, cross_entropy, {"divergence": (weight, penalty)}, **setting.savings)
 
@@ -170,7 +182,10 @@ METHODS = {
         "ε of the surrogate, ‖∇²f‖ by five Lanczos products",
     ),
     "hessian-inside": Method(
-        _inside, "ε of the surrogate at x + hĝ, the end of one step", takes_step=True
+        _inside,
+        "ε of the surrogate at x + hĝ, the end of one step or of several",
+        takes_step=True,
+        takes_steps=True,
     ),
     "gradient-hessian": Method(_two_weights, "weight of ‖∇f‖₂", "weight of ‖∇²f‖"),
     "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),
@@ -223,6 +238,7 @@ METHODS = {
         partial(_attacked, attack=adversarial.by_pgd),
         f"ε of PGD-{adversarial.STEPS} training",
         takes_ball=True,
+        takes_steps=True,
         positive=True,
         penalizes=False,
     ),
@@ -231,11 +247,12 @@ METHODS = {
         f"ε of TRADES, PGD of {adversarial.STEPS} steps",
         "weight β of the divergence",
         takes_ball=True,
+        takes_steps=True,
         positive=True,
     ),
     # The last two mask gradients rather than withstand: an evaluation has to find them out.
     "fgsm": Method(
-        partial(_attacked, attack=adversarial.by_fgsm),
+        partial(_attacked, attack=adversarial.by_ascent),
         "ε of FGSM training",
         takes_ball=True,
         positive=True,

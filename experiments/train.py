@@ -244,6 +244,7 @@ def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:
         ramp=optax.linear_schedule(0, 1, warmup) if warmup else optax.constant_schedule(1),
         every=config.every,
         parts=config.parts,
+        num_steps=config.num_steps,
     )
     objective = methods.find(config.method).build(apply, setting)
     return methods.refusing(methods.with_accuracy(apply, objective))

@@ -62,6 +62,7 @@ def test_a_step_is_the_data_sets_unless_the_method_has_its_own():
             "gradient:1,every=2,parts=3",
             {"method": "gradient", "strength": 1.0, "every": 2, "parts": 3},
         ),
+        ("adversarial:1.5,num_steps=3", {"method": "adversarial", "strength": 1.5, "num_steps": 3}),
     ],
 )
 def test_a_method_is_read_with_its_numbers(text, expected):
@@ -102,6 +103,9 @@ def test_a_wrong_method_is_told(text, message):
         ({"parts": -1}, "parts must be a finite positive number, got -1"),
         ({"method": "none", "every": 2}, "the method 'none' has no penalty, got every=2"),
         ({"method": "adversarial", "parts": 2}, "'adversarial' has no penalty, got parts=2"),
+        ({"num_steps": 3}, "the method 'hessian' takes no attack's steps, got num_steps=3"),
+        ({"method": "fgsm", "num_steps": 1}, "'fgsm' takes no attack's steps, got num_steps=1"),
+        ({"method": "trades", "num_steps": 0}, "num_steps must be a finite positive number, got 0"),
         ({"epochs": 0}, "epochs must be a finite positive number, got 0"),
         ({"batch_size": -3}, "batch_size must be a finite positive number, got -3"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must be a finite number, at least 0, got -1"),

@@ -39,8 +39,10 @@ def problem():
     return params, (x, jnp.array([0, 1, 2, 0, 1]))
 
 
-def plain(name, strength, *, ramp=1.0, order=2, weight=WEIGHT):
-    setting = Setting(strength, H, order, optax.constant_schedule(ramp), weight)
+def plain(name, strength, *, ramp=1.0, order=2, weight=WEIGHT, num_steps=None):
+    setting = Setting(
+        strength, H, order, optax.constant_schedule(ramp), weight, num_steps=num_steps
+    )
     return METHODS[name].build(apply, setting)
 
 
@@ -257,6 +259,32 @@ def test_inside_is_the_surrogate_after_one_step(problem, ramp):
     value, metrics = build("hessian-inside", 0.7, ramp=ramp)(params, (x, y), KEY)
     np.testing.assert_allclose(value, expected, rtol=1e-10)
     np.testing.assert_allclose(metrics["gradient_norm"], dense(params, (moved, y))[1], rtol=1e-10)
+
+
+def test_inside_takes_as_many_steps_as_it_is_told(problem):
+    """Of 2.5 h / 4 each; a ball, no box, stops them here."""
+    params, (x, y) = problem
+    slope = jax.grad(lambda t, label: cross_entropy(apply(params, t), label))
+    moved = x
+    for _ in range(4):
+        slopes = jax.vmap(slope)(moved, y)
+        moved = moved + 2.5 * H / 4 * slopes / jnp.linalg.norm(slopes, axis=1, keepdims=True)
+        away = jnp.linalg.norm(moved - x, axis=1, keepdims=True)
+        moved = x + (moved - x) * jnp.minimum(1, H / away)
+    assert jnp.all((moved > 0) & (moved < 1))
+    one = jnp.linalg.norm(jax.vmap(slope)(x, y), axis=1, keepdims=True)
+    assert jnp.max(jnp.abs(moved - x - H * jax.vmap(slope)(x, y) / one)) > 1e-3
+    weights = (1, 0.7, 0.7**2 / 2)
+    expected = sum(w * t for w, t in zip(weights, dense(params, (moved, y)), strict=True))
+    value, _ = build("hessian-inside", 0.7, num_steps=4)(params, (x, y), KEY)
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "other"), [("adversarial", 3), ("trades", 3)])
+def test_the_steps_of_an_attack_can_be_chosen(problem, name, other):
+    value, fewer = (build(name, 0.3, num_steps=count)(*problem, KEY)[0] for count in (None, other))
+    np.testing.assert_array_equal(value, build(name, 0.3, num_steps=10)(*problem, KEY)[0])
+    assert fewer != value
 
 
 def test_inside_can_be_lazy(problem):
