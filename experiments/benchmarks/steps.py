@@ -43,8 +43,9 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
     """Return the objectives by name.
 
     ``none``; ``gradient`` and ``hessian``, of the shared sweep, the latter also by each solver,
-    start and number of products, lazy, partial, in chunks, and inside the ball; each penalty beside
-    the loss by its own name; training on attacked inputs; and textbook forms of the first two.
+    start and number of products, lazy, partial, in chunks, and inside the ball, after one step or
+    three; each penalty beside the loss by its own name; training on attacked inputs; and textbook
+    forms of the first two.
     """
     surrogate = partial(second_order, apply, cross_entropy, EPSILON, EPSILON**2 / 2)
     by_text = partial(textbook.objective, apply, cross_entropy, EPSILON, EPSILON**2 / 2)
@@ -56,8 +57,8 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
         del key
         return textbook.gradient_norm(f, x)
 
-    def attacked(method: str, parts: int = 1) -> Objective:
-        setting = Setting(EPSILON, STEP, 2, optax.constant_schedule(1), parts=parts)
+    def attacked(method: str, **options: int) -> Objective:
+        setting = Setting(EPSILON, STEP, 2, optax.constant_schedule(1))._replace(**options)
         return METHODS[method].build(apply, setting)
 
     return {
@@ -82,7 +83,10 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
         **{name: beside(penalty) for name, penalty in _PENALTIES.items()},
         "hessian-inside": attacked("hessian-inside"),
         "hessian-inside, parts=4": attacked("hessian-inside", parts=4),
+        "hessian-inside, num_steps=3, parts=2": attacked("hessian-inside", num_steps=3, parts=2),
+        "hessian-inside, num_steps=3, parts=4": attacked("hessian-inside", num_steps=3, parts=4),
         "adversarial": attacked("adversarial"),
+        "adversarial, num_steps=3": attacked("adversarial", num_steps=3),
         "fgsm": attacked("fgsm"),
     }
 
