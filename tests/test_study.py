@@ -13,7 +13,8 @@ from experiments.comparison import Attacks, folder_of, plan
 from experiments.config import Config, Setup
 from experiments.evaluate import attack_settings
 from experiments.files import read_json, write_json
-from experiments.study import HEADLINE, PLANS, best
+from experiments.plans import PLANS
+from experiments.study import HEADLINE, best
 
 
 @pytest.mark.parametrize("data", PLANS)
