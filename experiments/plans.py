@@ -16,7 +16,8 @@ class Plan(NamedTuple):
             at which AutoAttack runs.
         radii: by norm, for PGD.
         validation: training examples held out for the choice.
-        seeds: of the headline; two of them for the rest.
+        seeds: of the headline.
+        few: how many of them for the rest.
         auto_examples: for AutoAttack, the first of the test set.
         apgd_examples: likewise for APGD at all radii.
         num_steps: of PGD, on the validation and on the test set.
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
     radii: Mapping[str, Sequence[float]]
     validation: int = 5000
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    few: int = 2
     auto_examples: int = 500
     apgd_examples: int = 1000
     num_steps: tuple[int, int] = (20, 100)
@@ -127,6 +129,7 @@ PLANS = {
         radii={"l2": (0.5, 1.0), "linf": (0.05,)},
         validation=300,
         seeds=(0, 1),
+        few=1,
         auto_examples=50,
         apgd_examples=100,
         num_steps=(5, 10),

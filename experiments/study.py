@@ -108,7 +108,7 @@ def study(
         found = read(out / folder)
         return [best(found, setup, plan, row) for row in rows]
 
-    every, few = ["none", *plan.candidates], plan.seeds[:2]
+    every, few = ["none", *plan.candidates], plan.seeds[: plan.few]
     if "headline" in parts:
         strong = Attacks(plan.radii, long, strongest, plan.auto_examples, plan.apgd_examples)
         done("headline", shared, chosen("cnn", HEADLINE), plan.seeds, strong)
