@@ -72,10 +72,10 @@ def _candidates(
         "jacobian": _weights("jacobian", *jacobian),
         "adversarial": _weights("adversarial", *l2),
         "adversarial,norm=linf": _weights("adversarial", *linf, after=",norm=linf"),
-        # What a third of the steps is worth, alone and with the penalty on half of the examples.
+        # What fewer steps are worth, alone and with the penalty on a quarter of the examples.
         "adversarial,num_steps=3": _weights("adversarial", *l2, after=",num_steps=3"),
-        "hessian-inside,parts=2,num_steps=3": _weights(
-            f"hessian-inside:{l2[0] / 2:g}", *l2, after=",parts=2,num_steps=3"
+        "hessian-inside,parts=4,num_steps=4": _weights(
+            f"hessian-inside:{l2[0] / 2:g}", *l2, after=",parts=4,num_steps=4"
         ),
         "trades": tuple(f"trades:{l2[1]:g},weight={beta}" for beta in betas),
         "trades,norm=linf": tuple(f"trades:{linf[1]:g},weight={beta},norm=linf" for beta in betas),

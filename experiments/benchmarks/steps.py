@@ -44,7 +44,7 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
 
     ``none``; ``gradient`` and ``hessian``, of the shared sweep, the latter also by each solver,
     start and number of products, lazy, partial, in chunks, and inside the ball, after one step or
-    three; each penalty beside the loss by its own name; training on attacked inputs; and textbook
+    more; each penalty beside the loss by its own name; training on attacked inputs; and textbook
     forms of the first two.
     """
     surrogate = partial(second_order, apply, cross_entropy, EPSILON, EPSILON**2 / 2)
@@ -84,7 +84,7 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
         "hessian-inside": attacked("hessian-inside"),
         "hessian-inside, parts=4": attacked("hessian-inside", parts=4),
         "hessian-inside, num_steps=3, parts=2": attacked("hessian-inside", num_steps=3, parts=2),
-        "hessian-inside, num_steps=3, parts=4": attacked("hessian-inside", num_steps=3, parts=4),
+        "hessian-inside, num_steps=4, parts=4": attacked("hessian-inside", num_steps=4, parts=4),
         "adversarial": attacked("adversarial"),
         "adversarial, num_steps=3": attacked("adversarial", num_steps=3),
         "fgsm": attacked("fgsm"),
