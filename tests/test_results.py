@@ -1,6 +1,5 @@
 """Every published number is in the committed results, and every result says where it is from."""
 
-import re
 from pathlib import Path
 
 import pytest
