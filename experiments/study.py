@@ -52,7 +52,7 @@ def main(
             seeds), activations (the headline's methods with relu and softplus), mlp (all methods on
             the smaller network). Each chooses the weights that it needs first; activations takes
             those of gelu.
-        quick: everything small, on the digits, in minutes: a try of the program, not of the
+        quick: everything small, on the digits, in some 20 minutes: a try of the program, not of the
             methods.
         out: folder of the study; it gets a folder for each data set, with its table, report.md.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
