@@ -107,7 +107,7 @@ def canvas(
         note: any length; it is wrapped.
         legend: the methods' labels and looks.
     """
-    lines = textwrap.wrap(note, int(11.5 * width))
+    lines = textwrap.wrap(note, int(10.7 * width))
     longest = max((len(label) for label, _ in legend), default=0)
     columns = max(1, min(len(legend), int(width // (1.0 + 0.11 * longest))))
     bands = (0.6 + 0.23 * len(lines), height, 0.32 * ceil(len(legend) / columns) + 0.1)

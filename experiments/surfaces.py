@@ -1,5 +1,6 @@
 """Figures of planes through one example: the loss over them, and the decision boundary."""
 
+import textwrap
 from collections.abc import Sequence
 from math import ceil, log
 from pathlib import Path
@@ -85,7 +86,7 @@ def planes(
         ends = offsets[-1] * np.array([[0, plane.cosine], [0, sine]])
         ax.plot(*ends, lw=1.8, ls=":", **_LINE)
         _mark(ax, offsets[-1], epsilon)
-        ax.set(title=f"{plane.label}\ncos = {plane.cosine:.3f}", aspect="equal")
+        ax.set(title=f"{_in_lines(plane.label)}\ncos = {plane.cosine:.3f}", aspect="equal")
         frame(ax, plane.style.color)
         ax.tick_params(labelbottom=True)
     body.supxlabel(r"along the gradient (input units, $\ell_2$)", fontsize=14)
@@ -123,7 +124,7 @@ def boundaries(
             ax.contour(offsets, offsets, one.margin, [0], colors="black", linewidths=2.5)
         _mark(ax, offsets[-1], epsilon)
         ax.plot(one.attack, 0, marker="X", ms=9, **_OUTLINED)
-        ax.set(title=one.label, aspect="equal")
+        ax.set(title=_in_lines(one.label), aspect="equal")
         frame(ax, one.style.color)
         ax.tick_params(labelbottom=True)
     body.supxlabel(r"along the attack (input units, $\ell_2$)", fontsize=14)
@@ -133,6 +134,11 @@ def boundaries(
     )
     bar.set_label("margin of the label (logits)")
     save(page, path)
+
+
+def _in_lines(label: str) -> str:
+    """Break a label that is wider than a panel."""
+    return textwrap.fill(label, 32)
 
 
 def _mark(ax: Axes, radius: float, epsilon: float | None) -> None:

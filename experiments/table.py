@@ -38,7 +38,9 @@ def group(comparison: dict[str, Any]) -> list[Method]:
     for key, runs in gathered.items():
         network, name, *values = key
         rivals = [other for other in gathered if other[:2] == (network, name)]
-        label = name if len(rivals) == 1 else f"{name} ({_setting(*values)})"
+        _, _, *options = values
+        alone = len(rivals) == 1 and not options
+        label = name if alone else f"{name} ({_setting(*values)})"
         methods.append(Method(label, style(name, rivals.index(key)), runs, network))
     return methods
 

@@ -419,3 +419,24 @@ def test_a_legend_of_many_long_labels_stays_on_the_page(pages, tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == labels
     assert footer.x0 <= told.x0 < told.x1 <= footer.x1
     assert footer.y0 <= told.y0 < told.y1 <= footer.y1
+
+
+def test_titles_of_many_settings_stay_apart(pages, tmp_path):
+    label = "hessian-inside (0.5, step 1.5, parts=2, num_steps=3)"
+    offsets = np.linspace(-2, 2, 5)
+    margin = offsets[:, None] + offsets
+    drawn = [surfaces.Boundary(label, HESSIAN, margin, 1.0) for _ in range(4)]
+    surfaces.boundaries(tmp_path / "one.png", drawn, offsets, **TEXT)
+    flat = [surfaces.Plane(label, HESSIAN, margin**2, 0.5) for _ in range(4)]
+    surfaces.planes(tmp_path / "two.png", flat, offsets, **TEXT)
+    for page in pages:
+        left, right, *_ = [ax.title.get_window_extent() for ax in page.subfigs[1].axes]
+        assert page.bbox.x0 <= left.x0 < left.x1 < right.x0 < right.x1 <= page.bbox.x1
+
+
+def test_a_note_of_wide_words_stays_on_a_narrow_page():
+    note = "5,000 held-out images of mnist, 5000 training examples held out; seed 0. " * 3
+    page, _ = canvas.canvas(6.0, 4.6, title="A title", note=note)
+    title, told = page.subfigs[0].texts
+    assert " ".join(told.get_text().split()) == note.strip()
+    assert told.get_window_extent().x1 <= page.bbox.x1 - (title.get_window_extent().x0)

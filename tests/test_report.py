@@ -267,6 +267,12 @@ def test_settings_of_one_method_are_rows_of_their_own():
     assert [row.split("|")[2].strip() for row in rows] == ["1, step 1.5", "-", "1, step 0.5"]
 
 
+def test_a_figure_tells_what_is_not_usual_of_a_method():
+    runs = [run("adversarial", 0, strength=1.5, options=["num_steps=3"]), run("trades", 0)]
+    labels = [method.label for method in group(comparison(runs))]
+    assert labels == ["adversarial (1.5, num_steps=3)", "trades"]
+
+
 def numbered(one):
     """Return accuracies keyed by numbers, as `read` leaves them."""
     return {norm: {float(k): v for k, v in known.items()} for norm, known in one["robust"].items()}
