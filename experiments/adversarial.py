@@ -89,8 +89,7 @@ def by_ascent(
     num_steps: int = 1,
 ) -> jax.Array:
     """Attack as `by_pgd` does, but from x itself: one step is that of FGSM."""
-    del key
-    state = AttackState(x, x, jnp.asarray(-jnp.inf, x.dtype), jnp.zeros((), bool))
+    state = pgd_init(logits_fn, x, y, ball, key)._replace(x=x)
     return _ascended(logits_fn, x, y, ball, state, num_steps=num_steps, loss=cross_entropy)
 
 

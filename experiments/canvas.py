@@ -107,6 +107,7 @@ def canvas(
         note: any length; it is wrapped.
         legend: the methods' labels and looks.
     """
+    # So many characters an inch, digits and capitals too.
     lines = textwrap.wrap(note, int(10.7 * width))
     longest = max((len(label) for label, _ in legend), default=0)
     columns = max(1, min(len(legend), int(width // (1.0 + 0.11 * longest))))

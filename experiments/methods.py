@@ -62,7 +62,7 @@ class Setting(NamedTuple):
         return {"every": self.every, "parts": self.parts}
 
     @property
-    def steps(self) -> dict[str, Any]:
+    def attack_options(self) -> dict[str, Any]:
         """Keyword arguments of the attack."""
         return {} if self.num_steps is None else {"num_steps": self.num_steps}
 
@@ -138,19 +138,19 @@ def _stepping(apply: Apply, setting: Setting, *, name: str, penalty: Penalty) ->
 
 def _attacked(apply: Apply, setting: Setting, *, attack: adversarial.Attack) -> Objective:
     plain, radius = _none(apply, setting), _ramped(setting, setting.strength)
-    attack = partial(attack, **setting.steps)
+    attack = partial(attack, **setting.attack_options)
     return adversarial.attacked(plain, apply, attack, radius, order=setting.order)
 
 
 def _inside(apply: Apply, setting: Setting) -> Objective:
     surrogate, radius = _surrogate(apply, setting), _ramped(setting, setting.step)
-    attack = partial(adversarial.by_ascent, **setting.steps)
+    attack = partial(adversarial.by_ascent, **setting.attack_options)
     return adversarial.attacked(surrogate, apply, attack, radius, order=2)
 
 
 def _trades(apply: Apply, setting: Setting) -> Objective:
     ball = LpBall(setting.strength, setting.order)
-    penalty = partial(adversarial.divergence, ball=ball, **setting.steps)
+    penalty = partial(adversarial.divergence, ball=ball, **setting.attack_options)
     weight = _ramped(setting, setting.weight)
     return regularized(apply, cross_entropy, {"divergence": (weight, penalty)}, **setting.savings)
 

@@ -439,4 +439,4 @@ def test_a_note_of_wide_words_stays_on_a_narrow_page():
     page, _ = canvas.canvas(6.0, 4.6, title="A title", note=note)
     title, told = page.subfigs[0].texts
     assert " ".join(told.get_text().split()) == note.strip()
-    assert told.get_window_extent().x1 <= page.bbox.x1 - (title.get_window_extent().x0)
+    assert told.get_window_extent().x1 <= page.bbox.x1 - title.get_window_extent().x0

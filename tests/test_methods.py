@@ -280,11 +280,13 @@ def test_inside_takes_as_many_steps_as_it_is_told(problem):
     np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("name", "other"), [("adversarial", 3), ("trades", 3)])
-def test_the_steps_of_an_attack_can_be_chosen(problem, name, other):
-    value, fewer = (build(name, 0.3, num_steps=count)(*problem, KEY)[0] for count in (None, other))
-    np.testing.assert_array_equal(value, build(name, 0.3, num_steps=10)(*problem, KEY)[0])
-    assert fewer != value
+@pytest.mark.parametrize("name", ["adversarial", "trades"])
+def test_the_steps_of_an_attack_can_be_chosen(problem, name):
+    usual, ten, three = (
+        build(name, 0.3, num_steps=count)(*problem, KEY)[0] for count in (None, 10, 3)
+    )
+    np.testing.assert_array_equal(usual, ten)
+    assert three != ten
 
 
 def test_inside_can_be_lazy(problem):

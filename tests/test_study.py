@@ -110,7 +110,7 @@ def middling(config: Config, norm: str, radius: float) -> float:
 
 def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> None:
     calls: list[dict[str, Any]] = []
-    given = PLANS["mnist"]
+    given = PLANS["mnist"]._replace(few=3)
     failed = study.study(
         "mnist",
         given,
@@ -137,7 +137,7 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
     assert by_name["mlp"]["methods"] == ["none", *chosen.values()]
     for name in ("wider", "relu", "softplus", "mlp"):
         call = by_name[name]
-        assert (call["seeds"], call["auto"], call["apgd"]) == ([0, 1], {}, 0)
+        assert (call["seeds"], call["auto"], call["apgd"]) == ([0, 1, 2], {}, 0)
     for name in ("tuning-cnn", "tuning-mlp"):
         assert by_name[name]["setup"].validation == 5000
         assert by_name[name]["seeds"] == [0]
