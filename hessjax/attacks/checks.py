@@ -70,9 +70,10 @@ def class_warnings(attacks: Sequence[Attack], num_classes: int) -> list[str]:
 
 def randomness_warnings(first: np.ndarray, second: np.ndarray) -> list[str]:
     """Tell if the model's outputs differ from call to call."""
-    norms = [np.linalg.norm(logits, axis=1, keepdims=True) + 1e-10 for logits in (first, second)]
-    apart = np.linalg.norm(first / norms[0] - second / norms[1], axis=1)
-    if np.nanmax(apart, initial=0) > _RANDOM:
+    # What is no number has no direction; a masked class is one of minus infinity.
+    finite = [np.where(np.isfinite(z), z, 0).astype(np.float64) for z in (first, second)]
+    units = [z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10) for z in finite]
+    if np.max(np.linalg.norm(units[0] - units[1], axis=1), initial=0) > _RANDOM:
         return ["the logits differ from call to call: attacks on a randomized model mean little"]
     return []
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from hessjax._numerics import widen
 from hessjax.attacks.balls import LpBall
 
 
@@ -41,7 +42,13 @@ def to_hyperplane(
     [0.25, 0.375]
     """
     low, high = ball.bounds
-    normal, excess = jnp.nan_to_num(normal), jnp.nan_to_num(excess)
+    dtype, point = point.dtype, widen(point)
+    normal, excess = widen(jnp.nan_to_num(normal)), widen(jnp.nan_to_num(excess))
+    # The way does not depend on the equation's scale, and w² need be no number of the format.
+    # Within these limits the inverse, which the division becomes, is not flushed to zero.
+    limits = jnp.finfo(normal.dtype)
+    unit = jnp.clip(jnp.max(jnp.abs(normal)), limits.tiny, limits.max / 16)
+    normal, excess = normal / unit, excess / unit
     down = jnp.sign(normal) * jnp.where(excess < 0, -1, 1).astype(normal.dtype)
     room = jnp.where(down > 0, point - low, high - point)
     weight = jnp.abs(normal)
@@ -65,4 +72,4 @@ def to_hyperplane(
     _, scale = jax.lax.while_loop(climbing, newton, (nothing - 1, nothing))
     # 0 * inf where an entry of the normal vanishes: it does not move.
     length = jnp.where(weight > 0, jnp.minimum(scale * speed, room), 0)
-    return -down * length
+    return (-down * length).astype(dtype)
