@@ -182,8 +182,19 @@ def test_a_model_of_nan_is_broken_and_inputs_stay_finite(order):
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_restarts": 1.5}, "num_restarts must be a whole number, got 1.5"),
         ({"num_targets": -1}, "num_targets must be at least 1, got -1"),
+        ({"start": np.full(4, 0.5)}, r"start must have the shape of x, \(2, 2\), got \(4,\)"),
+        ({"start": 0.5}, r"start must have the shape of x, \(2, 2\), got \(\)"),
     ],
 )
 def test_bad_numbers_are_named(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         apgd(linear, jnp.full((2, 2), 0.5), 0, LpBall(0.1, 2), KEY, **options)
+
+
+def test_a_start_that_is_nan_is_the_example():
+    x, ball = jnp.full((2, 2), 0.5), LpBall(0.1, 2)
+    options = {"num_steps": 2, "start": x.at[0].set(jnp.nan)}
+    np.testing.assert_array_equal(
+        apgd(linear, x, 0, ball, KEY, **options),
+        apgd(linear, x, 0, ball, KEY, num_steps=2, start=x),
+    )

@@ -316,6 +316,12 @@ def test_bad_input_is_refused():
             function(linear, x=np.zeros(7, int), y=LABEL)
     with pytest.raises(ValueError, match="one example has logits of shape"):
         pgd(lambda x: linear(x)[None], EXAMPLE, LABEL, ball, KEY)
+    with pytest.raises(ValueError, match=r"a scalar for one example, got shape \(2,\); batch with"):
+        fgsm(lambda x: jnp.stack([linear(x)] * 2), EXAMPLE, np.full(2, LABEL), ball)
+    wrong: Any = 0.1
+    for attack in (partial(fgsm, ball=wrong), partial(pgd, ball=wrong, key=KEY)):
+        with pytest.raises(TypeError, match=r"the ball must be an LpBall, such as .*, got 0\.1"):
+            attack(linear, EXAMPLE, LABEL)
     with pytest.raises(ValueError, match="at least 3 classes, got 2 logits"):
         pgd(lambda x: linear(x)[:2], EXAMPLE, 0, ball, KEY, loss=dlr_loss)
 
@@ -324,3 +330,17 @@ def test_a_constant_example_is_checked_under_jit_too():
     outside = jnp.asarray(EXAMPLE) + 1
     with pytest.raises(ValueError, match="x must lie in the box"):
         jax.jit(lambda key: pgd(linear, outside, LABEL, LpBall(0.1, 2), key))(KEY)
+
+
+def test_losses_of_a_short_example_are_compared_in_single_precision():
+    """A step changes the loss by less than a digit of bfloat16."""
+    x, ball = jnp.full(20, 0.5, jnp.bfloat16), LpBall(1 / 64, math.inf)
+
+    def slow(x: jax.Array) -> jax.Array:
+        return jnp.stack([3 - 0.02 * jnp.sum(x.astype(jnp.float32)), 0.0, 0.0])
+
+    def loss(x: jax.Array) -> float:
+        return float(optax.losses.softmax_cross_entropy_with_integer_labels(slow(x), 0))
+
+    # The steepest step to the corner of the ball, where the loss of a linear model is largest.
+    assert loss(pgd(slow, x, 0, ball, KEY, num_steps=5)) == loss(fgsm(slow, x, 0, ball)) > loss(x)

@@ -20,6 +20,7 @@ from hessjax.attacks import (
     fab_attack,
     square_attack,
 )
+from hessjax.attacks.checks import randomness_warnings
 from tests import originals
 
 KEY = jax.random.key(0)
@@ -272,6 +273,8 @@ def test_an_attack_of_ones_own(examples):
         ({"y": lambda y: y[:-1]}, r"x and y must be a batch, of shapes \(N, ...\) and \(N,\), got"),
         ({"x": lambda x: x[0, 0, 0]}, "x and y must be a batch"),
         ({"attacks": lambda _: ()}, "attacks must hold at least one attack, got none"),
+        ({"attacks": lambda some: some[0]}, r"attacks must be a tuple such as \(square_attack"),
+        ({"attacks": lambda _: ("apgd",)}, r"must be a tuple such as .*, got \('apgd',\)"),
         ({"batch_size": lambda _: 0}, "batch_size must be at least 1, got 0"),
         (
             {"logits_fn": lambda f: lambda x: jax.nn.softmax(f(x))},
@@ -388,3 +391,11 @@ def test_square_is_no_sign_of_what_other_attacks_broke(examples):
     assert np.mean(earlier.broken_by == 1) > 0.5
     attacks = (SHORT[0], square_attack(num_steps=1))
     assert not attacked(LOGITS, x, y, ball, attacks=attacks, resume=earlier).warnings
+
+
+def test_a_masked_class_is_no_randomness(recwarn):
+    """Its logit is minus infinity; the others tell whether they differ from call to call."""
+    logits = np.array([[1.0, 2.0, -np.inf], [2.0, 1.0, -np.inf]])
+    assert randomness_warnings(logits, logits) == []
+    assert randomness_warnings(logits, logits + np.array([[0, 0, 0], [0, 0.1, 0]]))
+    assert not recwarn.list

@@ -134,11 +134,13 @@ def test_a_ball_must_make_sense():
     for order in (1, 0, "inf", math.nan):
         with pytest.raises(ValueError, match=f"order must be 2 or infinity, got {order}"):
             make(0.1, order)
-    for bounds in ((1, 0), (0, 0), (0, math.nan), (0, 1, 2)):
+    for bounds in ((1, 0), (0, 0), (0, math.nan), (0, 1, 2), 0.5):
         with pytest.raises(ValueError, match="bounds must be two numbers, the lower one first"):
             make(0.1, 2, bounds)
 
 
 def test_a_ball_is_a_value():
-    assert LpBall(0.1, np.inf) == LpBall(0.1, jnp.inf, (0, 1))
+    box: Any = [0, 1]
+    assert LpBall(0.1, np.inf) == LpBall(0.1, jnp.inf, (0, 1)) == LpBall(0.1, math.inf, box)
+    assert len({LpBall(0.1, 2), LpBall(0.1, 2, box)}) == 1
     assert len({LpBall(0.1, 2), LpBall(0.1, 2), LpBall(0.2, 2)}) == 2

@@ -1,5 +1,7 @@
 """FAB against the reference implementation, step by step, and by itself."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,3 +80,53 @@ def test_logits_may_have_other_digits_than_inputs(dtypes, num_targets):
     # The last of its steps overshoots by 5 %; three digits make as much again.
     distance = np.linalg.norm(np.asarray(found - x, float))
     assert 0.95 * nearest < distance < 1.1 * nearest
+
+
+def affine(x: jax.Array) -> jax.Array:
+    weights = jnp.asarray(np.random.default_rng(3).normal(size=(4, 6)), x.dtype)
+    return weights @ (x - 0.5) + jnp.array([0.3, 0, 0, 0], x.dtype)
+
+
+@pytest.mark.parametrize("num_targets", [0, 3])
+@pytest.mark.parametrize("scale", [1e-22, 1e20])
+def test_the_scale_of_the_logits_changes_nothing(num_targets, scale):
+    x, options = jnp.full(6, 0.5, jnp.float32), {"num_targets": num_targets, "num_steps": 10}
+
+    def found(factor: float) -> np.ndarray:
+        search = partial(fab, lambda x: factor * affine(x), ball=LpBall(1.0, 2), **options)
+        return np.asarray(jax.jit(search)(x, 0, key=jax.random.key(0)))
+
+    assert np.any(found(1.0) != x)
+    np.testing.assert_allclose(found(scale), found(1.0), rtol=1e-4)
+
+
+def test_a_masked_class_hides_no_other():
+    """Its logit is minus infinity, and its distance none."""
+    x = jnp.full(6, 0.5)
+
+    def masked(x: jax.Array) -> jax.Array:
+        return affine(x).at[3].set(-jnp.inf)
+
+    @jax.jit
+    def attacked(x: jax.Array) -> jax.Array:
+        return fab(masked, x, 0, LpBall(1.0, 2), jax.random.key(0), num_targets=0, num_steps=10)
+
+    assert int(jnp.argmax(masked(attacked(x)))) in {1, 2}
+
+
+def test_each_wrong_class_is_a_target_once():
+    """Three classes have two wrong ones, and the tenth run of nine targets no other."""
+    calls = []
+
+    def counted(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: calls.append(1))
+        return affine(x)[:3]
+
+    def number(num_targets: int) -> int:
+        calls.clear()
+        attack = partial(fab, counted, ball=LpBall(1.0, 2), num_targets=num_targets, num_steps=2)
+        jax.block_until_ready(jax.jit(attack)(jnp.full(6, 0.5), 0, key=jax.random.key(0)))
+        jax.effects_barrier()
+        return len(calls)
+
+    assert number(9) == number(2) > number(1)

@@ -82,10 +82,10 @@ def apgd(
         loss: ``(logits, y) -> scalar``, what is maximized, or ``(logits, y, target) -> scalar`` if
             there are targets; cross-entropy or `targeted_dlr_loss` if not given.
         num_targets: how many classes to aim at, one after the other, from the likeliest wrong one
-            at x on; 0 for an untargeted loss.
+            at x on, each wrong class once at most; 0 for an untargeted loss.
         num_steps: steps of each run.
         num_restarts: runs for each target.
-        start: where the runs start, like x, instead of a random point.
+        start: where the runs start, like x, instead of a random point; NaN entries are those of x.
         unroll: steps per turn of the compiled loop; True writes all of them out.
 
     Returns:
@@ -94,11 +94,12 @@ def apgd(
         It is finite even where the model is not; there, NaN logits count as misclassified.
 
     Raises:
-        ValueError: if x is outside the box or a count less than 1.
+        ValueError: if x is outside the box, a count less than 1 or the start of another shape.
         TypeError: if x is not floating point or a count not a whole number.
 
-    Cost: ``num_steps + 1`` gradients a run. Source: Croce, Hein, Reliable evaluation of adversarial
-    robustness with an ensemble of diverse parameter-free attacks, 2020.
+    Cost: ``num_steps + 1`` gradients a run. Call it inside ``jax.jit``: outside, each call compiles
+    its loop anew. Source: Croce, Hein, Reliable evaluation of adversarial robustness with an
+    ensemble of diverse parameter-free attacks, 2020.
 
     >>> jnp = jax.numpy
     >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (x[1] - x[0])

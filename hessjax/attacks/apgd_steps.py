@@ -112,7 +112,10 @@ def apgd_init(
     if start is None:
         point = sphere_point(ball, center, key)
     else:
-        point = project(ball, center, as_point(jnp.asarray(start, x.dtype), "start").ravel())
+        given = as_point(jnp.asarray(start, x.dtype), "start")
+        if given.shape != x.shape:
+            raise ValueError(f"start must have the shape of x, {x.shape}, got {given.shape}")
+        point = project(ball, center, jnp.where(jnp.isnan(given), x, given).ravel())
     target = jnp.int32(0)
     if num_targets:
         target = likely_class(logits_fn(x), 1 + jnp.asarray(run) // num_restarts)

@@ -64,6 +64,14 @@ def likely_class(logits: jax.Array, rank: jax.Array) -> jax.Array:
     return ranked[jnp.minimum(rank, logits.size - 1)]
 
 
+def with_targets(attack: Attack, num_classes: int) -> Attack:
+    """Return the attack without the runs whose targets are more than there are wrong classes."""
+    wrong = num_classes - 1
+    if attack.targets <= wrong:
+        return attack
+    return attack._replace(num_runs=attack.num_runs // attack.targets * wrong, targets=wrong)
+
+
 def search(
     attack: Attack,
     logits_fn: Logits,
@@ -79,6 +87,7 @@ def search(
     The example itself, if it is misclassified.
     """
     x, y = check_center(ball, x), jnp.asarray(y)
+    attack = with_targets(attack, jax.eval_shape(logits_fn, x).size)
     precision = jnp.promote_types(x.dtype, jnp.float32)
 
     def step(_: jax.Array, state: State) -> State:

@@ -14,7 +14,7 @@ from hessjax._numerics import check_count
 from hessjax._placement import mesh_of, replicated
 from hessjax.attacks import batches, checks
 from hessjax.attacks.apgd import apgd_attack
-from hessjax.attacks.attack import Attack, Logits
+from hessjax.attacks.attack import Attack, Logits, with_targets
 from hessjax.attacks.balls import LpBall, distance
 from hessjax.attacks.fab import fab_attack
 from hessjax.attacks.square import square_attack
@@ -132,7 +132,8 @@ def auto_attack(
         ValueError: if x has entries outside the box, y labels that are no class, their lengths do
             not match, the outputs are probabilities instead of logits, there are no attacks,
             ``resume`` belongs to another call, or it is a result of a larger ball.
-        TypeError: if x is not floating point or y not whole numbers.
+        TypeError: if x is not floating point, y not whole numbers, or an entry of ``attacks`` no
+            `Attack`.
 
     Cost: for an example that withstands everything and ten classes 1,900 gradients and 5,900
     evaluations; a few gradients for one that does not. Source: Croce, Hein, Reliable evaluation of
@@ -149,6 +150,9 @@ def auto_attack(
     """
     if not attacks:
         raise ValueError("attacks must hold at least one attack, got none")
+    # An attack alone is a tuple, too.
+    if isinstance(attacks, Attack) or not all(isinstance(attack, Attack) for attack in attacks):
+        raise TypeError(f"attacks must be a tuple such as (square_attack(),), got {attacks!r}")
     x, y = checks.check_examples(x, y, ball)
     given = batches.problem(logits_fn, ball, x.dtype)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x)))
@@ -219,10 +223,7 @@ def _fitting(attack: Attack, num_classes: int) -> Attack:
     """Return the attack for so many classes: its stand-in if they are too few, no extra targets."""
     if num_classes < attack.min_classes:
         attack = attack.otherwise
-    if attack.targets > num_classes - 1:
-        per_target = attack.num_runs // attack.targets
-        attack = attack._replace(num_runs=per_target * (num_classes - 1), targets=num_classes - 1)
-    return attack
+    return with_targets(attack, num_classes)
 
 
 def _logits(given: batches.Problem, x: jax.Array, size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The set that an attack may search: an ℓp ball around the example, cut by the box of inputs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -41,8 +42,10 @@ class LpBall:
         check_number("epsilon", self.epsilon, positive=True)
         if self.order not in {2, math.inf}:
             raise ValueError(f"order must be 2 or infinity, got {self.order}")
-        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds must be two numbers, the lower one first, got {self.bounds}")
+        bounds = self.bounds
+        if not isinstance(bounds, Sequence) or len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds must be two numbers, the lower one first, got {bounds}")
+        object.__setattr__(self, "bounds", tuple(bounds))
 
 
 def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
@@ -50,6 +53,8 @@ def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
 
     A traced example cannot be looked at and passes: check data before the loop.
     """
+    if not isinstance(ball, LpBall):
+        raise TypeError(f"the ball must be an LpBall, such as LpBall(0.3, 2), got {ball!r}")
     if not isinstance(center, Tracer):
         # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
         entries = np.asarray(center)

@@ -173,7 +173,8 @@ def fab(
         ball: norm, box, and the scale of random starts.
         key: source of the random starts.
         num_targets: how many classes to aim at, one after the other, from the likeliest wrong one
-            at x on; 0 to go for the nearest class in each step, by the gradients of all logits.
+            at x on, each wrong class once at most; 0 to go for the nearest class in each step, by
+            the gradients of all logits.
         num_steps: steps of each run.
         num_restarts: runs for each target; the first starts at the example, without chance.
         unroll: steps per turn of the compiled loop; True writes all of them out.
@@ -186,9 +187,9 @@ def fab(
         ValueError: if x is outside the box or a count less than 1.
         TypeError: if x is not floating point or a count not a whole number.
 
-    Cost: ``num_steps`` times a gradient (C of them without targets) and an evaluation, a run.
-    Source: Croce, Hein, Minimally distorted adversarial examples with a fast adaptive boundary
-    attack, 2020.
+    Cost: ``num_steps`` times a gradient (C of them without targets) and an evaluation, a run. Call
+    it inside ``jax.jit``: outside, each call compiles its loop anew. Source: Croce, Hein, Minimally
+    distorted adversarial examples with a fast adaptive boundary attack, 2020.
 
     >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (x[1] - x[0])
     >>> x, ball = jnp.array([0.25, 0.5]), LpBall(1.0, jnp.inf)
@@ -221,10 +222,10 @@ def _to_nearest(
         y, logits.size, dtype=logits.dtype
     )
     (slopes,) = jax.vmap(pullback)(differences)
-    excess = differences @ logits
+    # No product of the differences with the logits: a class may be masked by an infinite one.
+    excess = logits - logits[y]
     flat = jnp.abs(slopes.reshape(logits.size, -1))
     dual = jax.vmap(safe_norm)(flat) if ball.order == 2 else jnp.sum(flat, axis=1)
-    nearest = jnp.argmin(
-        jnp.where(jnp.arange(logits.size) == y, jnp.inf, jnp.abs(excess) / (dual + 1e-12))
-    )
+    reached = (dual > 0) & (jnp.arange(logits.size) != y)
+    nearest = jnp.argmin(jnp.where(reached, jnp.abs(excess) / jnp.where(reached, dual, 1), jnp.inf))
     return excess[nearest], slopes[nearest]

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from hessjax._numerics import check_count, check_number
+from hessjax._numerics import check_count, check_number, check_scalar
+from hessjax.attacks.attack import Logits
 from hessjax.attacks.balls import LpBall, ascent_direction, check_center, project, random_point
 from hessjax.losses import misclassified
 
-Logits = Callable[[jax.Array], jax.Array]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -56,7 +56,7 @@ def fgsm(
         larger loss. Where the gradient is zero it is ``x``.
 
     Raises:
-        ValueError: if x is outside the box.
+        ValueError: if x is outside the box or a batch.
         TypeError: if x is not floating point.
 
     Cost: one gradient. Source: Goodfellow, Shlens, Szegedy, Explaining and harnessing adversarial
@@ -67,7 +67,12 @@ def fgsm(
     [0.375, 0.375]
     """
     x, y = check_center(ball, x), jnp.asarray(y)
-    gradient = jax.grad(lambda t: loss(logits_fn(t), y))(x)
+
+    def value(point: jax.Array) -> jax.Array:
+        return loss(logits_fn(point), y)
+
+    check_scalar(value, x)
+    gradient = jax.grad(value)(x)
     epsilon = jnp.asarray(ball.epsilon, x.dtype)
     return project(ball, x, x + epsilon * ascent_direction(ball, gradient))
 
@@ -93,7 +98,9 @@ def pgd_init(
     """
     x, y = check_center(ball, x), jnp.asarray(y)
     found = misclassified(logits_fn(x), y)
-    return AttackState(random_point(ball, x, key), x, jnp.asarray(-jnp.inf, x.dtype), found)
+    # In float32 at least: rounded to the digits of a short x, losses tie.
+    least = jnp.asarray(-jnp.inf, jnp.promote_types(x.dtype, jnp.float32))
+    return AttackState(random_point(ball, x, key), x, least, found)
 
 
 def pgd_step(
@@ -194,8 +201,8 @@ def pgd(
         step_size: α, the length of a step in the norm of the ball, in input units;
             ``2.5 ε / num_steps`` if not given.
         num_restarts: starts, one after the other.
-        unroll: steps per turn of the compiled loop; True writes all of them out (faster for
-            convolutions on the CPU, slower to compile).
+        unroll: steps, and restarts, per turn of their compiled loops; True writes all of them out
+            (faster for convolutions on the CPU, slower to compile).
 
     Returns:
         The attacked example, in ball ∩ box (up to rounding), like ``x``: x itself if it is
@@ -206,8 +213,9 @@ def pgd(
         ValueError: if x is outside the box, a count less than 1 or the step size not positive.
         TypeError: if x is not floating point or a count not a whole number.
 
-    Cost: ``num_restarts × num_steps`` gradients. Source: Madry et al., Towards deep learning models
-    resistant to adversarial attacks, 2018.
+    Cost: ``num_restarts × num_steps`` gradients. Call it inside ``jax.jit``: outside, each call
+    compiles its loop anew. Source: Madry et al., Towards deep learning models resistant to
+    adversarial attacks, 2018.
 
     >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (x[1] - x[0])
     >>> x, ball = jnp.array([0.25, 0.5]), LpBall(0.25, jnp.inf)
@@ -217,9 +225,8 @@ def pgd(
     """
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
-    if step_size is None:
-        step_size = 2.5 * ball.epsilon / num_steps
-    center, length = check_center(ball, x), step_size
+    center = check_center(ball, x)
+    length = 2.5 * ball.epsilon / num_steps if step_size is None else step_size
 
     def step(_: ArrayLike, state: AttackState) -> AttackState:
         return pgd_step(logits_fn, center, y, ball, state, step_size=length, loss=loss)

@@ -276,8 +276,9 @@ def square(
         ValueError: if x is outside the box, a count less than 1 or the share not positive.
         TypeError: if x is not floating point or a count not a whole number.
 
-    Cost: ``num_restarts × (num_steps + 1) + 1`` evaluations. Source: Andriushchenko, Croce,
-    Flammarion, Hein, Square Attack, 2020.
+    Cost: ``num_restarts × (num_steps + 1) + 1`` evaluations. Call it inside ``jax.jit``: outside,
+    each call compiles its loop anew. Source: Andriushchenko, Croce, Flammarion, Hein, Square
+    Attack, 2020.
 
     >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (0.75 - x[0, 0])
     >>> x, ball = jnp.full((4, 4), 0.5), LpBall(0.3, jnp.inf)
