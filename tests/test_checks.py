@@ -61,6 +61,28 @@ def test_batch_normalization_in_training_mode_is_told() -> None:
         check_apply(apply, params, IMAGES, batched=batched)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-3])
+def test_a_small_last_layer_hides_no_batch_normalization(scale: float) -> None:
+    apply, params, batched = normalized(convolves=True, train=True)
+    params["params"]["Dense_0"] = jax.tree.map(lambda a: scale * a, params["params"]["Dense_0"])
+    with pytest.raises(ValueError, match=r"change with its batch, by up to [\d.e-]+: batch norma"):
+        check_apply(apply, params, IMAGES, batched=batched)
+
+
+def test_layers_that_cancel_pass() -> None:
+    """Two equal branches, one taken from the other: moved alike they'd still cancel."""
+    params = {"a": jnp.ones((3, 72)), "b": jnp.ones((3, 72))}
+    check_apply(lambda params, x: (params["a"] - params["b"]) @ x, params, VECTORS)
+
+
+def test_a_masked_class_passes() -> None:
+    def masked(params: Any, x: jax.Array) -> jax.Array:
+        return (x @ params).at[..., 0].set(-jnp.inf)
+
+    params = jnp.ones((72, 3))
+    check_apply(masked, params, VECTORS, batched=masked)
+
+
 def test_dropout_without_a_fixed_key_is_told() -> None:
     rng = np.random.default_rng(0)
 
@@ -156,6 +178,8 @@ def test_padding_is_not_checked() -> None:
         (np.full((4, 2), np.nan), None, "nan"),
         (np.zeros((0, 2)), np.zeros(0, int), "empty|no example"),
         (np.zeros((4, 2)), np.zeros(3, int), "4.*3|3.*4"),
+        (None, np.eye(4, dtype=int), r"shape \(4,\), one class each and not one-hot, got \(4, 4\)"),
+        (None, np.zeros((4, 1), int), r"got \(4, 1\)"),
         (np.full((4, 2), 255, np.uint8), None, "255"),
     ],
 )
