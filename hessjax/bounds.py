@@ -84,8 +84,9 @@ def second_order_distance_estimate(
         curvature: K, an operator norm, nonnegative.
 
     Returns:
-        The distance in input units, elementwise; 0 for no gap, infinity where there is a gap and
-        neither gradient nor curvature (with zero derivatives there).
+        The distance in input units, elementwise; 0 for no gap or an infinite norm, infinity for an
+        infinite gap and where there is a gap and neither gradient nor curvature (with zero
+        derivatives there).
 
     Raises:
         ValueError: if a norm is negative. A traced one gives NaN.
@@ -94,6 +95,12 @@ def second_order_distance_estimate(
     [1.5 1. ]
     """
     gap, gradient_norm, curvature = _prepare(gap, gradient_norm=gradient_norm, curvature=curvature)
+    # An infinite one decides: no scale would take it to a number.
+    decided = jnp.isinf(gap) | jnp.isinf(gradient_norm) | jnp.isinf(curvature)
+    limit = jnp.where(jnp.isinf(gap), jnp.inf, 0)
+    gap, gradient_norm, curvature = (
+        jnp.where(decided, 1, value) for value in (gap, gradient_norm, curvature)
+    )
     # Neither g² nor cK need be a number that the format can hold; divided by the scale both are at
     # most 2. The distance does not depend on the scale, so neither do its derivatives.
     roots = jnp.sqrt(gap) * math.sqrt(2) * jnp.sqrt(curvature)
@@ -107,7 +114,8 @@ def second_order_distance_estimate(
     level, bend = jnp.minimum(level, most), jnp.minimum(bend, most)
     # The inner `where` keeps the infinite slope of sqrt at 0 out of the backward pass.
     root = jnp.sqrt(jnp.where(flat, 1, slope**2 + 2 * level * bend))
-    return jnp.where(endless, jnp.inf, level / (0.5 * (slope + root)))
+    distance = jnp.where(endless, jnp.inf, level / (0.5 * (slope + root)))
+    return jnp.where(decided, limit, distance)
 
 
 def _prepare(gap: ArrayLike, **norms: ArrayLike) -> list[jax.Array]:

@@ -142,6 +142,14 @@ def test_limits():
         assert not np.isnan(jax.grad(first_order, argument)(*point))
 
 
+def test_infinities():
+    for gap, norm, curvature in itertools.product((1.0, 1e-30), (1.0, np.inf), (0.0, 1.0, np.inf)):
+        steep = np.isinf(norm) or np.isinf(curvature)
+        wanted = 0 if steep else second_order(gap, norm, curvature)
+        np.testing.assert_allclose(second_order(gap, norm, curvature), wanted, atol=1e-37)
+    assert second_order(np.inf, 1.0, 0.0) == second_order(np.inf, 1.0, 1.0) == np.inf
+
+
 def test_no_gap_left_is_no_distance():
     np.testing.assert_array_equal(first_order(np.array([-1.0, 0.0]), 2.0), 0)
     np.testing.assert_array_equal(second_order(np.array([-1.0, 0.0]), 2.0, 3.0), 0)
