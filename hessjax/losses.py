@@ -30,8 +30,6 @@ def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     """
     logits, y = _check(logits, y, min_classes=2)
     others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
-    # A label below zero would count from the end.
-    y = jnp.where(y < 0, logits.size, y)
     return jnp.take(logits, y, mode="fill") - jnp.max(others)
 
 
@@ -83,7 +81,8 @@ def targeted_dlr_loss(logits: ArrayLike, y: ArrayLike, target: ArrayLike) -> jax
         target: the class to reach, likewise.
 
     Returns:
-        The loss, scalar, without unit: positive where the logit of the target exceeds that of y.
+        The loss, scalar, without unit: positive where the logit of the target exceeds that of y,
+        NaN where one of the two is no class.
 
     Raises:
         ValueError: if the logits are not a vector of four classes or more, or y or the target is
@@ -96,12 +95,12 @@ def targeted_dlr_loss(logits: ArrayLike, y: ArrayLike, target: ArrayLike) -> jax
     >>> print(f"{targeted_dlr_loss(jnp.array([0.0, 4.0, 2.0, 1.0]), 2, 1):.3f}")
     0.571
     """
-    _check(logits, target, min_classes=4)
+    _, target = _check(logits, target, min_classes=4, name="the target")
     logits, y = _check(logits, y, min_classes=4)
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     largest = jax.lax.top_k(wide, 4)[0]
     scale = largest[0] - (largest[2] + largest[3]) / 2 + 1e-12
-    difference = jnp.take(wide, y, mode="fill") - jnp.take(wide, jnp.asarray(target), mode="fill")
+    difference = jnp.take(wide, y, mode="fill") - jnp.take(wide, target, mode="fill")
     return (-difference / scale).astype(logits.dtype)
 
 
@@ -130,7 +129,9 @@ def misclassified(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     return (jnp.argmax(logits) != y) | jnp.any(jnp.isnan(logits))
 
 
-def _check(logits: ArrayLike, y: ArrayLike, *, min_classes: int) -> tuple[jax.Array, jax.Array]:
+def _check(
+    logits: ArrayLike, y: ArrayLike, *, min_classes: int, name: str = "y"
+) -> tuple[jax.Array, jax.Array]:
     """Return both as arrays, or raise: values of labels are traced and cannot be looked at."""
     logits, y = jnp.asarray(logits), jnp.asarray(y)
     if logits.ndim != 1 or y.ndim != 0:
@@ -139,7 +140,8 @@ def _check(logits: ArrayLike, y: ArrayLike, *, min_classes: int) -> tuple[jax.Ar
             f"{y.shape}; batch with jax.vmap around the call"
         )
     if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"y must be a whole number, got dtype {y.dtype}")
+        raise TypeError(f"{name} must be a whole number, got dtype {y.dtype}")
     if logits.size < min_classes:
         raise ValueError(f"this needs at least {min_classes} classes, got {logits.size} logits")
-    return logits, y
+    # What is below zero would count from the end.
+    return logits, jnp.where(y < 0, logits.size, y)

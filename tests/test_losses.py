@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessjax.losses import dlr_loss, margin, misclassified
+from hessjax.losses import dlr_loss, margin, misclassified, targeted_dlr_loss
 
 RNG = np.random.default_rng(40)
 LOGITS = RNG.normal(size=(20, 5)) * 3
@@ -112,6 +112,17 @@ def test_too_few_classes_are_refused(loss, least):
 @pytest.mark.parametrize("y", [-1, 5])
 def test_a_label_that_is_no_class_gives_nan(loss, y):
     assert jnp.isnan(loss(LOGITS[0], y))
+
+
+@pytest.mark.parametrize(("y", "target"), [(-1, 2), (5, 2), (2, -1), (2, 5)])
+def test_a_target_that_is_no_class_gives_nan(y, target):
+    assert jnp.isnan(targeted_dlr_loss(LOGITS[0], y, target))
+    assert not jnp.isnan(targeted_dlr_loss(LOGITS[0], 2, 1))
+
+
+def test_a_target_that_is_no_whole_number_is_named():
+    with pytest.raises(TypeError, match=r"^the target must be a whole number, got dtype float"):
+        targeted_dlr_loss(LOGITS[0], 1, 2.0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
