@@ -1,6 +1,6 @@
 """How single examples become a batch: the only place that batches, masks, splits and sums."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,8 @@ def _check_batch_shapes(x: PyTree, *others: PyTree) -> int:
 
 def unpack(batch: tuple) -> tuple[PyTree, PyTree, jax.Array | None, int]:
     """Return inputs, labels, mask (None if there is none) and the number of examples."""
+    if not isinstance(batch, Sequence):
+        raise TypeError(f"a batch is (x, y) or (x, y, mask), got a {type(batch).__name__}")
     if len(batch) not in {2, 3}:
         raise ValueError(f"a batch is (x, y) or (x, y, mask), got {len(batch)} entries")
     x, y, mask = (*batch, None)[:3]
@@ -77,6 +79,13 @@ def _as_mask(mask: jax.Array, size: int) -> jax.Array:
     if mask.shape != (size,):
         raise ValueError(f"mask must have shape ({size},), one entry each, got {mask.shape}")
     return mask
+
+
+def _nan_of_weights(total: jax.Array, mask: ArrayLike | None = None) -> jax.Array:
+    """Return NaN, with NaN derivatives, if a traced mask holds weights; to round them is wrong."""
+    if not isinstance(mask, Tracer) or mask.dtype == bool:
+        return total
+    return total * jnp.where(jnp.all((mask == 0) | (mask == 1)), 1, jnp.nan).astype(total.dtype)
 
 
 def _without_padding(batch: PyTree, mask: jax.Array) -> PyTree:
@@ -203,7 +212,7 @@ def _mean_objective(means: _Means, weights: Mapping[str, Weight]) -> Objective:
         for name, weight in weights.items():
             number = weight(step) if callable(weight) else weight
             total = total + jnp.asarray(number, total.dtype) * metrics[name]
-        return total, metrics
+        return _nan_of_weights(total, *batch[2:]), metrics
 
     return objective
 

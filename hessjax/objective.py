@@ -58,11 +58,14 @@ def regularized(
 
     Raises:
         ValueError: if a weight is negative, a penalty is called ``loss`` or ``objective`` or
-            returns more than one number, a batch is empty or ragged, or a mask holds weights.
-        TypeError: if an entry is no pair of a weight and a penalty.
+            returns more than one number, a batch is empty or ragged, or a mask holds weights (of a
+            traced one the value is NaN).
+        TypeError: if an entry is no pair of a weight and a penalty, or a batch no tuple.
 
     Cost: the sum of its penalties; `second_order` shares work where this does not.
     """
+    if not isinstance(penalties, Mapping):
+        raise TypeError(f"penalties must be {{name: (weight, penalty)}}, got {penalties!r}")
     taken = {
         "loss": "the metric of the loss itself",
         "objective": "the sum of all",
@@ -134,7 +137,8 @@ def second_order(
     Returns:
         ``objective(params, batch, key, step=0) -> (value, metrics)`` as from `regularized`; the
         metrics are the unweighted means ``loss``, ``gradient_norm``, ``hessian_norm`` and
-        ``residual`` (of the eigenpair), as far as their terms are in.
+        ``residual`` (of the eigenpair), as far as their terms are in; ``gradient_norm`` also
+        beside a Hessian term alone.
 
     Raises:
         ValueError: if a weight is negative, or a batch is empty or ragged.

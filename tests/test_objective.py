@@ -500,6 +500,12 @@ def test_a_penalty_without_a_weight(entry: Any) -> None:
         regularized(APPLY, LOSS, {"slope": entry})
 
 
+@pytest.mark.parametrize("penalties", [None, [(1.0, hessjax.input_gradient_norm)]])
+def test_penalties_without_names(penalties: Any) -> None:
+    with pytest.raises(TypeError, match=r"^penalties must be \{name: \(weight, penalty\)\}, got"):
+        regularized(APPLY, LOSS, penalties)
+
+
 @pytest.mark.parametrize(("name", "what"), [("loss", "the metric"), ("objective", "the sum")])
 def test_a_penalty_may_not_be_called_what_something_else_is(name: str, what: str) -> None:
     with pytest.raises(ValueError, match=f"^a penalty cannot be named '{name}': that is {what}"):
@@ -540,11 +546,24 @@ def test_bad_batches(objective: Any) -> None:
         objective(PARAMS, (X[:0], Y[:0]), KEY)
     with pytest.raises(ValueError, match=r"^x, y and mask .* one leading axis, .* sizes 6, none$"):
         objective(PARAMS, (X, 3), KEY)
+    with pytest.raises(TypeError, match=r"^a batch is \(x, y\) or \(x, y, mask\), got a dict$"):
+        objective(PARAMS, {"image": X, "label": Y}, KEY)
     with pytest.raises(ValueError, match="got 4 entries"):
         objective(PARAMS, (X, Y, jnp.ones(6, bool), X), KEY)
     if objective is not OBJECTIVES["plain"]:
         with pytest.raises(TypeError, match="uint8"):
             objective(PARAMS, (X.astype(jnp.uint8), Y), KEY)
+
+
+@objectives
+def test_a_traced_mask_of_weights_is_no_answer(objective: Any) -> None:
+    gradient = jax.jit(jax.value_and_grad(lambda *args: objective(*args, KEY)[0]))
+    (whole, _), (half, slopes) = (
+        gradient(PARAMS, (X, Y, jnp.full(6, entry))) for entry in (1.0, 0.5)
+    )
+    np.testing.assert_allclose(whole, objective(PARAMS, (X, Y), KEY)[0], rtol=1e-12)
+    assert np.isnan(half)
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(slopes))
 
 
 @pytest.mark.parametrize("shared", [True, False])
