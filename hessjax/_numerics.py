@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,8 +13,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
 PyTree = Any
+Matvec = Callable[[PyTree], PyTree]
+"""A matrix as the function ``v -> A v``."""
 ScalarFunction = Callable[[PyTree], jax.Array]
 """One example to one number: ``f(x)`` has shape ``()``."""
+
+# Accelerators multiply float32 with fewer digits by default, too few to orthogonalize with.
+matmul = partial(jnp.matmul, precision="highest")
 
 
 def widen(array: jax.Array) -> jax.Array:

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hessjax._numerics import (
+    Matvec,
     PyTree,
     as_point,
     check_scalar,
     hold,
+    matmul,
     normalize,
     safe_norm,
     tree_vdot,
@@ -23,15 +25,11 @@ from hessjax._numerics import (
 from hessjax.eigen import Solver, Start, gradient_start, power_iteration
 from hessjax.operators import (
     Composite,
-    Matvec,
     check_composite,
     check_vector_outputs,
     second_directional_derivative,
 )
 from hessjax.penalties import Key, checked_gradient, rademacher_probes, squared_if
-
-# As in the solvers: accelerators multiply float32 with fewer digits by default.
-_product = partial(jnp.matmul, precision="highest")
 
 THREE_PRODUCTS: Solver = partial(power_iteration, num_iters=3)
 
@@ -81,11 +79,11 @@ def gauss_newton_operator_norm(
     rows = widen(rows)
     curvature, basis = jnp.linalg.eigh(widen(jax.hessian(f.loss)(outputs)))
     factor = basis * jnp.sqrt(jnp.maximum(curvature, 0))
-    reduced = _product(factor.T, rows)
+    reduced = matmul(factor.T, rows)
     # Scaled, because the product of tiny rows would underflow before the eigenproblem sees it.
     reduced = reduced / jnp.maximum(jnp.max(jnp.abs(reduced)), jnp.finfo(reduced.dtype).tiny)
-    top = jnp.linalg.eigh(_product(reduced, reduced.T))[1][:, -1]
-    v = unravel(normalize(_product(top, reduced))[0].astype(ravel_pytree(x)[0].dtype))
+    top = jnp.linalg.eigh(matmul(reduced, reduced.T))[1][:, -1]
+    v = unravel(normalize(matmul(top, reduced))[0].astype(ravel_pytree(x)[0].dtype))
     v = hold(v)
     z, push = jax.jvp(f.model, (x,), (v,))
     return squared_if(second_directional_derivative(f.loss, z, push, push)[3], squared)

@@ -13,24 +13,22 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hessjax._numerics import (
+    Matvec,
     PyTree,
     as_point,
     check_count,
     check_number,
+    matmul,
     normalize,
     safe_norm,
     widen,
 )
 
-Matvec = Callable[[PyTree], PyTree]
 Start = Callable[[PyTree, jax.Array | None], PyTree]
 
 # Up to here iterations are unrolled: inside a loop XLA's CPU convolutions are several times slower.
 # Beyond, the loop bounds the size of the program.
 _MAX_UNROLLED = 32
-
-# Accelerators multiply float32 with fewer digits by default, too few to orthogonalize with.
-_product = partial(jnp.matmul, precision="highest")
 
 
 class Eigenpair(NamedTuple):
@@ -187,8 +185,9 @@ def norm_ascent(
         ValueError, TypeError: if ``num_iters`` is not a whole number of at least 1, or
             ``step_size`` is not positive.
 
-    Cost: ``2 * num_iters + 1`` products. Source: Mustafa, Vandermeulen, Kloft, "Input Hessian
-    Regularization of Neural Networks", 2020 (arXiv 2009.06571), as described by Cui et al., 2022.
+    Cost: ``2 * num_iters + 1`` products; inside ``jax.jit``, as `power_iteration`. Source:
+    Mustafa, Vandermeulen, Kloft, "Input Hessian Regularization of Neural Networks", 2020 (arXiv
+    2009.06571), as described by Cui et al., 2022.
     """
     num_iters = check_count("num_iters", num_iters)
     check_number("step_size", step_size, positive=True)
@@ -222,8 +221,9 @@ def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
     Raises:
         ValueError, TypeError: if ``num_iters`` is not a whole number from 1 to the size of ``v0``.
 
-    Cost: ``num_iters`` products and ``2 k n`` numbers. Not meant to be differentiated: penalties
-    locate under ``stop_gradient``. Source: Golub, Van Loan, *Matrix Computations*, chapter 10.
+    Cost: ``num_iters`` products and ``2 k n`` numbers; inside ``jax.jit``, as `power_iteration`.
+    Not meant to be differentiated: penalties locate under ``stop_gradient``. Source: Golub, Van
+    Loan, *Matrix Computations*, chapter 10.
 
     >>> import jax.numpy as jnp
     >>> diagonal = jnp.array([1.0, -3.0, 2.0])
@@ -242,7 +242,7 @@ def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
         unit, scale = normalize(image)
         # Twice is enough: one pass leaves rounding errors along the basis that a second removes.
         for _ in range(2):
-            unit = unit - _product(basis.T, _product(basis, unit))
+            unit = unit - matmul(basis.T, matmul(basis, unit))
         following, remainder = normalize(unit)
         # What rounding leaves of an image inside the space is no new direction.
         rounding = 10 * jnp.sqrt(start.size) * jnp.finfo(unit.dtype).eps
@@ -254,7 +254,7 @@ def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
         0, num_iters, step, (empty, empty, start), unroll=min(num_iters, _MAX_UNROLLED)
     )
     # After a breakdown the basis ends in zero rows; they add Ritz values 0, which never win.
-    projected = _product(basis, images.T)
+    projected = matmul(basis, images.T)
     scale = jnp.max(jnp.abs(projected))
     # Bounded as in `safe_norm`; a sum of two of the largest numbers would be none.
     scale = jnp.where(scale == 0, 1, jnp.minimum(scale, jnp.finfo(scale.dtype).max / 16))
@@ -263,4 +263,4 @@ def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
     top = jnp.argmax(jnp.abs(values))
     value = values[top] * scale
     coefficients = jnp.where(value == 0, jnp.eye(num_iters, dtype=start.dtype)[0], vectors[:, top])
-    return as_pair(value, _product(coefficients, basis), _product(coefficients, images))
+    return as_pair(value, matmul(coefficients, basis), matmul(coefficients, images))

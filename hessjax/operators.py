@@ -11,10 +11,15 @@ from functools import partial
 import jax
 from jax.flatten_util import ravel_pytree
 
-from hessjax._numerics import PyTree, ScalarFunction, as_point, as_tangent, check_scalar
-
-Matvec = Callable[[PyTree], PyTree]
-"""A matrix as the function ``v -> A v``."""
+from hessjax._numerics import (
+    Matvec,
+    PyTree,
+    ScalarFunction,
+    as_point,
+    as_tangent,
+    check_scalar,
+    matmul,
+)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("model", "loss"))
@@ -245,4 +250,4 @@ def gauss_newton_matrix(f: Composite, x: PyTree) -> jax.Array:
     check_vector_outputs(f, x)
     flat, unravel = ravel_pytree(x)
     jacobian = jax.jacfwd(lambda t: f.model(unravel(t)))(flat)
-    return jacobian.T @ jax.hessian(f.loss)(f.model(x)) @ jacobian
+    return matmul(matmul(jacobian.T, jax.hessian(f.loss)(f.model(x))), jacobian)
