@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
 from experiments.comparison import Attacks, compare, folder_of
 from experiments.comparison import plan as planned
-from experiments.config import Setup
+from experiments.config import Config, Setup
 from experiments.evaluate import attack_settings
 from experiments.files import replacing
 from experiments.interruption import exit_code
@@ -20,6 +20,7 @@ from experiments.reading import joined, read
 from experiments.table import table
 from experiments.words import attacked, explained, failures_of, under_apgd
 
+Network = Literal["cnn", "mlp"]
 Part = Literal["headline", "wider", "activations", "mlp"]
 PARTS: tuple[Part, ...] = ("headline", "wider", "activations", "mlp")
 HEADLINE = ("none", "gradient", "hessian", "hessian-inside", "finite-step", "adversarial")
@@ -100,8 +101,8 @@ def study(
     attacks = Attacks(plan.radii, long, {}, None)
     strongest = {norm: (radius,) for norm, radius in plan.epsilon.items()}
 
-    def chosen(model: str, rows: Sequence[str]) -> list[str]:
-        setup = replace(shared, model=model, validation=plan.validation)
+    def chosen(model: Network, rows: Sequence[str]) -> list[str]:
+        setup = tuning(data, plan, model)
         candidates = [name for row in rows for name in plan.candidates.get(row, ())]
         folder = f"tuning-{model}"
         done(folder, setup, candidates, [0], Attacks(strongest, short, {}, None))
@@ -120,8 +121,13 @@ def study(
         done(activation, setup, chosen("cnn", HEADLINE), few, attacks)
     if "mlp" in parts:
         done("mlp", replace(shared, model="mlp"), chosen("mlp", every), few, attacks)
-    _write_table(out)
+    _write_table(out, data, plan)
     return failed
+
+
+def tuning(data: str, plan: Plan, model: Network) -> Setup:
+    """Return what the trainings share from which a network's weights are chosen."""
+    return Setup(data=data, model=model, epochs=plan.epochs, validation=plan.validation)
 
 
 def best(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> str:
@@ -139,7 +145,7 @@ def best(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> str:
     robust = {run["path"]: run["robust"] for run in comparison["runs"]}
 
     def accuracy(name: str) -> float:
-        [config] = planned(setup, [name], [0])
+        config = _config(setup, name)
         path = str(folder_of(config))
         if path not in robust:
             raise ValueError(f"{name} was not trained, so no weight can be chosen: see what failed")
@@ -148,8 +154,28 @@ def best(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> str:
     return max(plan.candidates[row], key=accuracy) if row in plan.candidates else row
 
 
-def _write_table(out: Path) -> None:
-    """Write the table of all that is there of a data set's study."""
+def winners(comparison: dict[str, Any], setup: Setup, plan: Plan) -> dict[str, Any]:
+    """Return a comparison of candidates, as `best` takes it, with the runs alone that it chooses.
+
+    Rows of which a candidate is missing are left out.
+    """
+    runs = {run["path"]: run for run in comparison["runs"]}
+
+    def path(name: str) -> str:
+        return str(folder_of(_config(setup, name)))
+
+    rows = [row for row, names in plan.candidates.items() if runs.keys() >= set(map(path, names))]
+    chosen = [runs[path(best(comparison, setup, plan, row))] for row in rows]
+    return {**comparison, "runs": chosen}
+
+
+def _config(setup: Setup, name: str) -> Config:
+    [config] = planned(setup, [name], [0])
+    return config
+
+
+def _write_table(out: Path, data: str, plan: Plan) -> None:
+    """Write the table of all that is there of a data set's study, and what weights it chose."""
     folders = [out / name for name in _TABLED if (out / name / "comparison.json").is_file()]
     if not folders:
         return
@@ -164,6 +190,12 @@ def _write_table(out: Path) -> None:
         f"\n{explained(whole)}\n",
         *under_apgd(whole),
     ]
+    for model in get_args(Network):
+        folder = out / f"tuning-{model}"
+        if (folder / "comparison.json").is_file():
+            chosen = winners(read(folder), tuning(data, plan, model), plan)
+            title = f"\n## The weights chosen for the {model}, on held-out images\n"
+            lines += [title, table(chosen)]
     with replacing(out / "report.md") as unfinished:
         unfinished.write_text("\n".join(lines), encoding="utf-8")
 

@@ -7,7 +7,9 @@ import pytest
 from experiments import crosscheck, parity, theory
 from experiments.benchmarks import precision, records, report
 from experiments.files import read_json
+from experiments.plans import PLANS
 from experiments.reading import read
+from experiments.study import tuning, winners
 from experiments.table import table
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +43,13 @@ def test_published_tables_are_those_of_the_results(folder):
 
 @pytest.mark.parametrize("folder", STUDY, ids=lambda path: f"{path.parent.name} {path.name}")
 def test_tables_of_the_study_are_those_of_the_results(folder):
-    assert table(read(folder)) in (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    assert table(read(folder)) in (folder / "report.md").read_text(encoding="utf-8")
+    found = told = read(folder)
+    if folder.name == "tuning-mlp":  # Of all methods; the page has the chosen ones.
+        data = folder.parent.name
+        told = winners(found, tuning(data, PLANS[data], "mlp"), PLANS[data])
+        assert len(told["runs"]) == len(PLANS[data].candidates)
+    assert table(told) in (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert table(found) in (folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_study_tells_what_autoattack_found():

@@ -14,7 +14,7 @@ from experiments.config import Config, Setup
 from experiments.evaluate import attack_settings
 from experiments.files import read_json, write_json
 from experiments.plans import PLANS
-from experiments.study import HEADLINE, best
+from experiments.study import HEADLINE, best, tuning, winners
 
 
 @pytest.mark.parametrize("data", PLANS)
@@ -70,6 +70,11 @@ def made_up(calls: list[dict[str, Any]], accuracy: Any) -> Any:
             }
             for config in plan(setup, methods, seeds)
         ]
+        # As `compare` keeps what earlier calls left.
+        kept = out / "comparison.json"
+        new = {run["path"] for run in runs}
+        earlier = read_json(kept)["runs"] if kept.is_file() else []
+        runs = [run for run in earlier if run["path"] not in new] + runs
         auto = {norm: list(radii) for norm, radii in attacks.auto_radii.items()}
         write_json(
             out / "comparison.json",
@@ -155,6 +160,13 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
     # AutoAttack was for the headline alone.
     assert {row[head.index(name)] for name in ("AA ℓ₂ 1.5", "AA ℓ∞ 0.2", "masking")} == {"-"}
     assert rows[0][head.index("AA ℓ₂ 1.5")] == "50.0 ± 0.0"
+    # Each row's second candidate, of both networks.
+    _, *parts = text.split("\n## The weights chosen for the ")
+    assert [part.split(",")[0] for part in parts] == ["cnn", "mlp"]
+    for part in parts:
+        _, _, *lines = [line.split("|") for line in part.splitlines() if line[:1] == "|"]
+        assert len(lines) == len(given.candidates)
+        assert [line[2].strip() for line in lines[:2]] == ["12", "0.3, norm=linf"]
 
 
 def test_a_candidate_that_failed_is_named(tmp_path: Path) -> None:
@@ -166,6 +178,15 @@ def test_a_candidate_that_failed_is_named(tmp_path: Path) -> None:
     made_up(calls, middling)(setup, names[1:], [0], out=tmp_path, attacks=attacks)
     with pytest.raises(ValueError, match=f"{names[0]} was not trained, so no weight can be chosen"):
         best(study.read(tmp_path), setup, given, next(iter(given.candidates)))
+
+
+def test_rows_that_lack_a_candidate_have_no_winner(tmp_path: Path) -> None:
+    given, setup = PLANS["mnist"], Setup(data="mnist", validation=5000)
+    names = [*given.candidates["gradient"], *given.candidates["hessian"][:2]]
+    attacks = Attacks({"l2": (1.5,), "linf": (0.2,)}, attack_settings(), {}, None)
+    made_up([], middling)(setup, names, [0], out=tmp_path, attacks=attacks)
+    chosen = winners(study.read(tmp_path), tuning("mnist", given, "cnn"), given)
+    assert [run["path"] for run in chosen["runs"]] == ["gradient-12/seed-0"]
 
 
 def test_parts_alone_and_data_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
