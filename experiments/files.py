@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+UNFINISHED = ".part"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a place to write to, and move what was written to ``path`` once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
+    partial = path.with_name(path.name + UNFINISHED)
     try:
         yield partial
         with partial.open("rb") as file:  # on the disk before the name is

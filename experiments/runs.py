@@ -26,16 +26,14 @@ from filelock import FileLock, Timeout
 from experiments import models
 from experiments.config import Config
 from experiments.data import Dataset
-from experiments.files import read_arrays, read_json, write_arrays, write_json
+from experiments.files import UNFINISHED, read_arrays, read_json, write_arrays, write_json
 from experiments.processes import led
 from hessjax.objective import Apply
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
-_RESULTS = (
-    *(METRICS, "weights.npz", "training.json", "diverged.json"),
-    *("evaluation.json", "landscape.npz", "distances.npz", "apgd.json"),
-    *("auto_attack.json", "auto_attack.npz", "auto_attack.part.npz"),
-)
+_TRAINED = (METRICS, "weights.npz", "training.json", "diverged.json")
+# What is measured of the weights, as patterns.
+_MEASURED = ("evaluation.json", "landscape.npz", "distances*.npz", "apgd.json", "auto_attack*")
 _LOCK = "lock"
 _VERSIONED = ("hessjax", "jax", "jaxlib", "flax", "optax", "numpy")
 # They say where data lie on a machine and decide nothing.
@@ -95,8 +93,9 @@ def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
         ValueError: if the folder holds something else.
     """
     check_free(path, config)
-    for name in _RESULTS:
+    for name in _TRAINED:
         (path / name).unlink(missing_ok=True)
+    _forget(path)
     shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
     content = {"config": dataclasses.asdict(config), "network": architecture, **provenance()}
     write_json(path / "config.json", content)
@@ -109,9 +108,11 @@ def check_free(path: Path, config: Config) -> None:
     Raises:
         ValueError: naming what else it holds.
     """
-    begun = path.is_dir() and any(file.name != _LOCK for file in path.iterdir())
-    if begun and (there := read_config(path)) != config:
-        before, after = dataclasses.asdict(there), dataclasses.asdict(config)
+    # A process that was killed may have left the beginning of a file.
+    there = [file.name for file in path.iterdir()] if path.is_dir() else []
+    begun = any(name != _LOCK and not name.endswith(UNFINISHED) for name in there)
+    if begun and (other := read_config(path)) != config:
+        before, after = dataclasses.asdict(other), dataclasses.asdict(config)
         changed = [f"{n} {before[n]}, not {v}" for n, v in after.items() if before[n] != v]
         raise ValueError(
             f"{path} holds a run with other settings ({'; '.join(changed)}): "
@@ -121,12 +122,22 @@ def check_free(path: Path, config: Config) -> None:
 
 @led
 def resume(path: Path) -> None:
-    """Note that another commit of the program, if it is one, goes on with a run."""
+    """Note that another commit of the program, if it is one, goes on with a run.
+
+    What was measured of the weights so far is deleted: it is not of those to come.
+    """
+    _forget(path)
     content = _read(path)
     before = content.get("commit", "unknown")
     commits = joined_commits(before, provenance()["commit"])
     if commits != before:
         write_json(path / "config.json", {**content, "commit": commits})
+
+
+def _forget(path: Path) -> None:
+    for pattern in _MEASURED:
+        for file in path.glob(pattern):
+            file.unlink()
 
 
 @contextmanager

@@ -19,6 +19,11 @@ IMAGES = np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 4, 4, 1)
 LABELS = np.array([0, 1], np.int32)
 DATA = Dataset("toy", IMAGES, LABELS, IMAGES, LABELS, 3)
 
+MEASURED = (
+    *("evaluation.json", "landscape.npz", "distances.npz", "apgd.json"),
+    *("auto_attack.json", "auto_attack.npz", "auto_attack.l2-0.5.part.npz"),
+)
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -87,12 +92,30 @@ def test_a_folder_of_something_else_is_not_written_to(tmp_path):
 
 
 def test_starting_again_forgets_the_old_results(run):
-    for left in ("evaluation.json", "metrics.jsonl", "landscape.npz", "auto_attack.part.npz"):
+    for left in ("metrics.jsonl", *MEASURED):
         (run / left).write_text("{}")
     (run / "checkpoints").mkdir()
     runs.start(run, CONFIG, runs.network(CONFIG, DATA))
     assert [path.name for path in run.iterdir()] == ["config.json"]
     assert not runs.is_trained(run, CONFIG)
+
+
+def test_what_was_measured_of_an_unfinished_training_is_not_of_the_finished_one(run):
+    for left in ("metrics.jsonl", *MEASURED):
+        (run / left).write_text("{}")
+    (run / "checkpoints").mkdir()
+    runs.resume(run)
+    left = {path.name for path in run.iterdir()}
+    assert left == {"checkpoints", "config.json", "metrics.jsonl", "training.json", "weights.npz"}
+
+
+def test_the_beginning_of_a_file_is_no_run(tmp_path):
+    """It is there if a process was killed as it wrote the first one."""
+    (tmp_path / "config.json.part").write_text("{")
+    runs.check_free(tmp_path, CONFIG)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="is no run directory"):
+        runs.check_free(tmp_path, CONFIG)
 
 
 def test_only_a_completed_training_of_the_same_settings_counts(run, tmp_path):
