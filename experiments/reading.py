@@ -122,7 +122,8 @@ def _accuracy(value: object) -> float:
 def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return several comparisons as one, whose table has a column for the networks.
 
-    AutoAttack's results may be there for some of the methods alone.
+    AutoAttack's results may be there for some of the methods alone, and so may times of steps
+    measured in turns: the trainings' own are then no longer told.
 
     Args:
         comparisons: from `read`; of the same data, attacked alike.
@@ -130,6 +131,29 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: if they are not.
     """
+    _check_alike(comparisons)
+    strongest = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
+    timed = [one["step_times"] for one in comparisons if "step_times" in one]
+    runs = [
+        {**run, **_on_one_clock(one, timed), "network": _network(one)}
+        for one in comparisons
+        for run in one["runs"]
+    ]
+    names = [f"{run['network']} {run['path']}" for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is in several of the comparisons: a seed counts once")
+    examples = max(one.get("apgd_examples", 0) for one in comparisons)
+    auto = next(iter(strongest), {})
+    whole = {**comparisons[0], "auto": auto, "apgd_examples": examples, "runs": runs}
+    if timed:
+        same = [times for times in timed if times["device"] == timed[0]["device"]]
+        commits = sorted({times["commit"] for times in same})
+        whole["step_times"] = {**timed[0], "commit": ", ".join(commits)}
+    return whole
+
+
+def _check_alike(comparisons: Sequence[dict[str, Any]]) -> None:
     first, *others = comparisons
     for one in comparisons:
         require(("setup",), one, "a comparison for a joint table")
@@ -146,14 +170,12 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     strongest = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
     if any(told != strongest[0] for told in strongest):
         raise ValueError(f"comparisons of different AutoAttack make no table: {strongest}")
-    runs = [{**run, "network": _network(one)} for one in comparisons for run in one["runs"]]
-    names = [f"{run['network']} {run['path']}" for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name} is in several of the comparisons: a seed counts once")
-    examples = max(one.get("apgd_examples", 0) for one in comparisons)
-    auto = next(iter(strongest), {})
-    return {**first, "auto": auto, "apgd_examples": examples, "runs": runs}
+
+
+def _on_one_clock(comparison: dict[str, Any], timed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what hides times that are not of the device on which the first ones were measured."""
+    device = comparison.get("step_times", {}).get("device")
+    return {"seconds_per_step": None} if timed and device != timed[0]["device"] else {}
 
 
 def _network(comparison: dict[str, Any]) -> str:

@@ -10,8 +10,9 @@ import pytest
 
 from experiments import figures, report, surfaces, trends
 from experiments.files import read_json, write_json
-from experiments.reading import read
+from experiments.reading import joined, read
 from experiments.table import group, table
+from experiments.words import explained
 
 ROOT = Path(__file__).parents[1]
 FIGURES = [
@@ -557,3 +558,30 @@ def test_command_line_teaches_and_refuses(tmp_path):
     assert refused.returncode == 1
     assert refused.stderr.strip().startswith("error: ")
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_a_joint_table_has_one_clock(tmp_path):
+    """A plain step measured in turns is no measure for a training's own time per step."""
+
+    def part(name, seconds, device="", commit="a"):
+        """Return what is read of a folder, with times measured in turns on a device."""
+        runs = [run(name, 0, seconds_per_step=seconds, path=f"{name}/seed-0")]
+        folder = tmp_path / f"{name} {device} {commit}"
+        setup = {"setup": {"model": "cnn", "activation": "gelu"}}
+        write_json(folder / "comparison.json", comparison(runs) | setup)
+        if device:
+            told = {"device": device, "commit": commit, "seconds": {name: {"median": seconds}}}
+            write_json(folder / "step_times.json", told)
+        return read(folder)
+
+    def cells(*parts):
+        return [line.split("|")[-3].strip() for line in table(joined(parts)).splitlines()[2:]]
+
+    plain, other = ("none", 0.01), ("jacobian", 0.06)
+    assert cells(part(*plain), part(*other)) == ["1.00×", "6.00×"]
+    assert cells(part(*plain, "one"), part(*other)) == ["1.00×", "-"]
+    assert cells(part(*plain), part(*other, "one")) == ["-", "-"]
+    assert cells(part(*plain, "one"), part(*other, "two")) == ["1.00×", "-"]
+    both = part(*plain, "one", "b"), part(*other, "one")
+    assert cells(*both) == ["1.00×", "6.00×"]
+    assert "measured in turns on one, commit a, b" in explained(joined(both))
