@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from experiments import devices, runs
 from experiments.config import ORDERS
-from experiments.data import Dataset
+from experiments.data import Dataset, check_count
 from experiments.files import number_key, read_json, write_json
 from experiments.processes import led, progress_bar
 from hessjax import LpBall
@@ -40,6 +40,7 @@ def evaluate(
         num_examples: how many test examples, the first ones.
         mesh: devices to attack on, the default one if not given; they change no result.
     """
+    check_count("num_examples", num_examples, dataset)
     path, told = run.path / "apgd.json", {"num_examples": num_examples, "seed": run.config.seed}
     content = _earlier(path, told)
     x = jnp.asarray(dataset.test_images[:num_examples])

@@ -1,6 +1,7 @@
 """AutoAttack on a trained network: curves over the radius, resumable, with a verdict on each."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from experiments import devices, masking, runs
 from experiments.config import ORDERS
-from experiments.data import Dataset
+from experiments.data import Dataset, check_count
 from experiments.files import number_key, read_arrays, read_json, write_arrays, write_json
 from experiments.processes import leads, led, progress_bar
 from hessjax import LpBall
@@ -21,7 +22,6 @@ from hessjax.attacks import PLUS, STANDARD, Attack, AttackResult, Progress, auto
 from hessjax.attacks.autoattack import MISCLASSIFIED, ROBUST
 
 VERSIONS: dict[str, tuple[Attack, ...]] = {"standard": STANDARD, "plus": PLUS}
-_PART = "auto_attack.part.npz"
 _SAVE_EVERY = 20.0  # seconds
 
 
@@ -58,7 +58,8 @@ def evaluate(
 
     At each radius in growing order only what withstood the smaller ones is attacked: the balls are
     nested. What an earlier call with the same settings found is kept, and a call that was
-    interrupted goes on after its last batch, by ``auto_attack.part.npz``.
+    interrupted goes on after its last batch, by ``auto_attack.NORM-RADIUS.part.npz``. Results of
+    other settings are replaced, which is told.
 
     Args:
         run: the network.
@@ -75,6 +76,7 @@ def evaluate(
         figures of `experiments.masking`, ``verdict``, ``seconds``, and where it was measured.
         The archive holds for each norm and radius ``broken_by`` and ``distance`` of each example.
     """
+    check_count("num_examples", attack["num_examples"], dataset)
     count = attack["num_examples"] or len(dataset.test_labels)
     x, y = jnp.asarray(dataset.test_images[:count]), jnp.asarray(dataset.test_labels[:count])
     key = jax.random.key(attack["seed"])
@@ -116,7 +118,7 @@ def evaluate(
                 **runs.provenance(),
             }
             led(write_json)(run.path / "auto_attack.json", content)
-            led((run.path / _PART).unlink)(missing_ok=True)
+            led(_part_of(run, place).unlink)(missing_ok=True)
         broken_by = arrays[f"{place}/broken_by"]
         robust, by = jnp.asarray(broken_by == ROBUST), jnp.asarray(broken_by)
         smaller = AttackResult(x, robust, by, jnp.asarray(arrays[f"{place}/distance"]), ())
@@ -158,7 +160,7 @@ def _attacked(
         The result, and the seconds that interrupted calls took.
     """
     begun, saved = time.perf_counter(), time.perf_counter()
-    path = run.path / _PART
+    path = _part_of(run, place)
     identity = json.dumps({**attack, "place": place, "weights": run.weights})
     resume, before = _read_part(path, identity)
     latest: Progress | None = None
@@ -188,10 +190,15 @@ def _attacked(
                 logits_fn, x, y, ball, key, attacks=VERSIONS[attack["version"]],
                 batch_size=batch_size, resume=resume or smaller, on_batch=note,
             )  # fmt: skip
-        except KeyboardInterrupt:
+        finally:
+            # Of a whole attack, too: examining it takes a quarter of its time.
             save()
-            raise
     return result, before
+
+
+def _part_of(run: runs.Run, place: str) -> Path:
+    """Return where the unfinished attack in one ball is kept."""
+    return run.path / f"auto_attack.{place.replace('/', '-')}.part.npz"
 
 
 def _read_part(path: Path, identity: str) -> tuple[Progress | None, float]:
@@ -229,7 +236,11 @@ def _earlier(path: Path, attack: dict[str, Any]) -> tuple[dict[str, Any], dict[s
         content, arrays = read_json(files[0]), read_arrays(files[1])
     except ValueError as error:
         raise ValueError(f"{error}: delete it to attack anew") from error
-    return (content, arrays) if content.get("attack") == attack else (nothing, {})
+    if content.get("attack") == attack:
+        return content, arrays
+    if content.get("results"):
+        print(f"{files[0]}: replacing results of other settings", file=sys.stderr)
+    return nothing, {}
 
 
 def _names(attack: dict[str, Any]) -> list[str]:

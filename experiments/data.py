@@ -254,6 +254,13 @@ def validation_split(dataset: Dataset, size: int) -> Dataset:
     )
 
 
+def check_count(name: str, count: int | None, dataset: Dataset) -> None:
+    """Raise unless there are so many test images to take the first of; None means all."""
+    most = len(dataset.test_labels)
+    if count is not None and not 1 <= count <= most:
+        raise ValueError(f"{name} must be from 1 to {most}, the number of test images, got {count}")
+
+
 def batch_indices(step: int, num_examples: int, batch_size: int, *, seed: int) -> np.ndarray:
     """Return the numbers of the examples of one training step, a batch.
 

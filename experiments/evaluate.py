@@ -29,9 +29,9 @@ def main(
     attack: Literal["pgd", "auto"] = "pgd",
     norm: Norm | None = None,
     epsilon: tuple[float, ...] | None = None,
-    num_steps: int = 40,
-    num_restarts: int = 1,
-    version: Literal["standard", "plus"] = "standard",
+    num_steps: int | None = None,
+    num_restarts: int | None = None,
+    version: Literal["standard", "plus"] | None = None,
     num_examples: int | None = None,
     batch_size: int | None = None,
     num_devices: int | None = None,
@@ -53,9 +53,9 @@ def main(
         attack: pgd or auto.
         norm: l2 or linf; both if not given.
         epsilon: radii of the balls, pixels in [0, 1]; the data set's if not given.
-        num_steps: steps of each PGD attack.
-        num_restarts: random starts of each PGD attack.
-        version: of AutoAttack: standard, or plus with restarts.
+        num_steps: steps of each PGD attack; 40 if not given.
+        num_restarts: random starts of each PGD attack; 1 if not given.
+        version: of AutoAttack: standard, or plus with restarts; standard if not given.
         num_examples: for AutoAttack: attack only so many, the first of the test set.
         batch_size: for AutoAttack: examples at a time, which changes no result.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
@@ -64,6 +64,11 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
+        others = _given(version=version, num_examples=num_examples, batch_size=batch_size)
+        if attack == "auto":
+            others = _given(num_steps=num_steps, num_restarts=num_restarts)
+        for name in others:
+            raise ValueError(f"{name} is not of the attack {attack}: leave it out")  # noqa: TRY301
         if distributed:
             start()
         loaded = runs.load(run)
@@ -74,7 +79,7 @@ def main(
         mesh = devices.mesh(num_devices)
         with runs.locked(run):
             if attack == "auto":
-                told = auto.settings(version, num_examples, loaded.config.seed)
+                told = auto.settings(version or "standard", num_examples, loaded.config.seed)
                 for name, values in radii.items():
                     if values:
                         found = auto.evaluate(
@@ -89,7 +94,7 @@ def main(
                         print(auto.report(found, name, values))
                 print(f"written: {run / 'auto_attack.json'}")
             else:
-                told = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
+                told = attack_settings(**_given(num_steps=num_steps, num_restarts=num_restarts))
                 kind = kind_of_images(loaded.config.validation)
                 found = evaluate(loaded, dataset, radii, told, keep_shown=True, mesh=mesh)
                 print(_report(found, kind))
@@ -111,6 +116,10 @@ def _radii(
     if epsilon is not None:
         raise ValueError("epsilon needs a norm: give --norm l2 or --norm linf, too")
     return chosen_radii(data)
+
+
+def _given(**options: object) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _report(result: Mapping[str, Any], kind: str) -> str:
@@ -224,7 +233,8 @@ def evaluate(
         begun = time.perf_counter()
         looks = landscape(
             run.apply, run.params, dataset.test_images, dataset.test_labels,
-            key=jax.random.key(run.config.seed), ball=LpBall(shown["epsilon"], ORDERS[norm]),
+            key=jax.random.key(run.config.seed),
+            ball=LpBall(shown["epsilon"], ORDERS[shown["norm"]]),
             radius=shown["plane"], num_steps=attack["num_steps"], mesh=mesh,
         )  # fmt: skip
         for name in ("gradient_norm", "curvature"):

@@ -123,7 +123,7 @@ def test_it_goes_on_where_it_was_interrupted(run, monkeypatch, capsys):
         call(run, 0.3)
     assert stopped.value.code == 130
     assert "the same command goes on from here" in capsys.readouterr().err
-    assert (run / "auto_attack.part.npz").is_file()
+    assert (run / "auto_attack.l2-0.3.part.npz").is_file()
 
     resumed = []
 
@@ -136,7 +136,35 @@ def test_it_goes_on_where_it_was_interrupted(run, monkeypatch, capsys):
     np.testing.assert_array_equal(resumed[0].tried, batches[-1].tried)
     for name in ("robust", "broken_by", "masking"):
         assert after["results"]["l2"]["0.3"][name] == expected["results"]["l2"]["0.3"][name]
-    assert not (run / "auto_attack.part.npz").exists()
+    assert not (run / "auto_attack.l2-0.3.part.npz").exists()
+
+
+def test_an_attack_in_one_ball_leaves_the_progress_in_another(run):
+    other = run / "auto_attack.l2-0.3.part.npz"
+    np.savez(other, identity="that of l2 0.3")
+    call(run, 0.1)
+    assert [path.name for path in run.glob("*.part.npz")] == [other.name]
+
+
+def test_an_interrupted_examination_costs_no_attack(run, monkeypatch):
+    original, tried = auto.auto_attack, []
+
+    def examined(*_, **__):
+        raise KeyboardInterrupt
+
+    def watched(*args, resume, **options):
+        tried.append(None if resume is None else int(np.sum(resume.tried)))
+        return original(*args, resume=resume, **options)
+
+    monkeypatch.setattr(auto, "auto_attack", watched)
+    with monkeypatch.context() as patched:
+        patched.setattr(masking, "examine", examined)
+        with pytest.raises(SystemExit):
+            call(run, 0.3)
+    withstood = round(40 * call(run, 0.3)["results"]["l2"]["0.3"]["robust"])
+    # What withstood all of it went through every run: one, two targets, one.
+    assert tried[0] is None
+    assert tried[1] >= 4 * withstood > 0
 
 
 def test_what_is_done_is_kept(run, monkeypatch):
@@ -145,17 +173,18 @@ def test_what_is_done_is_kept(run, monkeypatch):
     assert call(run, 0.1) == before
 
 
-def test_other_settings_begin_anew(run):
+def test_other_settings_begin_anew(run, capsys):
     call(run, 0.1)
     other = call(run, 0.2, options=["--num-examples", "30"])
     assert list(other["results"]["l2"]) == ["0.2"]
     assert other["attack"]["num_examples"] == 30
+    assert "auto_attack.json: replacing results of other settings" in capsys.readouterr().err
 
 
 def test_progress_of_other_settings_is_not_taken(run):
     identity = json.dumps({"place": "l2/9"})
-    np.savez(run / "auto_attack.part.npz", identity=identity)
-    assert auto._read_part(run / "auto_attack.part.npz", "another") == (None, 0.0)
+    np.savez(run / "part.npz", identity=identity)
+    assert auto._read_part(run / "part.npz", "another") == (None, 0.0)
     # Nor that of another network, say of the folder's last one.
     seen, weights = [], run / "weights.npz"
     with pytest.MonkeyPatch.context() as patched:
@@ -179,6 +208,13 @@ def test_progress_of_other_settings_is_not_taken(run):
         ),
         (["--attack", "auto", "--num-examples", "0"], "num_examples must be at least 1, got 0"),
         (["--attack", "auto", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (
+            ["--attack", "auto", "--num-examples", "451"],
+            "num_examples must be from 1 to 450, the number of test images, got 451",
+        ),
+        (["--attack", "auto", "--num-steps", "9"], "num_steps is not of the attack auto: leave it"),
+        (["--version", "plus"], "version is not of the attack pgd: leave it out"),
+        (["--num-examples", "9"], "num_examples is not of the attack pgd: leave it out"),
     ],
 )
 def test_bad_input_is_one_sentence(run, arguments, message):

@@ -16,7 +16,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 from experiments import runs
 from experiments.benchmarks import harness, records
 from experiments.config import ORDERS, Config, Norm, recipe
-from experiments.data import Dataset
+from experiments.data import Dataset, check_count
 from experiments.robustness import withstood
 from experiments.train import load_for, train
 from hessjax import LpBall
@@ -138,9 +138,7 @@ def choose(
         ValueError: if there are not so many, or the ball or the batches are none.
     """
     LpBall(epsilon, ORDERS[norm])
-    count = len(dataset.test_labels)
-    if not 1 <= num_examples <= count:
-        raise ValueError(f"num_examples must be from 1 to {count}, got {num_examples}")
+    check_count("num_examples", num_examples, dataset)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
