@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
 from experiments import apgd, auto, report, runs
 from experiments.config import Config, Setup, parse_method
-from experiments.data import Dataset
+from experiments.data import Dataset, check_count
 from experiments.evaluate import evaluate
 from experiments.files import number_key, read_json, write_json
 from experiments.pictures import read_landscapes
@@ -82,6 +84,8 @@ def compare(
     configs = plan(setup, methods, seeds)
     _check_paths(out, configs)
     dataset = load_for(configs[0], data_dir, manual_dir)
+    for name in ("auto_examples", "apgd_examples"):
+        check_count(name, getattr(attacks, name) or None, dataset)
     settings = {
         "data": _describe(setup),
         "num_test": len(dataset.test_labels),
@@ -103,10 +107,13 @@ def compare(
                 continue
             try:
                 entries.append(_entry(config, out / path, trained, evaluated))
-            except (ValueError, OSError, DivergedError) as error:
-                failed[str(path)] = str(error)
+            except (ValueError, OSError, DivergedError, JaxRuntimeError) as error:
+                # Out of memory, say. Of several processes others may not know of it.
+                if isinstance(error, JaxRuntimeError) and jax.process_count() > 1:
+                    raise
+                failed[str(path)] = str(error).splitlines()[0]
                 if leads():
-                    print(f"failed: {path}: {error}", file=sys.stderr)
+                    print(f"failed: {path}: {failed[str(path)]}", file=sys.stderr)
             _write(out, settings, entries, failed)
         if entries or failed:
             _draw(out)
@@ -234,9 +241,12 @@ def _write(
 ) -> None:
     """Write what there is so far, with the runs of earlier commands."""
     earlier = _earlier(out, settings)
+    # What an earlier command found of a run still stands, even if this one failed at it.
+    there = {run["path"] for run in (*earlier["runs"], *entries)}
+    told = {**earlier.get("failed", {}), **failed}
+    told = {path: why for path, why in told.items() if path not in there}
     if not entries:
         if earlier["runs"]:
-            told = {**earlier.get("failed", {}), **failed}
             write_json(out / "comparison.json", {**earlier, "failed": told})
         return
     comparison = {
@@ -246,7 +256,7 @@ def _write(
         "runs": [
             {name: value for name, value in entry.items() if name != "commit"} for entry in entries
         ],
-        "failed": dict(failed),
+        "failed": told,
     }
     write_json(out / "comparison.json", _joined(earlier, comparison))
 
@@ -298,7 +308,6 @@ def _joined(earlier: dict[str, Any], comparison: dict[str, Any]) -> dict[str, An
     # In the order of the commands; one that is given again keeps its place.
     commands = dict.fromkeys([*earlier["command"].split(" && "), comparison["command"]])
     new = {run["path"]: run for run in comparison["runs"]}
-    failed = {**earlier.get("failed", {}), **comparison["failed"]}
     return {
         **comparison,
         "command": " && ".join(commands),
@@ -307,7 +316,6 @@ def _joined(earlier: dict[str, Any], comparison: dict[str, Any]) -> dict[str, An
             *(new.get(run["path"], run) for run in earlier["runs"]),
             *(run for run in comparison["runs"] if run["path"] not in known),
         ],
-        "failed": {path: why for path, why in failed.items() if path not in known | paths},
     }
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -124,9 +125,26 @@ def test_evaluating_by_itself_is_the_same(folder, capsys):
     assert clean in capsys.readouterr().out
 
 
+def test_what_is_shown_is_drawn_again_in_its_own_ball(folder, tmp_path):
+    path = shutil.copytree(folder / "none" / "seed-0", tmp_path / "run")
+    shown = read_json(path / "evaluation.json")["shown"]
+    (path / "landscape.npz").unlink()
+    options = ["--norm", "linf", "--epsilon", "0.1", "--num-steps", "4"]
+    tyro.cli(evaluate.main, args=[str(path), *options])
+    assert read_json(path / "evaluation.json")["shown"] == shown
+    with np.load(path / "landscape.npz") as looks:
+        assert looks["attack_order"] == 2
+        assert looks["attack_epsilon"] == shown["epsilon"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--auto-l2", "0.5", "--auto-examples", "451"],
+            "auto_examples must be from 1 to 450, the number of test images, got 451",
+        ),
+        (["--apgd-examples", "451"], "apgd_examples must be from 1 to 450, the number of test"),
         (["--methods"], "a comparison needs at least one method and one seed"),
         (["--methods", "hesian"], "unknown method 'hesian': there are none, gradient"),
         (["--l2", "-1"], "a radius of l2 must be a finite positive number, got -1"),
@@ -284,6 +302,10 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(folder, tmp_pat
     assert len(read(out)["runs"]) == 2
     assert "- Failed: none/seed-1: " in (out / "report.md").read_text()
 
+    # Nor does a command without it forget it.
+    tyro.cli(compare.main, args=[*ARGUMENTS[3:], "--methods", "gradient:0.5", "--out", str(out)])
+    assert list(read(out)["failed"]) == ["none/seed-1"]
+
     (out / "comparison.json").unlink()
     with pytest.raises(SystemExit):
         tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
@@ -296,6 +318,23 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(folder, tmp_pat
     shutil.copytree(folder / "none" / "seed-0", out / "none" / "seed-0")
     tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
     assert read(out)["failed"] == {}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_method_that_needs_too_much_memory_stops_no_other(folder, tmp_path, monkeypatch):
+    out, train = shutil.copytree(folder, tmp_path / "out"), comparison.train
+    shutil.rmtree(out / "gradient-0.5")
+    (out / "comparison.json").unlink()
+
+    def exhausted(config, **options):
+        if config.method == "gradient":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nwhere it was")
+        return train(config, **options)
+
+    monkeypatch.setattr(comparison, "train", exhausted)
+    with pytest.raises(SystemExit, match=r"gradient-0.5/seed-0: RESOURCE_EXHAUSTED: 9 GB$"):
+        tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
+    assert [run["path"] for run in read(out)["runs"]] == ["none/seed-0"]
 
 
 @pytest.mark.usefixtures("undrawn")
