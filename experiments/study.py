@@ -42,7 +42,8 @@ def main(
     It takes days on a CPU. Stop it with Ctrl-C and give the same command again: what is done is not
     done twice, and what the comparison.json files of the folder tell of counts as done, although
     the folders of its runs may be gone. Processes that work on different data sets, or on
-    different parts once the weights are chosen, may run side by side. For example:
+    different parts once the weights are chosen, may run side by side. A row with a candidate that
+    fails is left out, and the others go on. For example:
 
         python -m experiments.study --quick --out runs/study-quick
         python -m experiments.study --data mnist --parts headline mlp
@@ -107,7 +108,8 @@ def study(
         folder = f"tuning-{model}"
         done(folder, setup, candidates, [0], Attacks(strongest, short, {}, None))
         found = read(out / folder)
-        return [best(found, setup, plan, row) for row in rows]
+        # What failed is told at the end; no weight is chosen among fewer than the others' tries.
+        return [best(found, setup, plan, row) for row in rows if _tried(found, setup, plan, row)]
 
     every, few = ["none", *plan.candidates], plan.seeds[: plan.few]
     if "headline" in parts:
@@ -138,18 +140,12 @@ def best(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> str:
         setup: its own.
         plan: of the study.
         row: of the table; one without candidates is a method without a number.
-
-    Raises:
-        ValueError: if the comparison lacks one of them.
     """
     robust = {run["path"]: run["robust"] for run in comparison["runs"]}
 
     def accuracy(name: str) -> float:
-        config = _config(setup, name)
-        path = str(folder_of(config))
-        if path not in robust:
-            raise ValueError(f"{name} was not trained, so no weight can be chosen: see what failed")
-        return robust[path][config.norm][plan.epsilon[config.norm]]
+        norm = _config(setup, name).norm
+        return robust[_path(setup, name)][norm][plan.epsilon[norm]]
 
     return max(plan.candidates[row], key=accuracy) if row in plan.candidates else row
 
@@ -160,18 +156,24 @@ def winners(comparison: dict[str, Any], setup: Setup, plan: Plan) -> dict[str, A
     Rows of which a candidate is missing are left out.
     """
     runs = {run["path"]: run for run in comparison["runs"]}
-
-    def path(name: str) -> str:
-        return str(folder_of(_config(setup, name)))
-
-    rows = [row for row, names in plan.candidates.items() if runs.keys() >= set(map(path, names))]
-    chosen = [runs[path(best(comparison, setup, plan, row))] for row in rows]
+    rows = [row for row in plan.candidates if _tried(comparison, setup, plan, row)]
+    chosen = [runs[_path(setup, best(comparison, setup, plan, row))] for row in rows]
     return {**comparison, "runs": chosen}
+
+
+def _tried(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> bool:
+    """Tell whether all candidates for a row were trained."""
+    paths = {run["path"] for run in comparison["runs"]}
+    return all(_path(setup, name) in paths for name in plan.candidates.get(row, ()))
 
 
 def _config(setup: Setup, name: str) -> Config:
     [config] = planned(setup, [name], [0])
     return config
+
+
+def _path(setup: Setup, name: str) -> str:
+    return str(folder_of(_config(setup, name)))
 
 
 def _write_table(out: Path, data: str, plan: Plan) -> None:

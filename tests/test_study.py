@@ -14,7 +14,7 @@ from experiments.config import Config, Setup
 from experiments.evaluate import attack_settings
 from experiments.files import read_json, write_json
 from experiments.plans import PLANS
-from experiments.study import HEADLINE, best, tuning, winners
+from experiments.study import HEADLINE, tuning, winners
 
 
 @pytest.mark.parametrize("data", PLANS)
@@ -169,15 +169,21 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
         assert [line[2].strip() for line in lines[:2]] == ["12", "0.3, norm=linf"]
 
 
-def test_a_candidate_that_failed_is_named(tmp_path: Path) -> None:
+def test_a_row_with_a_candidate_that_failed_is_left_out(tmp_path: Path) -> None:
+    """The others are chosen and trained; none has fewer tries than another."""
     calls: list[dict[str, Any]] = []
     given = PLANS["mnist"]
-    setup = Setup(data="mnist", validation=5000)
-    names = [name for names in given.candidates.values() for name in names]
-    attacks = Attacks({"l2": (1.5,), "linf": (0.2,)}, attack_settings(), {}, None)
-    made_up(calls, middling)(setup, names[1:], [0], out=tmp_path, attacks=attacks)
-    with pytest.raises(ValueError, match=f"{names[0]} was not trained, so no weight can be chosen"):
-        best(study.read(tmp_path), setup, given, next(iter(given.candidates)))
+    run = made_up(calls, middling)
+
+    def failing(setup: Setup, methods: list[str], *args: Any, **options: Any) -> dict[str, str]:
+        kept = [name for name in methods if not (setup.validation and name == "hessian:12")]
+        run(setup, kept, *args, **options)
+        return {"hessian-12/seed-0": "diverged"} if len(kept) < len(methods) else {}
+
+    failed = study.study("mnist", given, ("headline",), out=tmp_path, run=failing)
+    assert failed == {str(tmp_path / "tuning-cnn" / "hessian-12" / "seed-0"): "diverged"}
+    chosen = {name.split(":")[0] for name in calls[-1]["methods"]}
+    assert chosen == set(HEADLINE) - {"hessian"}
 
 
 def test_rows_that_lack_a_candidate_have_no_winner(tmp_path: Path) -> None:
