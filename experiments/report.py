@@ -16,6 +16,9 @@ from experiments.reading import joined, read
 from experiments.table import group, table
 from experiments.words import about, attacked, explained, under_apgd
 
+# As many as a part of the study has; of more, no figure would be readable.
+_MOST = 24
+
 
 def main(
     directory: tyro.conf.Positional[Path],
@@ -59,7 +62,7 @@ def write(
     """Write ``report.md`` and the figures into a comparison's folder.
 
     A method whose runs left no ``landscape.npz`` is missing in all figures but the first; the
-    report says so.
+    report says so. Of very many methods there are none.
 
     Args:
         directory: the folder of the comparison.
@@ -69,16 +72,23 @@ def write(
     Returns:
         The files, the report first.
     """
-    drawn = draw(directory / "figures", comparison, landscapes)
+    labels = [method.label for method in group(comparison)]
     there = {found.label for found in landscapes}
-    absent = [method.label for method in group(comparison) if method.label not in there]
+    drawn, notes = [], []
+    if len(labels) > _MOST:
+        notes = [f"No figures: {len(labels)} methods could not be told apart.\n"]
+    else:
+        drawn = draw(directory / "figures", comparison, landscapes)
+        if absent := [label for label in labels if label not in there]:
+            named = ", ".join(absent)
+            notes = [f"Without landscape.npz, so in the first figure only: {named}.\n"]
     report = directory / "report.md"
     with replacing(report) as partial:
-        partial.write_text(_text(comparison, drawn, absent), encoding="utf-8")
+        partial.write_text(_text(comparison, drawn, notes), encoding="utf-8")
     return [report, *drawn]
 
 
-def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[str]) -> str:
+def _text(comparison: dict[str, Any], drawn: Sequence[Path], notes: Sequence[str]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in comparison["versions"].items())
     lines = [
         f"# Comparison on {comparison['data']}\n",
@@ -94,8 +104,7 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], absent: Sequence[st
         f"\n{explained(comparison)}\n",
         *under_apgd(comparison),
     ]
-    if absent:
-        lines.append(f"Without landscape.npz, so in the first figure only: {', '.join(absent)}.\n")
+    lines += notes
     lines += [f"![{path.stem}]({path.parent.name}/{path.name})\n" for path in drawn]
     return "\n".join(lines)
 

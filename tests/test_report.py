@@ -585,3 +585,12 @@ def test_a_joint_table_has_one_clock(tmp_path):
     both = part(*plain, "one", "b"), part(*other, "one")
     assert cells(*both) == ["1.00×", "6.00×"]
     assert "measured in turns on one, commit a, b" in explained(joined(both))
+
+
+@pytest.mark.parametrize("count", [24, 25])
+def test_so_many_methods_that_no_figure_tells_them_apart(tmp_path, drawn, count):
+    runs = [run("gradient", 0, strength=float(i), path=f"gradient-{i}") for i in range(count)]
+    report.main(store(tmp_path, comparison(runs), {}))
+    text = (tmp_path / "report.md").read_text()
+    assert ("No figures: 25 methods could not be told apart." in text) == (count == 25)
+    assert ("(figures/accuracy.png)" in text) == bool(drawn) == (count == 24)
