@@ -1,14 +1,20 @@
 """Measurements of trained networks that gather in one JSON file, a cell for each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from experiments import runs
+from experiments.data import Dataset, check_count
 from experiments.files import read_json, write_json
 from experiments.train import load_for
+from experiments.twin import run_twin
 
 Cell = Mapping[str, Any]
+Shown = Callable[[Sequence[Cell]], str]
 
 
 def measure_each(
@@ -18,9 +24,13 @@ def measure_each(
     out: Path,
     data_dir: Path | None,
     by: Callable[..., Cell],
-    shown: Callable[[Sequence[Cell]], str],
-) -> None:
+    shown: Shown,
+    kept: Callable[..., bool] | None = None,
+) -> list[runs.Run]:
     """Measure the runs that are not in a file yet, add each to it, and print its row.
+
+    Whatever can be refused is refused before the first measurement. Other processes may add to the
+    same file meanwhile.
 
     Args:
         paths: folders that experiments.train wrote.
@@ -29,17 +39,30 @@ def measure_each(
         data_dir: folder of prepared data sets.
         by: ``(run, dataset, **setting)`` to what is measured.
         shown: cells to a Markdown table.
+        kept: ``(run, **setting)`` to whether what a measurement leaves beside the file is there; if
+            not, it is made again, and its cell replaced. Nothing is left there if None.
+
+    Returns:
+        The runs.
 
     Raises:
-        ValueError: if there are no examples, or a folder holds no run.
+        ValueError: if there is no run, a folder holds none, or one without a twin in PyTorch; there
+            are not so many examples; or the file holds something else.
+        OSError: if the file cannot be written.
     """
-    for setting in settings:
-        if setting["num_examples"] < 1:
-            raise ValueError(f"num_examples must be at least 1, got {setting['num_examples']}")
-    for path, setting in zip(paths, settings, strict=True):
-        run = runs.load(path)
-        cells = read_json(out)["cells"] if out.is_file() else []
-        cell: dict[str, Any] = {
+    if not paths:
+        raise ValueError("no run is named, expected a folder that experiments.train wrote")
+    _read(out, shown)
+    measured = [runs.load(path) for path in paths]
+    for run in measured:
+        run_twin(run)  # what is measured here is held against packages for PyTorch
+    datasets = _data(measured, data_dir)
+    for dataset, setting in zip(datasets, settings, strict=True):
+        check_count("num_examples", setting["num_examples"], dataset)
+    with _locked(out):
+        pass  # nor can a measurement be kept where this is not possible
+    for run, dataset, setting in zip(measured, datasets, settings, strict=True):
+        cell = {
             "data": run.config.data,
             "model": run.config.model,
             "method": run.config.name,
@@ -48,8 +71,68 @@ def measure_each(
             "weights": run.weights,
             **setting,
         }
-        if not any(cell.items() <= done.items() for done in cells):
-            measured = by(run, load_for(run.config, data_dir), **setting)
-            cell = {**cell, **measured, **runs.provenance()}
-            write_json(out, {"cells": [*cells, cell]})
-            print(shown([cell]).splitlines()[-1])
+        cells = _read(out, shown)
+        if _place(cell, cells) < len(cells) and (kept is None or kept(run, **setting)):
+            continue
+        whole = {**cell, **by(run, dataset, **setting), **runs.provenance()}
+        with _locked(out):
+            cells = _read(out, shown)  # again: a measurement takes minutes, and others add theirs
+            place = _place(cell, cells)
+            write_json(out, {"cells": [*cells[:place], whole, *cells[place + 1 :]]})
+        print(shown([whole]).splitlines()[-1])
+    return measured
+
+
+def _read(out: Path, shown: Shown) -> list[Cell]:
+    """Return the cells of a file, none if it is not there.
+
+    Raises:
+        ValueError: if they are none that the table could show.
+    """
+    if out.is_dir():
+        raise ValueError(f"out must be a JSON file, but {out} is a folder")
+    if not out.is_file():
+        return []
+    content = read_json(out)
+    try:
+        shown(content["cells"])
+        return list(content["cells"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{out} holds something else than this program's results: name another file"
+        ) from error
+
+
+def _place(cell: Cell, cells: Sequence[Cell]) -> int:
+    """Return where the measurement of a cell is, or the place behind all if it is not there."""
+    there = (place for place, done in enumerate(cells) if cell.items() <= done.items())
+    return next(there, len(cells))
+
+
+def _data(measured: Sequence[runs.Run], data_dir: Path | None) -> list[Dataset]:
+    """Load the data of each run, those that several have in common once."""
+    kinds = [(run.config.data, run.config.validation) for run in measured]
+    found: dict[tuple[str, int], Dataset] = {}
+    for kind, run in zip(kinds, measured, strict=True):
+        if kind not in found:
+            found[kind] = load_for(run.config, data_dir)
+    return [found[kind] for kind in kinds]
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes off a file, after waiting for one that writes it: moments.
+
+    Raises:
+        OSError: if its folder cannot be made, or nothing written there.
+    """
+    lock = FileLock(out.with_name(f"{out.name}.lock"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise OSError(f"{out} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()

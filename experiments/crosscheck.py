@@ -86,7 +86,11 @@ def crosscheck(
     Returns:
         ``robust``, the accuracy under AutoAttack; for each attack of foolbox under ``foolbox`` the
         accuracy under it, and how many of AutoAttack's robust examples it breaks, ``broken``.
+
+    Raises:
+        ValueError: if the network has no twin.
     """
+    model = PyTorchModel(run_twin(run), bounds=(0, 1), device="cpu")
     images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
     ours = np.asarray(
         auto_attack(
@@ -94,7 +98,6 @@ def crosscheck(
             LpBall(epsilon, ORDERS[norm]), jax.random.key(run.config.seed),
         ).robust
     )  # fmt: skip
-    model = PyTorchModel(run_twin(run), bounds=(0, 1), device="cpu")
     tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
     found = {}
     for name, attack in _ATTACKS[norm].items():

@@ -76,13 +76,15 @@ def balls(
         num_examples: the first of the test set.
 
     Raises:
-        ValueError: if there is neither one radius for all nor one for each.
+        ValueError: if there is neither one radius for all nor one for each, or no ball of one.
     """
     if len(epsilon) not in {1, len(run)}:
         raise ValueError(
             f"epsilon must be one radius, or one for each of the {len(run)} runs, "
             f"got {len(epsilon)}"
         )
+    for radius in epsilon:
+        LpBall(radius, ORDERS[norm])
     radii = list(epsilon) * (len(run) if len(epsilon) == 1 else 1)
     return [{"norm": norm, "epsilon": radius, "num_examples": num_examples} for radius in radii]
 
@@ -96,7 +98,11 @@ def compare(
         For ``hessjax`` and ``reference`` the robust accuracy and seconds, of the clock and of the
         processor; those of hessjax without what is compiled on the first use, ``compile``; and in
         how many examples the verdicts differ.
+
+    Raises:
+        ValueError: if the network has no twin.
     """
+    twin = run_twin(run)
     images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
     x, y = jnp.asarray(images), jnp.asarray(labels)
     logits_fn = jax.tree_util.Partial(run.apply, run.params)
@@ -110,7 +116,6 @@ def compare(
             auto_attack(logits_fn, x[:n], y[:n], LpBall(1e-6, ORDERS[norm]), key, attacks=short)
     with _timed(seconds, "hessjax"):
         ours = np.asarray(auto_attack(logits_fn, x, y, ball, key).robust)
-    twin = run_twin(run)
     tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
     with _timed(seconds, "reference"):
         reference = AutoAttack(twin, norm=_REFERENCE_NORMS[norm], eps=epsilon, seed=0)

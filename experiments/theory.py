@@ -18,6 +18,7 @@ from experiments.distances import ESTIMATES, measure
 from experiments.files import read_arrays, write_arrays
 from experiments.trends import Distances, calibration
 
+_ARRAYS = "distances.npz"
 # Of the examples, by their estimate, in the figure.
 _GROUPS = 10
 _TITLES = {
@@ -42,7 +43,7 @@ def main(
     The ℓ₂ distance estimated from gap and gradient (first order), and with curvature (second
     order), of the loss and of all margins, against the nearest of the points that FAB, DDN
     (foolbox) and APGD in shrinking balls find. Needs the extra hessjax[reference]. A run that is in
-    the file already is not measured again.
+    the file already is not measured again, unless its folder has no arrays of these examples.
 
     Args:
         run: folders that experiments.train wrote.
@@ -53,14 +54,17 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     try:
-        measured = [runs.load(path) for path in run]
-        if len({one.config.validation for one in measured}) > 1:
+        if out.suffix == ".png":
+            raise ValueError(f"out must not end with .png, for the plot does, got {out}")  # noqa: TRY301
+        if len({runs.read_config(path).validation for path in run}) > 1:
             raise ValueError(  # noqa: TRY301
                 "the runs held out different numbers of examples, so they have no images in common"
             )
         settings = [{"num_examples": num_examples}] * len(run)
-        measure_each(run, settings, out=out, data_dir=data_dir, by=held, shown=table)
-        draw(out.with_suffix(".png"), measured)
+        measured = measure_each(
+            run, settings, out=out, data_dir=data_dir, by=held, shown=table, kept=_kept
+        )
+        draw(out.with_suffix(".png"), measured, num_examples)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -72,15 +76,44 @@ def held(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, Any]:
     """Measure a run, keep the arrays in its folder, and return the `summary`."""
     with runs.locked(run.path):
         arrays = measure(run, dataset, num_examples)
-        write_arrays(run.path / "distances.npz", arrays)
+        write_arrays(run.path / _ARRAYS, {**arrays, **_origin(run, num_examples)})
     return summary(arrays)
 
 
-def draw(path: Path, measured: Sequence[runs.Run]) -> None:
-    """Draw estimated against found distances of networks whose arrays are in their folders."""
+def _origin(run: runs.Run, num_examples: int) -> dict[str, Any]:
+    """Return what tells the arrays of a measurement from those of another one."""
+    return {"num_examples": num_examples, "weights": run.weights}
+
+
+def _arrays(run: runs.Run, num_examples: int) -> dict[str, np.ndarray] | None:
+    """Return the arrays in a run's folder, None if they are gone, damaged or of other things."""
+    try:
+        arrays = read_arrays(run.path / _ARRAYS)
+    except (FileNotFoundError, ValueError):
+        return None
+    origin = _origin(run, num_examples)
+    same = all(np.array_equal(arrays.get(name, ()), value) for name, value in origin.items())
+    return {name: value for name, value in arrays.items() if name not in origin} if same else None
+
+
+def _kept(run: runs.Run, num_examples: int) -> bool:
+    return _arrays(run, num_examples) is not None
+
+
+def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
+    """Draw estimated against found distances of networks whose arrays are in their folders.
+
+    Raises:
+        ValueError: if a folder does not hold those of so many examples and of its weights.
+    """
     networks, names = [], []
     for run in measured:
-        arrays = read_arrays(run.path / "distances.npz")
+        arrays = _arrays(run, num_examples)
+        if arrays is None:  # another process was there
+            raise ValueError(
+                f"{run.path / _ARRAYS} holds no distances of {num_examples} examples of this "
+                "network: the same command measures them again"
+            )
         names.append(run.config.method)
         look = style(run.config.method, names.count(run.config.method) - 1)
         estimates = {_TITLES[name]: arrays[name] for name in ESTIMATES}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import distances, models, runs, theory
+from experiments import distances, models, runs, theory, trends
 from experiments.config import Config
 from experiments.data import load
 from experiments.files import read_arrays, read_json, write_arrays, write_json
@@ -128,7 +128,9 @@ def test_runs_are_measured_once_and_arrays_kept(
     (cell,) = read_json(tmp_path / "theory.json")["cells"]
     assert (cell["num_examples"], cell["num_right"], cell["found"]) == (5, 3, 2)
     assert capsys.readouterr().out.startswith("| digits | none | 2.00 |")
-    assert read_arrays(copy / "distances.npz").keys() == arrays.keys()
+    kept = read_arrays(copy / "distances.npz")
+    assert kept.keys() == {*arrays, "num_examples", "weights"}
+    assert (kept["num_examples"], kept["weights"]) == (5, runs.load(copy).weights)
     assert (tmp_path / "theory.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(theory, "measure", None)
     tyro.cli(theory.main, args=arguments)
@@ -146,8 +148,62 @@ def test_runs_are_measured_once_and_arrays_kept(
         tyro.cli(theory.main, args=[str(copy), str(other), *arguments[1:]])
     with runs.locked(copy), pytest.raises(SystemExit, match="another process works on"):
         tyro.cli(theory.main, args=[*arguments, "--num-examples", "6"])
-    with pytest.raises(SystemExit, match="error: num_examples must be at least 1, got 0"):
-        tyro.cli(theory.main, args=[*arguments, "--num-examples", "0"])
+    for count in ("0", "451"):
+        sentence = (
+            f"error: num_examples must be from 1 to 450, the number of test images, got {count}"
+        )
+        with pytest.raises(SystemExit, match=sentence):
+            tyro.cli(theory.main, args=[*arguments, "--num-examples", count])
+    with pytest.raises(SystemExit, match="error: no run is named, expected a folder"):
+        tyro.cli(theory.main, args=arguments[1:])
+    with pytest.raises(SystemExit, match=r"out must not end with \.png, for the plot does, got"):
+        tyro.cli(theory.main, args=[*arguments[:-1], str(tmp_path / "theory.png")])
+
+
+def test_arrays_that_are_gone_or_of_others_are_measured_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("found", "gradient_norm", "hessian_norm", "one_product", "residual")
+    measured: list[int] = []
+    drawn: list[int] = []
+
+    def measure(_run: runs.Run, _dataset: object, count: int) -> dict[str, np.ndarray]:
+        measured.append(count)
+        return {name: np.arange(1.0, count + 1) for name in (*names, *distances.ESTIMATES)}
+
+    def note(_path: Path, networks: list[trends.Distances], **_: object) -> None:
+        drawn.extend(len(network.found) for network in networks)
+
+    monkeypatch.setattr(theory, "measure", measure)
+    monkeypatch.setattr(theory, "calibration", note)
+    copy, out = shutil.copytree(run, tmp_path / "run"), tmp_path / "theory.json"
+
+    def command(count: int, path: Path) -> None:
+        options = ["--num-examples", str(count), "--out", str(path)]
+        tyro.cli(theory.main, args=[str(copy), *options])
+
+    command(12, out)
+    command(3, tmp_path / "theory3.json")
+    assert (measured, drawn) == ([12, 3], [12, 3])
+    command(12, out)
+    assert (measured, drawn) == ([12, 3, 12], [12, 3, 12])
+    with pytest.raises(ValueError, match=r"distances.npz holds no distances of 3 examples"):
+        theory.draw(tmp_path / "theory.png", [runs.load(copy)], 3)
+    archive = copy / "distances.npz"
+    whole = read_arrays(archive)
+    archive.unlink()
+    command(12, out)
+    archive.write_bytes(b"half of an arch")
+    command(12, out)
+    write_arrays(archive, {**whole, "weights": "another"})
+    command(12, out)
+    # Before it was written what they are of.
+    write_arrays(archive, {name: whole[name] for name in (*names, *distances.ESTIMATES)})
+    command(12, out)
+    command(12, out)  # nothing new
+    assert (measured, drawn) == ([12, 3] + 5 * [12], [12, 3] + 6 * [12])
+    # One network and one number of examples are one cell, however often it is measured.
+    assert len(read_json(out)["cells"]) == 1
 
 
 def test_a_constant_network_has_no_boundary(
