@@ -159,8 +159,14 @@ def test_without_a_run_the_default_network_is_trained(run, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-examples", 0], "error: num_examples must be from 1 to 450, got 0"),
-        (["--num-examples", 9999], "error: num_examples must be from 1 to 450, got 9999"),
+        (
+            ["--num-examples", 0],
+            "error: num_examples must be from 1 to 450, the number of test images, got 0",
+        ),
+        (
+            ["--num-examples", 9999],
+            "error: num_examples must be from 1 to 450, the number of test images, got 9999",
+        ),
         (["--repeats", 0], "error: repeats must be at least 1, got 0"),
         (["--epsilon", -1], "error: epsilon must be a finite positive number, got -1.0"),
         (["--batch-size", 0], "error: batch_size must be at least 1, got 0"),
