@@ -111,7 +111,7 @@ def compare(
                 # Out of memory, say. Of several processes others may not know of it.
                 if isinstance(error, JaxRuntimeError) and jax.process_count() > 1:
                     raise
-                failed[str(path)] = str(error).splitlines()[0]
+                failed[str(path)] = next(iter(str(error).splitlines()), type(error).__name__)
                 if leads():
                     print(f"failed: {path}: {failed[str(path)]}", file=sys.stderr)
             _write(out, settings, entries, failed)

@@ -33,7 +33,7 @@ from hessjax.objective import Apply
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _TRAINED = (METRICS, "weights.npz", "training.json", "diverged.json")
 # What is measured of the weights, as patterns.
-_MEASURED = ("evaluation.json", "landscape.npz", "distances*.npz", "apgd.json", "auto_attack*")
+_MEASURED = ("evaluation.json", "landscape.npz", "distances.npz", "apgd.json", "auto_attack*")
 _LOCK = "lock"
 _VERSIONED = ("hessjax", "jax", "jaxlib", "flax", "optax", "numpy")
 # They say where data lie on a machine and decide nothing.

@@ -321,18 +321,27 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(folder, tmp_pat
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_method_that_needs_too_much_memory_stops_no_other(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("RESOURCE_EXHAUSTED: 9 GB\nwhere it was", "RESOURCE_EXHAUSTED: 9 GB"),
+        ("", "JaxRuntimeError"),
+    ],
+)
+def test_a_method_that_needs_too_much_memory_stops_no_other(
+    folder, tmp_path, monkeypatch, text, told
+):
     out, train = shutil.copytree(folder, tmp_path / "out"), comparison.train
     shutil.rmtree(out / "gradient-0.5")
     (out / "comparison.json").unlink()
 
     def exhausted(config, **options):
         if config.method == "gradient":
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nwhere it was")
+            raise jax.errors.JaxRuntimeError(text)
         return train(config, **options)
 
     monkeypatch.setattr(comparison, "train", exhausted)
-    with pytest.raises(SystemExit, match=r"gradient-0.5/seed-0: RESOURCE_EXHAUSTED: 9 GB$"):
+    with pytest.raises(SystemExit, match=rf"gradient-0.5/seed-0: {told}$"):
         tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
     assert [run["path"] for run in read(out)["runs"]] == ["none/seed-0"]
 
