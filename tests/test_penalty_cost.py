@@ -11,7 +11,15 @@ import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import models
-from experiments.benchmarks import estimates, penalty_cost, report, scaling, steps, targets
+from experiments.benchmarks import (
+    estimates,
+    penalty_cost,
+    reference,
+    report,
+    scaling,
+    steps,
+    targets,
+)
 from experiments.config import Config
 from experiments.data import load
 from experiments.files import read_json
@@ -164,10 +172,29 @@ def test_named_steps_are_measured_alone(measured, tmp_path):
     assert {row["kind"] for row in rows} == {"step"}
     plain, inside, adversarial = (row["operations"] for row in rows)
     assert 3 * plain < inside < adversarial < 12 * plain
-    with pytest.raises(ValueError, match="unknown steps newton: there are none, gradient, "):
-        penalty_cost.measure(
-            [measured / "run"], settings._replace(steps=("newton",)), tmp_path / "x.json", None
-        )
+
+
+@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize("name", ["newton", "PyTorch: newton"])
+def test_unknown_names_of_steps(measured, tmp_path, reference, name):
+    settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=reference, steps=(name,))
+    with pytest.raises(ValueError, match=f"unknown steps {name}: there are none, gradient, ") as e:
+        penalty_cost.measure([measured / "run"], settings, tmp_path / "x.json", None)
+    told = "PyTorch: hessian, compiled" in str(e.value)
+    assert told == (reference and name.startswith("PyTorch"))
+
+
+def test_what_compiles_nothing_of_pytorch_is_left_out(measured, tmp_path, monkeypatch, capsys):
+    def refuse(_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(reference.Step, "compile", refuse)
+    names = ("PyTorch: none", "PyTorch: hessian, compiled")
+    settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=True, steps=names)
+    penalty_cost.measure([measured / "run"], settings, tmp_path / "cost.json", None)
+    rows = read_json(tmp_path / "cost.json")["rows"]
+    assert [row["step"] for row in rows] == ["none", "PyTorch: none"]
+    assert "without PyTorch's compiled form: no compiler" in capsys.readouterr().err
 
 
 def test_every_step_and_estimate_is_written(measured):

@@ -30,6 +30,8 @@ from experiments.session import DivergedError
 from experiments.train import load_for, train
 
 NAME = "penalty_cost"
+# What the names of PyTorch's steps begin with.
+_REFERENCE = "PyTorch: "
 # A quick look takes these alone.
 _QUICK_STEPS = (
     *("none", "gradient", "hessian", "hessian, parts=4", "hessian: Lanczos, gradient, 3"),
@@ -105,6 +107,13 @@ class Settings(NamedTuple):
         """Names of the steps to time; None for all."""
         return ("none", *self.steps) if self.steps else _QUICK_STEPS if self.quick else None
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any of them is PyTorch's."""
+        wanted = self.wanted
+        named = wanted is None or any(name.startswith(_REFERENCE) for name in wanted)
+        return self.reference and named
+
     def check(self) -> None:
         """Raise unless the numbers are in range."""
         harness.check_repeats(self.repeats)
@@ -163,36 +172,43 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
     known = objectives(run.apply, settings.batch_size)
     makers = {name: partial(compile_step, objective) for name, objective in known.items()}
     makers[ACCUMULATED] = partial(compile_accumulated, known["hessian"], count=4)
-    named = (name for name in settings.steps if not name.startswith("PyTorch: "))
-    if unknown := [name for name in named if name not in makers]:
-        raise ValueError(f"unknown steps {', '.join(unknown)}: there are {', '.join(makers)}")
-    wanted = settings.wanted or tuple(makers)
+    references = _reference_makers(run, x, y) if settings.needs_reference else {}
+    there = (*makers, *references)
+    if unknown := [name for name in settings.steps if name not in there]:
+        raise ValueError(f"unknown steps {', '.join(unknown)}: there are {', '.join(there)}")
+    wanted = settings.wanted or there
     steps = {name: make(run.params, batch) for name, make in makers.items() if name in wanted}
-    others = _reference_calls(run, x, y, settings.wanted) if settings.reference else {}
+    calls = {name: make() for name, make in references.items() if name in wanted}
+    others = {name: call for name, call in calls.items() if call is not None}
     return measure_steps(steps, others, repeats=settings.repeats)
 
 
-def _reference_calls(
-    run: runs.Run, x: np.ndarray, y: np.ndarray, wanted: Sequence[str] | None
-) -> dict[str, Callable[[], Any]]:
+def _reference_makers(
+    run: runs.Run, x: np.ndarray, y: np.ndarray
+) -> dict[str, Callable[[], Callable[[], Any] | None]]:
+    """Return what makes PyTorch's steps, by name; None where this PyTorch cannot compile one."""
     # Not above: who does without these needs no PyTorch.
     from experiments.benchmarks import reference  # noqa: PLC0415
 
-    def make() -> dict[str, reference.Step]:
-        found = reference.steps(
-            _architecture(run), run.params, x, y, epsilon=EPSILON, weight=EPSILON, step=STEP
-        )
-        return {f"PyTorch: {name}": call for name, call in found.items()}
+    make = partial(
+        reference.steps,
+        *(_architecture(run), run.params, x, y),
+        epsilon=EPSILON,
+        weight=EPSILON,
+        step=STEP,
+    )
 
-    if wanted is not None:
-        return {name: call for name, call in make().items() if name in wanted}
-    again = make()["PyTorch: hessian"]
-    calls: dict[str, Callable[[], Any]] = {**make()}
-    try:
-        calls["PyTorch: hessian, compiled"] = again.compile()
-    except RuntimeError as error:
-        print(f"without PyTorch's compiled form: {error}", file=sys.stderr)
-    return calls
+    def compiled() -> Callable[[], Any] | None:
+        try:
+            return make()["hessian"].compile()
+        except RuntimeError as error:
+            print(f"without PyTorch's compiled form: {error}", file=sys.stderr)
+            return None
+
+    found: dict[str, Callable[[], Callable[[], Any] | None]] = {
+        f"{_REFERENCE}{name}": partial(lambda call: call, call) for name, call in make().items()
+    }
+    return {**found, f"{_REFERENCE}hessian, compiled": compiled}
 
 
 def _error_rows(run: runs.Run, settings: Settings, data_dir: Path | None) -> list[dict[str, Any]]:
