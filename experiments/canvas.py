@@ -41,7 +41,8 @@ _RELATIVES = {
 }
 _OTHER = "#6A3D9A"
 _MARKERS = dict(zip(_COLORS, "osDd^vPX*", strict=True))
-_LINES = ("-", "--", ":", "-.")
+# The line, and which part of the marker has the color.
+_VARIANTS = (("-", "full"), ("--", "left"), (":", "top"), ("-.", "right"))
 _DPI = 120
 STYLE_SHEET: dict[Any, Any] = {
     "font.size": 13,
@@ -62,12 +63,24 @@ class Style(NamedTuple):
     color: str
     marker: str
     line: str
+    fill: str
+
+    @property
+    def points(self) -> dict[str, Any]:
+        """Keyword arguments of `matplotlib.axes.Axes.plot` for points without a line."""
+        marks = {"marker": self.marker, "fillstyle": self.fill, "markerfacecoloralt": "white"}
+        return {"color": self.color, "ls": "", **marks}
+
+    @property
+    def curve(self) -> dict[str, Any]:
+        """Likewise for points that a line joins."""
+        return {**self.points, "ls": self.line}
 
 
 def style(method: str, variant: int = 0) -> Style:
-    """Return the look of a method; the line tells apart ``variant`` 0, 1, ... of its settings."""
+    """Return the look of a method; its settings, ``variant`` 0, 1, ..., differ by line and fill."""
     relative, marker = _RELATIVES.get(method, (method, _MARKERS.get(method, "h")))
-    return Style(_COLORS.get(relative, _OTHER), marker, _LINES[variant % len(_LINES)])
+    return Style(_COLORS.get(relative, _OTHER), marker, *_VARIANTS[variant % len(_VARIANTS)])
 
 
 def norm_name(norm: str | float) -> str:
@@ -118,10 +131,7 @@ def canvas(
     left, top = 0.15 / width, bands[0]
     header.text(left, 1 - 0.12 / top, title, size=16, weight="bold", va="top")
     header.text(left, 1 - 0.47 / top, "\n".join(lines), size=12, va="top", linespacing=1.3)
-    handles = [
-        Line2D([], [], label=label, color=look.color, marker=look.marker, ls=look.line, lw=2, ms=8)
-        for label, look in legend
-    ]
+    handles = [Line2D([], [], label=label, lw=2, ms=8, **look.curve) for label, look in legend]
     if handles:
         footer.legend(handles=handles, loc="center", ncols=columns, frameon=False)
     return page, body

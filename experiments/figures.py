@@ -64,8 +64,8 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, n
         for curve in drawn:
             percent = 100 * curve.accuracy
             mean = percent.mean(axis=0)
-            color, marker, line = curve.style
-            ax.plot(curve.epsilons, mean, color=color, marker=marker, ls=line, lw=2, ms=7)
+            color = curve.style.color
+            ax.plot(curve.epsilons, mean, lw=2, ms=7, **curve.style.curve)
             if len(percent) > 1:
                 spread = percent.std(axis=0, ddof=1)
                 ax.fill_between(

@@ -70,9 +70,9 @@ def frontier(
     ]
     ax.step(*zip(*best, strict=True), where="post", color="#BBBBBB", lw=2, zorder=1)
     for point, mean in zip(points, means, strict=True):
-        color, marker, _ = point.style
-        ax.plot(point.cost, 100 * point.accuracy, ls="", marker="o", ms=3.5, mew=0, color=color)
-        ax.plot(*mean, ls="", marker=marker, ms=11, color=color)
+        small = {**point.style.points, "marker": "o", "fillstyle": "full"}
+        ax.plot(point.cost, 100 * point.accuracy, ms=3.5, mew=0, **small)
+        ax.plot(*mean, ms=11, **point.style.points)
     ax.set(
         xscale="log",
         xlabel="time of a training step, in plain steps",
@@ -98,9 +98,9 @@ def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: s
     )
     for ax, (name, label) in zip(body.subplots(1, 2), panels, strict=True):
         for one in drawn:
-            color, marker, line = one.style
-            marks = {"marker": marker, "ms": 6, "markevery": max(1, len(one.steps) // 6)}
-            ax.plot(one.steps, getattr(one, name), color=color, ls=line, lw=1.5, **marks)
+            some = max(1, len(one.steps) // 6)
+            values = getattr(one, name)
+            ax.plot(one.steps, values, lw=1.5, ms=6, markevery=some, **one.style.curve)
         ax.set(yscale="log", xlabel="training step", ylabel=label)
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
@@ -129,9 +129,8 @@ def calibration(
                 for group in np.array_split(order, groups)
                 if len(group)
             ]
-            color, marker, line = network.style
             if medians:
-                ax.plot(*zip(*medians, strict=True), color=color, marker=marker, ls=line, ms=7)
+                ax.plot(*zip(*medians, strict=True), ms=7, **network.style.curve)
             drawn.extend(medians)
         estimates, found = np.array(drawn or [(1.0, 1.0)]).T
         # The lines tell more than the diagonal, which may lie far off.

@@ -211,9 +211,25 @@ def test_methods_look_different_and_settings_of_one_share_its_color():
     first, second = canvas.style("hessian", 0), canvas.style("hessian", 1)
     assert first.color == second.color
     assert first.line != second.line
+    assert first.fill != second.fill
     assert canvas.style("something new").color not in {look.color for look in looks}
     every = {(look.color, look.marker) for look in map(canvas.style, methods.METHODS)}
     assert len(every) == len(methods.METHODS)
+
+
+def test_settings_of_one_method_are_told_apart_without_lines(pages, tmp_path):
+    points = [
+        trends.Point("hessian", canvas.style("hessian", i), np.array([cost]), np.array([0.5]))
+        for i, cost in enumerate((3.0, 4.0))
+    ]
+    trends.frontier(tmp_path / "one.png", points, norm="l2", radius=1.5, **TEXT)
+    page = pages[0]
+    drawn = [line for line in page.subfigs[1].axes[0].lines if line.get_markersize() > 10]
+    named = page.subfigs[2].legends[0].legend_handles
+    for lines in (drawn, named):
+        assert [line.get_fillstyle() for line in lines] == ["full", "left"]
+    assert {line.get_linestyle() for line in drawn} == {"None"}
+    assert [line.get_linestyle() for line in named] == ["-", "--"]
 
 
 def test_accuracy_line_is_the_mean_and_band_the_sample_deviation(pages, tmp_path):
