@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import devices, runs
+from experiments import devices, provenance, runs
 from experiments.config import ORDERS
 from experiments.data import Dataset, check_count
 from experiments.files import number_key, read_json, write_json
@@ -59,7 +59,7 @@ def evaluate(
                 )
             }
             content["robust"][norm] = {name: found[name] for name in names}
-            led(write_json)(path, {**content, **runs.provenance()})
+            led(write_json)(path, {**content, **provenance.collect()})
     return {
         norm: {name: content["robust"][norm][name] for name in map(number_key, sorted(values))}
         for norm, values in radii.items()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import devices, masking, runs
+from experiments import devices, masking, provenance, runs
 from experiments.config import ORDERS
 from experiments.data import Dataset, check_count
 from experiments.files import number_key, read_arrays, read_json, write_arrays, write_json
@@ -115,7 +115,7 @@ def evaluate(
                 "masking": figures,
                 "verdict": masking.verdict(figures),
                 "seconds": before + time.perf_counter() - begun,
-                **runs.provenance(),
+                **provenance.collect(),
             }
             led(write_json)(run.path / "auto_attack.json", content)
             led(_part_of(run, place).unlink)(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments import runs
+from experiments import provenance, runs
 from experiments.data import Dataset, check_count
 from experiments.files import read_json, write_json
 from experiments.train import load_for
@@ -74,7 +74,7 @@ def measure_each(
         cells = _read(out, shown)
         if _place(cell, cells) < len(cells) and (kept is None or kept(run, **setting)):
             continue
-        whole = {**cell, **by(run, dataset, **setting), **runs.provenance()}
+        whole = {**cell, **by(run, dataset, **setting), **provenance.collect()}
         with _locked(out):
             cells = _read(out, shown)  # again: a measurement takes minutes, and others add theirs
             place = _place(cell, cells)

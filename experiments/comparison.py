@@ -13,18 +13,16 @@ import jax
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
-from experiments import apgd, auto, report, runs
+from experiments import apgd, auto, comparison_file, provenance, report, runs
 from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset, check_count
 from experiments.evaluate import evaluate
-from experiments.files import number_key, read_json, write_json
+from experiments.files import number_key
 from experiments.pictures import read_landscapes
 from experiments.processes import leads, led
 from experiments.reading import read
 from experiments.session import DivergedError
 from experiments.train import load_for, train
-
-_DEFAULTS = dataclasses.asdict(Setup())
 
 
 class Attacks(NamedTuple):
@@ -93,13 +91,17 @@ def compare(
         "attack": attacks.pgd,
         "auto": {"norms": _given(attacks.auto_radii), "num_examples": attacks.auto_examples},
         "apgd_examples": attacks.apgd_examples,
-        "setup": {name: getattr(configs[0], name) for name in _DEFAULTS},
+        "setup": {name: getattr(configs[0], name) for name in dataclasses.asdict(setup)},
     }
     with runs.locked(out):
-        _check_earlier(out, settings, {str(folder_of(config)) for config in configs})
+        comparison_file.check(out, settings, {str(folder_of(config)) for config in configs})
         trained = partial(train, dataset=dataset, resume=True, watch=watch, mesh=mesh)
         evaluated = partial(_evaluated, dataset=dataset, attacks=attacks, mesh=mesh)
-        done = {run["path"] for run in _earlier(out, settings)["runs"]} if known else set()
+        done = (
+            {run["path"] for run in comparison_file.earlier(out, settings)["runs"]}
+            if known
+            else set()
+        )
         entries, failed = [], {}
         for config in configs:
             path = folder_of(config)
@@ -114,7 +116,7 @@ def compare(
                 failed[str(path)] = next(iter(str(error).splitlines()), type(error).__name__)
                 if leads():
                     print(f"failed: {path}: {failed[str(path)]}", file=sys.stderr)
-            _write(out, settings, entries, failed)
+            comparison_file.write(out, settings, entries, failed)
         if entries or failed:
             _draw(out)
     return failed
@@ -211,7 +213,7 @@ def _entry(
         "hessian_norm_mean": evaluation["hessian_norm_mean"],
         "evaluation_seconds": evaluation["seconds"],
         **_trajectory(path),
-        "commit": runs.joined_commits(run.commit, evaluation["commit"]),
+        "commit": provenance.joined(run.commit, evaluation["commit"]),
     }
 
 
@@ -233,90 +235,11 @@ def _trajectory(path: Path) -> dict[str, Any]:
 
 
 @led
-def _write(
-    out: Path,
-    settings: dict[str, Any],
-    entries: Sequence[dict[str, Any]],
-    failed: Mapping[str, str],
-) -> None:
-    """Write what there is so far, with the runs of earlier commands."""
-    earlier = _earlier(out, settings)
-    # What an earlier command found of a run still stands, even if this one failed at it.
-    there = {run["path"] for run in (*earlier["runs"], *entries)}
-    told = {**earlier.get("failed", {}), **failed}
-    told = {path: why for path, why in told.items() if path not in there}
-    if not entries:
-        if earlier["runs"]:
-            write_json(out / "comparison.json", {**earlier, "failed": told})
-        return
-    comparison = {
-        **runs.provenance(),
-        "commit": runs.joined_commits(*(entry["commit"] for entry in entries)),
-        **settings,
-        "runs": [
-            {name: value for name, value in entry.items() if name != "commit"} for entry in entries
-        ],
-        "failed": told,
-    }
-    write_json(out / "comparison.json", _joined(earlier, comparison))
-
-
-@led
 def _draw(out: Path) -> None:
     if not (out / "comparison.json").is_file():
         return  # no run ever succeeded
     comparison = read(out)
     report.write(out, comparison, read_landscapes(out, comparison))
-
-
-@led
-def _check_earlier(out: Path, settings: dict[str, Any], paths: set[str]) -> None:
-    """Raise if there are results of other settings that this command does not make anew."""
-    path = out / "comparison.json"
-    if not path.is_file() or _earlier(out, settings)["runs"]:
-        return
-    there = read_json(path)
-    others = [run["path"] for run in there.get("runs", []) if run["path"] not in paths]
-    if others:
-        changed = [key for key, value in settings.items() if there.get(key) != value]
-        raise ValueError(
-            f"{path} has runs of other settings ({', '.join(changed)}), and {', '.join(others)} "
-            "would be lost: name their methods and seeds, too, or another folder"
-        )
-
-
-@led
-def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what earlier commands of the same settings left in a comparison's folder."""
-    path = out / "comparison.json"
-    found: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
-    found.setdefault("auto", {"norms": {}, "num_examples": None})
-    found.setdefault("apgd_examples", 0)
-    # A setting that came after the file had its default, and one that went says nothing.
-    before = found.get("setup", {})
-    found["setup"] = {name: before.get(name, default) for name, default in _DEFAULTS.items()}
-    same = all(found.get(key) == value for key, value in settings.items())
-    return found if same else {"runs": []}
-
-
-def _joined(earlier: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison with the runs of an earlier one that it has no newer results of."""
-    paths = {run["path"] for run in comparison["runs"]}
-    known = {run["path"] for run in earlier["runs"]}
-    if not known - paths:
-        return comparison
-    # In the order of the commands; one that is given again keeps its place.
-    commands = dict.fromkeys([*earlier["command"].split(" && "), comparison["command"]])
-    new = {run["path"]: run for run in comparison["runs"]}
-    return {
-        **comparison,
-        "command": " && ".join(commands),
-        "commit": runs.joined_commits(earlier["commit"], comparison["commit"]),
-        "runs": [
-            *(new.get(run["path"], run) for run in earlier["runs"]),
-            *(run for run in comparison["runs"] if run["path"] not in known),
-        ],
-    }
 
 
 def _describe(setup: Setup) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from experiments import auto, devices, runs
+from experiments import auto, devices, provenance, runs
 from experiments.config import ORDERS, Norm, kind_of_images, recipe
 from experiments.data import Dataset
 from experiments.files import number_key, read_json, write_arrays, write_json
@@ -205,8 +205,8 @@ def evaluate(
         latter by ten Lanczos products, from below); ``radii``, ``attack``, the ``shown`` ball of
         the landscape, ``seconds``, and where they were measured.
     """
-    here, earlier = runs.provenance(), _earlier(run.path, attack)
-    here["commit"] = runs.joined_commits(here["commit"], earlier.get("commit", here["commit"]))
+    here, earlier = provenance.collect(), _earlier(run.path, attack)
+    here["commit"] = provenance.joined(here["commit"], earlier.get("commit", here["commit"]))
     start = {"num_test": len(dataset.test_labels), "robust": {}, "radii": {}, "seconds": 0.0}
     result: dict[str, Any] = {**start, **here, **earlier, "attack": attack}
     wanted = {norm: list(values) for norm, values in radii.items() if values}

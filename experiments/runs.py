@@ -8,12 +8,7 @@ other processes off.
 
 import dataclasses
 import hashlib
-import importlib.metadata
-import os
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +18,7 @@ import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
-from experiments import models
+from experiments import models, provenance
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.files import UNFINISHED, read_arrays, read_json, write_arrays, write_json
@@ -35,10 +30,6 @@ _TRAINED = (METRICS, "weights.npz", "training.json", "diverged.json")
 # What is measured of the weights, as patterns.
 _MEASURED = ("evaluation.json", "landscape.npz", "distances.npz", "apgd.json", "auto_attack*")
 _LOCK = "lock"
-_VERSIONED = ("hessjax", "jax", "jaxlib", "flax", "optax", "numpy")
-# They say where data lie on a machine and decide nothing.
-_PLACES = ("--data-dir", "--manual-dir")
-_ROOT = Path(__file__).parents[1]
 
 
 class Run(NamedTuple):
@@ -97,7 +88,11 @@ def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
         (path / name).unlink(missing_ok=True)
     _forget(path)
     shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
-    content = {"config": dataclasses.asdict(config), "network": architecture, **provenance()}
+    content = {
+        "config": dataclasses.asdict(config),
+        "network": architecture,
+        **provenance.collect(),
+    }
     write_json(path / "config.json", content)
 
 
@@ -129,7 +124,7 @@ def resume(path: Path) -> None:
     _forget(path)
     content = _read(path)
     before = content.get("commit", "unknown")
-    commits = joined_commits(before, provenance()["commit"])
+    commits = provenance.joined(before, provenance.collect()["commit"])
     if commits != before:
         write_json(path / "config.json", {**content, "commit": commits})
 
@@ -230,57 +225,6 @@ def _left(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, 
     except ValueError as error:
         raise ValueError(f"{error}: delete {path} to train it again") from error
     return content, params, training
-
-
-def provenance() -> dict[str, Any]:
-    """Return what a result has to carry: command, commit, versions and device."""
-    return {
-        "command": _command(sys.argv[1:]),
-        "commit": _commit(),
-        "versions": {
-            "python": ".".join(map(str, sys.version_info[:3])),
-            **{name: importlib.metadata.version(name) for name in _VERSIONED},
-        },
-        "device": _device(),
-    }
-
-
-def joined_commits(*commits: str) -> str:
-    """Return the different commits among these, each of which may be several."""
-    return ", ".join(sorted({commit for joined in commits for commit in joined.split(", ")}))
-
-
-def _command(arguments: list[str]) -> str:
-    main = sys.modules["__main__"].__spec__
-    kept = [
-        word
-        for before, word in zip(["", *arguments], arguments, strict=False)
-        if before not in _PLACES and word.split("=")[0] not in _PLACES
-    ]
-    return shlex.join(["python", *(["-m", main.name] if main else []), *kept])
-
-
-def _commit() -> str:
-    try:
-        revision, changes = (
-            subprocess.run(
-                ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for arguments in (
-                ["rev-parse", "--short=12", "HEAD"],
-                ["status", "--porcelain", "--", "hessjax", "experiments/*.py"],
-            )
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{revision} with changes" if changes else revision
-
-
-def _device() -> str:
-    first, *others = jax.devices()
-    if first.platform == "cpu":
-        return f"CPU, {os.cpu_count()} cores"
-    return f"{len(others) + 1} × {first.device_kind}" if others else first.device_kind
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import auto, compare, comparison, evaluate, masking, runs, session
+from experiments import auto, compare, comparison, evaluate, masking, provenance, runs, session
 from experiments.files import read_json, write_json
 from experiments.reading import read
 from experiments.train import load_for
@@ -186,8 +186,8 @@ def test_radii_of_many_digits_are_found_again(folder, tmp_path):
 def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path, monkeypatch):
     out = shutil.copytree(folder, tmp_path / "out")
     trained = read_json(out / "none" / "seed-0" / "config.json")["commit"]
-    later = {**runs.provenance(), "commit": "feedbeef"}
-    monkeypatch.setattr(runs, "provenance", lambda: later)
+    later = {**provenance.collect(), "commit": "feedbeef"}
+    monkeypatch.setattr(provenance, "collect", lambda: later)
     options = [*ARGUMENTS, "--linf", "0.2", "--out", str(out)]
     tyro.cli(compare.main, args=options)
     expected = ", ".join(sorted({trained, "feedbeef"}))
@@ -207,8 +207,8 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
         out / "none" / "seed-1" / "config.json",
         trained | {"config": trained["config"] | {"seed": 1}},
     )
-    second = {**runs.provenance(), "command": "second"}
-    monkeypatch.setattr(runs, "provenance", lambda: second)
+    second = {**provenance.collect(), "command": "second"}
+    monkeypatch.setattr(provenance, "collect", lambda: second)
     options = [*ARGUMENTS[3:], "--methods", "none", "--seeds", "1", "--out", str(out)]
     after = {}
     for _ in range(2):

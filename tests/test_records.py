@@ -38,7 +38,7 @@ def test_accelerators_have_names(monkeypatch, count, expected):
 
 def clean(monkeypatch, commit="0123456789ab"):
     monkeypatch.setattr(records, "conditions", records.conditions.__wrapped__)
-    monkeypatch.setattr(records.runs, "_commit", lambda: commit)
+    monkeypatch.setattr(records.provenance, "_commit", lambda: commit)
 
 
 def test_results_stand_with_their_conditions(monkeypatch, tmp_path):
@@ -66,7 +66,7 @@ def test_changes_make_the_code_dirty(monkeypatch, commit, dirty):
 
 def test_a_commit_meanwhile_changes_nothing(monkeypatch):
     before = records.conditions()
-    monkeypatch.setattr(records.runs, "_commit", lambda: "another")
+    monkeypatch.setattr(records.provenance, "_commit", lambda: "another")
     assert records.conditions() == before
 
 
@@ -110,7 +110,7 @@ def test_rows_of_several_commands_name_them_all(monkeypatch, tmp_path):
     clean(monkeypatch)
     path = tmp_path / "cost.json"
     for command in ("python one", "python two", "python one"):
-        monkeypatch.setattr(records.runs, "_command", lambda _, command=command: command)
+        monkeypatch.setattr(records.provenance, "_command", lambda _, command=command: command)
         records.write("cost", {"settings": {}, "rows": [1]}, path)
     assert read_json(path)["command"] == "python one && python two"
     # Nothing is left of it under other settings.

@@ -1,15 +1,11 @@
 """A run's folder: what it keeps, and what it refuses."""
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from experiments import models, runs
+from experiments import models, provenance, runs
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.files import read_arrays, read_json, write_arrays, write_json
@@ -41,7 +37,7 @@ def test_a_network_comes_back_as_it_was(run):
     np.testing.assert_array_equal(loaded.apply(loaded.params, IMAGES[0]), apply(params, IMAGES[0]))
     assert loaded.config == CONFIG
     assert loaded.training == {"completed": True, "steps": 3}
-    assert loaded.commit == runs.provenance()["commit"]
+    assert loaded.commit == provenance.collect()["commit"]
 
 
 def test_a_run_from_before_a_setting_has_its_default(run):
@@ -63,10 +59,6 @@ def test_a_run_in_bfloat16_comes_back_in_it(tmp_path):
     runs.finish(tmp_path, params, {"completed": True})
     assert runs.load(tmp_path).apply is apply
     assert {value.dtype.name for value in runs.load(tmp_path).params.values()} == {"float32"}
-
-
-def test_commits_are_joined_once_each():
-    assert runs.joined_commits("b", "a, b", "a") == "a, b"
 
 
 def test_normalization_is_that_of_the_training_images():
@@ -158,26 +150,3 @@ def test_what_is_no_run_is_told(run, tmp_path):
     (run / "config.json").write_text('{"config": {"temperature": 1}, "network": {}}')
     with pytest.raises(ValueError, match=r"config\.json holds other settings than a run's: .*temp"):
         runs.load(run)
-
-
-def test_a_result_says_where_it_comes_from(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["x", "a b", "--data-dir", "/data", "--seed", "1"])
-    found = runs.provenance()
-    assert found["command"].startswith("python")
-    assert found["command"].endswith("'a b' --seed 1")
-    assert found["versions"]["jax"] == jax.__version__
-    assert found["versions"]["python"].startswith("3.")
-    assert "CPU" in found["device"] or jax.default_backend() != "cpu"
-    root = Path(runs.__file__).parents[1]
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
-    expected = head.stdout.strip() if head.returncode == 0 else "unknown"
-    assert expected.startswith(found["commit"].split()[0])
-
-
-def test_places_on_a_machine_are_left_out_of_the_command(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["x", "--manual-dir=/a", "--manual-dir", "/b", "--data", "c"])
-    assert runs.provenance()["command"].endswith("--data c")
-    assert "/a" not in runs.provenance()["command"]
-    assert "/b" not in runs.provenance()["command"]

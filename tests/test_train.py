@@ -10,7 +10,7 @@ import pytest
 import tyro
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from experiments import data, devices, runs, train
+from experiments import data, devices, provenance, runs, train
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config, parse_method
 from experiments.files import read_json
@@ -244,9 +244,9 @@ def test_a_resumption_by_another_commit_is_noted(digits, tmp_path, monkeypatch):
         interrupting(patched, 5)
         with pytest.raises(Interrupted):
             train.train(CONFIG, digits, tmp_path)
-    later = {**runs.provenance(), "commit": "feedbeef"}
+    later = {**provenance.collect(), "commit": "feedbeef"}
     before = read_json(tmp_path / "config.json")["commit"]
-    monkeypatch.setattr(runs, "provenance", lambda: later)
+    monkeypatch.setattr(provenance, "collect", lambda: later)
     train.train(CONFIG, digits, tmp_path, resume=True)
     assert read_json(tmp_path / "config.json")["commit"] == ", ".join(sorted({before, "feedbeef"}))
 

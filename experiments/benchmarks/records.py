@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments import runs
+from experiments import provenance
 from experiments.files import read_json, write_json
 
 Row = dict[str, Any]
@@ -67,14 +67,14 @@ def place(name: str, out: Path | None, *, quick: bool = False) -> Path:
 def conditions() -> dict[str, Any]:
     """Return under which conditions this process measures.
 
-    What `experiments.runs.provenance` tells, ``device_name``, what the ``environment`` sets, and
+    What `experiments.provenance.collect` tells, ``device_name``, what the ``environment`` sets, and
     ``dirty``: whether the code may be another than the commit's. Asked for once: what runs is the
     code from before a commit made meanwhile.
     """
-    provenance = runs.provenance()
-    commit = provenance["commit"]
+    collected = provenance.collect()
+    commit = collected["commit"]
     return {
-        **provenance,
+        **collected,
         "dirty": commit == "unknown" or commit.endswith(" with changes"),
         "device_name": device_name(),
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},

@@ -1,0 +1,93 @@
+"""The file of a comparison, comparison.json, to which several commands add."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import provenance
+from experiments.config import Setup
+from experiments.files import read_json, write_json
+from experiments.processes import led
+
+_NAME = "comparison.json"
+_DEFAULTS = dataclasses.asdict(Setup())
+
+
+@led
+def earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what earlier commands of the same settings left in a comparison's folder."""
+    path = out / _NAME
+    found: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
+    found.setdefault("auto", {"norms": {}, "num_examples": None})
+    found.setdefault("apgd_examples", 0)
+    # A setting that came after the file had its default, and one that went says nothing.
+    before = found.get("setup", {})
+    found["setup"] = {name: before.get(name, default) for name, default in _DEFAULTS.items()}
+    same = all(found.get(key) == value for key, value in settings.items())
+    return found if same else {"runs": []}
+
+
+@led
+def check(out: Path, settings: dict[str, Any], paths: set[str]) -> None:
+    """Raise if there are results of other settings that this command does not make anew."""
+    path = out / _NAME
+    if not path.is_file() or earlier(out, settings)["runs"]:
+        return
+    there = read_json(path)
+    others = [run["path"] for run in there.get("runs", []) if run["path"] not in paths]
+    if others:
+        changed = [key for key, value in settings.items() if there.get(key) != value]
+        raise ValueError(
+            f"{path} has runs of other settings ({', '.join(changed)}), and {', '.join(others)} "
+            "would be lost: name their methods and seeds, too, or another folder"
+        )
+
+
+@led
+def write(
+    out: Path,
+    settings: dict[str, Any],
+    entries: Sequence[dict[str, Any]],
+    failed: Mapping[str, str],
+) -> None:
+    """Write what there is so far, with the runs of earlier commands."""
+    before = earlier(out, settings)
+    # What an earlier command found of a run still stands, even if this one failed at it.
+    there = {run["path"] for run in (*before["runs"], *entries)}
+    told = {**before.get("failed", {}), **failed}
+    told = {path: why for path, why in told.items() if path not in there}
+    if not entries:
+        if before["runs"]:
+            write_json(out / _NAME, {**before, "failed": told})
+        return
+    comparison = {
+        **provenance.collect(),
+        "commit": provenance.joined(*(entry["commit"] for entry in entries)),
+        **settings,
+        "runs": [
+            {name: value for name, value in entry.items() if name != "commit"} for entry in entries
+        ],
+        "failed": told,
+    }
+    write_json(out / _NAME, _joined(before, comparison))
+
+
+def _joined(before: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
+    """Return a comparison with the runs of an earlier one that it has no newer results of."""
+    paths = {run["path"] for run in comparison["runs"]}
+    known = {run["path"] for run in before["runs"]}
+    if not known - paths:
+        return comparison
+    # In the order of the commands; one that is given again keeps its place.
+    commands = dict.fromkeys([*before["command"].split(" && "), comparison["command"]])
+    new = {run["path"]: run for run in comparison["runs"]}
+    return {
+        **comparison,
+        "command": " && ".join(commands),
+        "commit": provenance.joined(before["commit"], comparison["commit"]),
+        "runs": [
+            *(new.get(run["path"], run) for run in before["runs"]),
+            *(run for run in comparison["runs"] if run["path"] not in known),
+        ],
+    }

@@ -1,0 +1,36 @@
+"""What a result says of where it comes from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from experiments import provenance
+
+
+def test_a_result_says_where_it_comes_from(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "a b", "--data-dir", "/data", "--seed", "1"])
+    found = provenance.collect()
+    assert found["command"].startswith("python")
+    assert found["command"].endswith("'a b' --seed 1")
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"]["python"].startswith("3.")
+    assert "CPU" in found["device"] or jax.default_backend() != "cpu"
+    root = Path(provenance.__file__).parents[1]
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    expected = head.stdout.strip() if head.returncode == 0 else "unknown"
+    assert expected.startswith(found["commit"].split()[0])
+
+
+def test_places_on_a_machine_are_left_out_of_the_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--manual-dir=/a", "--manual-dir", "/b", "--data", "c"])
+    assert provenance.collect()["command"].endswith("--data c")
+    assert "/a" not in provenance.collect()["command"]
+    assert "/b" not in provenance.collect()["command"]
+
+
+def test_commits_are_joined_once_each():
+    assert provenance.joined("b", "a, b", "a") == "a, b"
