@@ -5,14 +5,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import adversarial
-from experiments.models import Params
 from hessjax import (
-    Lazy,
     curvature_along_gradient,
     finite_step_operator_norm,
     gauss_newton_operator_norm,
@@ -27,10 +24,9 @@ from hessjax import (
     regularized,
     second_order,
 )
-from hessjax._placement import each
 from hessjax.attacks import LpBall
 from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start
-from hessjax.lazy import Metrics, Objective
+from hessjax.lazy import Objective
 from hessjax.objective import Apply, Penalty
 
 
@@ -271,38 +267,3 @@ def find(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: there are {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def with_accuracy(apply: Apply, objective: Objective) -> Objective:
-    """Add the metric ``accuracy``, on the clean batch; its forward pass is shared on compiling."""
-    if isinstance(objective, Lazy):
-        return objective.map(partial(with_accuracy, apply))
-
-    def measured(
-        params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
-    ) -> tuple[jax.Array, Metrics]:
-        x, y, mask = (*batch, None)[:3]
-        value, metrics = objective(params, batch, key, step)
-        predicted = jnp.argmax(each(apply, params, x), axis=-1)
-        accuracy = jnp.mean(predicted == y, where=None if mask is None else jnp.asarray(mask, bool))
-        return value, {**metrics, "accuracy": accuracy}
-
-    return measured
-
-
-def refusing(objective: Objective) -> Objective:
-    """Make the gradient of a value that is not finite NaN, so that no optimizer step is made of it.
-
-    `optax.apply_if_finite` looks at the gradients alone, and an infinite loss may have finite ones.
-    """
-    if isinstance(objective, Lazy):
-        return objective.map(refusing)
-
-    def refused(
-        params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
-    ) -> tuple[jax.Array, Metrics]:
-        value, metrics = objective(params, batch, key, step)
-        factor = jnp.where(jnp.isfinite(value), jnp.ones((), value.dtype), jnp.nan)
-        return value * factor, metrics
-
-    return refused

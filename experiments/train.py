@@ -23,6 +23,7 @@ from experiments.metrics import Log
 from experiments.models import Params
 from experiments.processes import leads, led, start
 from experiments.session import DivergedError, Session
+from experiments.wrappers import refusing, with_accuracy
 from hessjax import TrainState, check_apply, check_batch, train_step
 from hessjax.objective import Apply, Objective
 from hessjax.training import Step
@@ -247,7 +248,7 @@ def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:
         num_steps=config.num_steps,
     )
     objective = methods.find(config.method).build(apply, setting)
-    return methods.refusing(methods.with_accuracy(apply, objective))
+    return refusing(with_accuracy(apply, objective))
 
 
 def _given(value: T | None) -> T:

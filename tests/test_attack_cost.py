@@ -119,7 +119,7 @@ def test_accuracies_are_those_of_the_attacks(target):
 @pytest.mark.usefixtures("short")
 def test_what_is_there_is_not_measured_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "conditions", records.conditions.__wrapped__)
-    monkeypatch.setattr(records.runs, "_commit", lambda: "0123456789ab")
+    monkeypatch.setattr(records.provenance, "_commit", lambda: "0123456789ab")
     measured = []
 
     def fake(target, *, repeats):

@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import hessjax
-from experiments import devices, landscape, methods, processes, robustness, runs
+from experiments import devices, landscape, methods, processes, robustness, runs, wrappers
 from experiments.files import read_json
 from hessjax import _placement
 from hessjax.attacks import STANDARD, AttackResult, batches
@@ -217,7 +217,7 @@ def test_adversarial_training_is_that_on_one_device() -> None:
 
 def test_the_accuracy_is_that_of_what_counts() -> None:
     x, y = cases.batch_of(CASE, 11)
-    objective = methods.with_accuracy(CASE.apply, SECOND_ORDER)
+    objective = wrappers.with_accuracy(CASE.apply, SECOND_ORDER)
     metrics = [
         jax.jit(objective)(CASE.params, batch, KEY)[1]
         for batch in [(x, y), devices.sharded(devices.mesh(8), (np.asarray(x), np.asarray(y)))]
@@ -394,7 +394,7 @@ def adversarial(case: cases.Case) -> Any:
     """Return the objective of PGD training as the scripts have it."""
     setting = methods.Setting(0.5, 0, 2, optax.constant_schedule(1))
     objective = methods.METHODS["adversarial"].build(case.apply, setting)
-    return methods.refusing(methods.with_accuracy(case.apply, objective))
+    return wrappers.refusing(wrappers.with_accuracy(case.apply, objective))
 
 
 def test_adversarial_training_divides_and_exchanges_the_gradient_alone() -> None:

@@ -10,7 +10,7 @@ import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import adversarial
-from experiments.methods import METHODS, Setting, find, refusing, with_accuracy
+from experiments.methods import METHODS, Setting, find
 from hessjax import Lazy, LpBall, penalties
 from hessjax.composite_penalties import (
     gauss_newton_operator_norm,
@@ -339,35 +339,6 @@ def test_ramp_scales_the_strength(problem, name):
     strength = 1.0 if name == "hot" else 0.7
     start, _ = build(name, strength, ramp=0.0)(*problem, KEY)
     np.testing.assert_allclose(start, dense(*problem)[0], rtol=1e-5)
-
-
-def test_accuracy_counts_the_clean_predictions(problem):
-    params, (x, y) = problem
-    predicted = jnp.argmax(jax.vmap(partial(apply, params))(x), axis=1)
-    labels = y.at[:3].set(predicted[:3]).at[3:].set((predicted[3:] + 1) % 3)
-    objective = build("none", 0.0)
-    value, metrics = with_accuracy(apply, objective)(params, (x, labels), KEY)
-    assert metrics["accuracy"] == pytest.approx(3 / 5)
-    assert value == objective(params, (x, labels), KEY)[0]
-
-
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_loss_that_is_not_finite_has_no_finite_gradient(every):
-    """The loss alone may be infinite; an optimizer sees the gradient alone."""
-
-    def loss(params, batch, key, step=0):
-        del key, step
-        return params * 3.0 + batch[0], {}
-
-    objective = loss if every == 1 else Lazy(loss, loss, every)
-    for step in (0, 1):
-        for constant, finite in ((1.0, True), (np.inf, False), (np.nan, False)):
-            gradient_of = jax.value_and_grad(refusing(objective), has_aux=True)
-            (value, _), gradient = gradient_of(2.0, (constant,), KEY, step)
-            assert np.isfinite(value) == finite
-            assert np.isnan(gradient) != finite
-            if finite:
-                assert (value, gradient) == (7.0, 3.0)
 
 
 def test_unknown_method_names_those_that_exist():
