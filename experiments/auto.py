@@ -220,7 +220,7 @@ def _part(path: Path, identity: str) -> dict[str, Any] | None:
             return None
         whole = {name: part[name] for name in ("x", "broken_by", "tried")}
         numbers = {"num_runs": int(part["num_runs"]), "seconds": float(part["seconds"])}
-        return {**whole, **numbers, "attack": str(part["attack"])}
+        return {**whole, **numbers, **{name: str(part[name]) for name in ("attack", "call")}}
     except (ValueError, KeyError) as error:
         raise ValueError(f"{error}: delete {path} to attack anew") from error
 

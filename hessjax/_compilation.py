@@ -27,3 +27,18 @@ def compiled(
         donate_argnames=donated,
         compiler_options=compiler_options(),
     )
+
+
+def as_partial(function: Callable[[jax.Array], jax.Array]) -> jax.tree_util.Partial:
+    """Return a function as a `jax.tree_util.Partial`, whose leaves are no constants of a program.
+
+    A plain function becomes another one each time. Programs are found again by the function that
+    they were made of, and the weights that it holds may be others by then.
+    """
+    if isinstance(function, jax.tree_util.Partial):
+        return function
+
+    def anew(x: jax.Array) -> jax.Array:
+        return function(x)
+
+    return jax.tree_util.Partial(anew)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessjax._compilation import compiled
+from hessjax._compilation import as_partial, compiled
 from hessjax._numerics import check_count
 
 try:
@@ -36,8 +36,9 @@ def torch_module(logits_fn: Logits, *, batch_size: int = 250) -> torch.nn.Module
     ``Partial(apply, params)`` has them, share what is compiled.
 
     Args:
-        logits_fn: from one example, of any shape, to logits ``(C,)``: a function, or a
-            `jax.tree_util.Partial` whose leaves are weights, no constants of what is compiled.
+        logits_fn: from one example, of any shape, to logits ``(C,)``: a function, whose weights
+            are those that it has when the module is first called, or a `jax.tree_util.Partial`
+            whose leaves are weights, no constants of what is compiled.
         batch_size: examples per call of the compiled function: a batch is cut into so many, and
             the last part filled with copies. Best is that of the attack.
 
@@ -65,10 +66,8 @@ def torch_module(logits_fn: Logits, *, batch_size: int = 250) -> torch.nn.Module
     if not callable(logits_fn):
         raise TypeError(f"logits_fn must be a function of one example, got {logits_fn!r}")
     batch_size = check_count("batch_size", batch_size)
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
     # Weights in NumPy would be moved to the device at every call.
-    return _Module(jax.device_put(logits_fn), batch_size)
+    return _Module(jax.device_put(as_partial(logits_fn)), batch_size)
 
 
 class _Module(torch.nn.Module):

@@ -191,6 +191,16 @@ def test_bad_numbers_are_named(options, message):
         apgd(linear, jnp.full((2, 2), 0.5), 0, LpBall(0.1, 2), KEY, **options)
 
 
+@pytest.mark.parametrize("order", RADII)
+@pytest.mark.parametrize("entry", [np.inf, -np.inf])
+def test_an_infinite_start_leads_to_no_infinite_point(order, entry):
+    x = jnp.full(4, 0.5)
+    ball = LpBall(0.1, order)
+    point = apgd(lambda x: 3 * x, x, 0, ball, KEY, num_steps=2, start=x.at[0].set(entry))
+    assert jnp.all(jnp.isfinite(point))
+    assert measure(ball, point - x) <= 0.1 + 1e-12
+
+
 def test_a_start_that_is_nan_is_the_example():
     x, ball = jnp.full((2, 2), 0.5), LpBall(0.1, 2)
     options = {"num_steps": 2, "start": x.at[0].set(jnp.nan)}

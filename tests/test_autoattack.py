@@ -170,6 +170,19 @@ def test_nothing_is_compiled_anew(examples):
     assert len(traced) == before
 
 
+def test_a_plain_function_is_asked_for_the_weights_that_it_has_now():
+    model = {"w": np.array([[1.0, -1.0], [-1.0, 1.0]])}
+
+    def logits_fn(x):
+        return jnp.asarray(model["w"]) @ x
+
+    x, y = jnp.array([[0.9, 0.2], [0.6, 0.5]]), np.array([0, 0])
+    run = partial(attacked, x=x, y=y, ball=LpBall(0.1, 2), attacks=SHORT[:1])
+    assert run(logits_fn).broken_by.tolist() == [-1, 0]
+    model["w"] = -model["w"]
+    assert run(logits_fn).broken_by.tolist() == [-2, -2]
+
+
 @pytest.mark.parametrize("batches", [1, 4, 7])
 def test_it_goes_on_where_it_was_interrupted(examples, batches):
     x, y = examples
@@ -187,9 +200,12 @@ def test_it_goes_on_where_it_was_interrupted(examples, batches):
 
     with pytest.raises(KeyboardInterrupt):
         run(on_batch=interrupt)
-    left = []
-    same(run(on_batch=left.append, resume=latest[-1]), expected)
-    assert len(left) == len(seen) - batches
+    # From a file it may come as arrays of either kind.
+    for kind in (np.asarray, jnp.asarray):
+        arrays = {name: kind(getattr(latest[-1], name)) for name in ("x", "broken_by", "tried")}
+        left = []
+        same(run(on_batch=left.append, resume=latest[-1]._replace(**arrays)), expected)
+        assert len(left) == len(seen) - batches
 
 
 def test_progress_only_grows(examples):
@@ -228,12 +244,23 @@ def test_the_result_of_a_larger_ball_is_refused(examples):
 def test_another_calls_progress_is_refused(examples):
     x, y = examples
     seen = []
-    run = partial(attacked, LOGITS, ball=LpBall(0.1, 2))
-    run(x=x, y=y, attacks=SHORT[:1], on_batch=seen.append)
-    with pytest.raises(ValueError, match="resume must be the progress of a call with the same"):
-        run(x=x, y=y, attacks=SHORT, resume=seen[-1])
-    with pytest.raises(ValueError, match="resume must be the progress of a call with the same"):
-        run(x=x[:5], y=y[:5], attacks=SHORT[:1], resume=seen[-1])
+    given = {"logits_fn": LOGITS, "x": x, "y": y, "ball": LpBall(0.1, 2), "attacks": SHORT[:1]}
+    attacked(**given, on_batch=seen.append)
+
+    def refused(message, **changed):
+        with pytest.raises(ValueError, match=message):
+            attacked(**{**given, **changed}, resume=seen[-1])
+
+    others = "resume must be the progress of a call with the same examples and model, got inputs of"
+    refused(others, x=x[:5], y=y[:5])
+    refused(others, logits_fn=jax.tree_util.Partial(originals.logits_fn, originals.weights(seed=1)))
+    told = r"resume is the progress of 'apgd-ce \(1 × 4 steps\) in the l2 ball of 0\.1'"
+    # As many runs of another attack, or of other steps; balls of either size, and of another norm.
+    for attack in (fab_attack(num_steps=4, num_targets=0), apgd_attack(num_steps=5)):
+        refused(f"{told}, expected one of '{attack.name} ", attacks=(attack,))
+    for epsilon, order, name in ((0.2, 2, "l2"), (0.05, 2, "l2"), (0.1, np.inf, "linf")):
+        expected = f"{told}, expected one of '.* in the {name} ball of {epsilon}'"
+        refused(expected, ball=LpBall(epsilon, order))
 
 
 def test_an_attack_of_ones_own(examples):

@@ -114,6 +114,21 @@ def test_weights_of_a_partial_are_no_constants():
     assert not torch.allclose(first, other)
 
 
+def test_a_plain_function_is_asked_for_the_weights_that_it_has_now():
+    model = {"params": weights()}
+
+    def logits_fn(x):
+        return apply(model["params"], x)
+
+    x, images = examples(3)
+    first = torch_module(logits_fn, batch_size=3)(images)
+    model["params"] = weights(seed=5)
+    other = torch_module(logits_fn, batch_size=3)(images)
+    assert not torch.allclose(first, other)
+    expected = jax.vmap(lambda x: apply(model["params"], x))(x)
+    np.testing.assert_allclose(other, expected, rtol=1e-12)
+
+
 def test_without_gradients_nothing_is_kept():
     module = torch_module(Partial(apply, weights()), batch_size=3)
     _, images = examples(3)

@@ -10,6 +10,7 @@ import torch
 from pyautoattack.fab_pt import FABAttack_PT
 
 from hessjax import LpBall
+from hessjax.attacks.balls import sphere_point
 from hessjax.attacks.fab import fab, fab_attack
 from tests import originals
 
@@ -53,6 +54,23 @@ def test_iterates_are_those_of_the_reference(order, rank):
     )
     assert np.all(np.isfinite(states[-1].distance))
     np.testing.assert_allclose(states[-1].best, found.numpy().reshape(len(x), -1), atol=1e-9)
+
+
+@pytest.mark.parametrize("order", RADII)
+def test_a_restart_is_half_the_radius_away_or_at_the_box(order):
+    """As the reference clips it: not where half the way to the box would be."""
+    x = jnp.array([0.5, 0.95, 0.02, 0.9])
+    start = fab_attack(num_targets=0, num_restarts=2).init
+    moved = set()
+    for key in jax.random.split(jax.random.key(0), 20):
+        free = sphere_point(LpBall(0.3, order, (-np.inf, np.inf)), x, key)
+        expected = jnp.clip(x + (free - x) / 2, 0, 1)
+        ball = LpBall(0.3, order)
+        got = start(lambda x: x, x, 0, ball, key, run=1).x
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+        moved |= {float(entry) for entry in got if entry in (0, 1)}
+        np.testing.assert_array_equal(start(lambda x: x, x, 0, ball, key, run=0).x, x)
+    assert moved == {0, 1}
 
 
 @pytest.mark.parametrize("num_targets", [0, 2])

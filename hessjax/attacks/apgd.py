@@ -85,7 +85,8 @@ def apgd(
             at x on, each wrong class once at most; 0 for an untargeted loss.
         num_steps: steps of each run.
         num_restarts: runs for each target.
-        start: where the runs start, like x, instead of a random point; NaN entries are those of x.
+        start: where the runs start, like x, instead of a random point; an entry that is not
+            finite is that of x.
         unroll: steps per turn of the compiled loop; True writes all of them out.
 
     Returns:

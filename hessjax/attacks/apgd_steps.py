@@ -115,7 +115,7 @@ def apgd_init(
         given = as_point(jnp.asarray(start, x.dtype), "start")
         if given.shape != x.shape:
             raise ValueError(f"start must have the shape of x, {x.shape}, got {given.shape}")
-        point = project(ball, center, jnp.where(jnp.isnan(given), x, given).ravel())
+        point = project(ball, center, jnp.where(jnp.isfinite(given), given, x).ravel())
     target = jnp.int32(0)
     if num_targets:
         target = likely_class(logits_fn(x), 1 + jnp.asarray(run) // num_restarts)

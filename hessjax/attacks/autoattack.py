@@ -71,6 +71,7 @@ class Progress(NamedTuple):
             all attacks; a run is a restart or a target.
         num_runs: of all attacks.
         attack: name of the attack that is at work.
+        call: the attacks and the ball, in words; those of another call are refused by them.
     """
 
     x: jax.Array
@@ -78,6 +79,7 @@ class Progress(NamedTuple):
     tried: np.ndarray
     num_runs: int
     attack: str
+    call: str
 
 
 def auto_attack(
@@ -107,7 +109,8 @@ def auto_attack(
     Args:
         logits_fn: one example to its logits of shape ``(C,)``, C at least 2. Pass weights as
             ``jax.tree_util.Partial(apply, params)``: then networks of one architecture, and calls
-            for several radii, share what is compiled.
+            for several radii, share what is compiled. Any other function is compiled anew at every
+            call, with the weights that it then has.
         x: the examples, ``(N, ...)``, floating point, in the box of the ball.
         y: their labels, ``(N,)``, whole numbers from 0 to C - 1.
         ball: where to search, ℓ2 or ℓ∞.
@@ -170,9 +173,8 @@ def auto_attack(
         for run in range(attack.num_runs)
     ]
     wrong = np.isnan(clean).any(axis=1) | (clean.argmax(axis=1) != np.asarray(y))
-    progress = Progress(
-        x, np.where(wrong, MISCLASSIFIED, ROBUST), np.zeros(len(x), int), len(runs), ""
-    )
+    broken_by, call = np.where(wrong, MISCLASSIFIED, ROBUST), _described(fitting, ball)
+    progress = Progress(x, broken_by, np.zeros(len(x), int), len(runs), "", call)
     if isinstance(resume, AttackResult):
         checks.check_earlier(resume.broken_by, resume.distance, ball, x.dtype)
         resume = progress._replace(x=resume.x, broken_by=np.asarray(resume.broken_by))
@@ -193,7 +195,7 @@ def auto_attack(
             tried[index] = position + 1
             broken_by[index[:used][np.asarray(kept.broken)[:used]]] = place
             x_adv = batches.put(progress.x, index, kept.x)
-            progress = Progress(x_adv, broken_by, tried, len(runs), attack.name)
+            progress = Progress(x_adv, broken_by, tried, len(runs), attack.name, call)
             if on_batch is not None:
                 on_batch(progress)
     warnings += checks.nan_warnings(clean, _logits(given, progress.x, size), progress.broken_by)
@@ -245,16 +247,28 @@ def _dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
     return dlr_loss(logits, y) if logits.size > 2 else -margin(logits, y)
 
 
+def _described(attacks: Sequence[Attack], ball: LpBall) -> str:
+    """Return what a call is to do, in words."""
+    named = [f"{a.name} ({a.num_runs} × {a.num_steps} steps)" for a in attacks]
+    order = "l2" if ball.order == 2 else "linf"
+    return f"{', '.join(named)} in the {order} ball of {float(ball.epsilon)}"
+
+
 def _resumed(given: Progress, fresh: Progress) -> Progress:
     """Return the earlier progress, or raise if it is no progress of this call."""
-    shapes = [(np.shape(p.x), np.shape(p.broken_by), p.num_runs) for p in (given, fresh)]
+    if given.call != fresh.call:
+        raise ValueError(
+            f"resume is the progress of {given.call!r}, expected one of {fresh.call!r}"
+        )
+    broken_by, tried = np.array(given.broken_by), np.array(given.tried)
+    shapes = [(np.shape(p.x), np.shape(p.broken_by)) for p in (given, fresh)]
     if shapes[0] != shapes[1] or not np.array_equal(
-        given.broken_by == MISCLASSIFIED, fresh.broken_by == MISCLASSIFIED
+        broken_by == MISCLASSIFIED, fresh.broken_by == MISCLASSIFIED
     ):
         raise ValueError(
-            "resume must be the progress of a call with the same examples, model and attacks, got "
-            f"inputs of shape {shapes[0][0]} and {shapes[0][2]} runs where there are "
-            f"{shapes[1][0]} and {shapes[1][2]}"
+            "resume must be the progress of a call with the same examples and model, got inputs of "
+            f"shape {shapes[0][0]} where those of this call have {shapes[1][0]}, or others that "
+            "the model misclassifies"
         )
     x = replicated(mesh_of(fresh.x), jnp.asarray(given.x, fresh.x.dtype))
-    return given._replace(x=x)
+    return given._replace(x=x, broken_by=broken_by, tried=tried)

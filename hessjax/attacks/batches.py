@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessjax._compilation import compiled
+from hessjax._compilation import as_partial, compiled
 from hessjax._numerics import safe_norm
 from hessjax._placement import each, following, gathered, mesh_of
 from hessjax.attacks.attack import Attack, Logits, Outcome, State
@@ -72,8 +72,7 @@ class Kept(NamedTuple):
 
 def problem(logits_fn: Logits, ball: LpBall, dtype: jnp.dtype) -> Problem:
     """Return the problem, with the weights as data if the function is a `jax.tree_util.Partial`."""
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
+    logits_fn = as_partial(logits_fn)
     low, high = ball.bounds
     epsilon = jnp.asarray(ball.epsilon, dtype)
     return Problem(logits_fn, epsilon, float(ball.order), (float(low), float(high)))

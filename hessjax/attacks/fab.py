@@ -65,8 +65,8 @@ def fab_init(
     x = x.ravel()
     start = x
     if num_restarts > 1:
-        offset = (sphere_point(ball, x, key) - x) / 2
-        start = jnp.where(run % num_restarts == 0, x, x + offset)
+        half = LpBall(ball.epsilon / 2, ball.order, ball.bounds)
+        start = jnp.where(run % num_restarts == 0, x, sphere_point(half, x, key))
     return FABState(start, x, jnp.asarray(jnp.inf, x.dtype), target)
 
 
