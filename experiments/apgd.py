@@ -28,8 +28,8 @@ def evaluate(
     num_examples: int,
     *,
     mesh: Mesh | None = None,
-) -> dict[str, dict[str, float]]:
-    """Return the accuracy of the first test examples under APGD, by norm and radius.
+) -> dict[str, Any]:
+    """Find the accuracy of the first test examples under APGD.
 
     It is kept in ``apgd.json``, and what is there of the same examples is not done again.
 
@@ -39,6 +39,9 @@ def evaluate(
         radii: of the balls by norm, in input units.
         num_examples: how many test examples, the first ones.
         mesh: devices to attack on, the default one if not given; they change no result.
+
+    Returns:
+        ``robust``, by norm and radius, and ``commit``, the code that attacked.
     """
     check_count("num_examples", num_examples, dataset)
     path, told = run.path / "apgd.json", {"num_examples": num_examples, "seed": run.config.seed}
@@ -59,12 +62,16 @@ def evaluate(
                 )
             }
             content["robust"][norm] = {name: found[name] for name in names}
-            led(write_json)(path, {**content, **provenance.collect()})
-    return {
+            here = provenance.collect()
+            commit = provenance.joined(content.get("commit", here["commit"]), here["commit"])
+            content = {**content, **here, "commit": commit}
+            led(write_json)(path, content)
+    robust = {
         norm: {name: content["robust"][norm][name] for name in map(number_key, sorted(values))}
         for norm, values in radii.items()
         if values
     }
+    return {"robust": robust, "commit": content.get("commit", "unknown")}
 
 
 def _withstood(
@@ -97,4 +104,4 @@ def _withstood(
 def _earlier(path: Path, told: dict[str, Any]) -> dict[str, Any]:
     found = read_json(path) if path.is_file() else {}
     same = all(found.get(name) == value for name, value in told.items())
-    return {**told, "robust": found.get("robust", {}) if same else {}}
+    return found if same and "robust" in found else {**told, "robust": {}}

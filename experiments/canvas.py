@@ -41,8 +41,11 @@ _RELATIVES = {
 }
 _OTHER = "#6A3D9A"
 _MARKERS = dict(zip(_COLORS, "osDd^vPX*", strict=True))
-# The line, and which part of the marker has the color.
-_VARIANTS = (("-", "full"), ("--", "left"), (":", "top"), ("-.", "right"))
+# The line, and which part of the marker has the color: the first four differ in both.
+_LINES, _FILLS = ("-", "--", ":", "-."), ("full", "left", "top", "right")
+_VARIANTS = tuple(
+    (line, _FILLS[(place + turn) % 4]) for turn in range(4) for place, line in enumerate(_LINES)
+)
 _DPI = 120
 STYLE_SHEET: dict[Any, Any] = {
     "font.size": 13,

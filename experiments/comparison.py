@@ -165,6 +165,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Attack a network and return what was found, also under ``auto`` and ``apgd``."""
     found = evaluate(run, dataset, attacks.radii, attacks.pgd, mesh=mesh)
+    commits = [found["commit"]]
     told = auto.settings("standard", attacks.auto_examples, run.config.seed)
     by_norm = {}
     for norm, radii in attacks.auto_radii.items():
@@ -172,14 +173,18 @@ def _evaluated(
             content = auto.evaluate(run, dataset, norm=norm, radii=radii, attack=told, mesh=mesh)
             # Earlier calls may have left results for other radii, too.
             results = {name: content["results"][norm][name] for name in map(number_key, radii)}
+            commits += [result["commit"] for result in results.values()]
             by_norm[norm] = {
                 name: {"robust": result["robust"], "verdict": result["verdict"]}
                 for name, result in results.items()
             }
     by_apgd = {}
     if attacks.apgd_examples:
-        by_apgd = apgd.evaluate(run, dataset, attacks.radii, attacks.apgd_examples, mesh=mesh)
-    return {**found, "auto": by_norm, "apgd": by_apgd}
+        content = apgd.evaluate(run, dataset, attacks.radii, attacks.apgd_examples, mesh=mesh)
+        commits.append(content["commit"])
+        by_apgd = content["robust"]
+    commit = provenance.joined(*commits)
+    return {**found, "auto": by_norm, "apgd": by_apgd, "commit": commit}
 
 
 def _entry(

@@ -79,13 +79,10 @@ def _joined(before: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any
     known = {run["path"] for run in before["runs"]}
     if not known - paths:
         return comparison
-    # In the order of the commands; one that is given again keeps its place.
-    commands = dict.fromkeys([*before["command"].split(" && "), comparison["command"]])
     new = {run["path"]: run for run in comparison["runs"]}
     return {
         **comparison,
-        "command": " && ".join(commands),
-        "commit": provenance.joined(before["commit"], comparison["commit"]),
+        **provenance.merged(before, comparison),
         "runs": [
             *(new.get(run["path"], run) for run in before["runs"]),
             *(run for run in comparison["runs"] if run["path"] not in known),

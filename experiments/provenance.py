@@ -29,6 +29,28 @@ def collect() -> dict[str, Any]:
     }
 
 
+def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result has to carry that was made of one and then of another.
+
+    Commands, commits, devices and versions each name all that there were.
+    """
+    versions = later["versions"]
+    return {
+        # In the order of the commands; one that is given again keeps its place.
+        "command": _both(" && ", earlier["command"], later["command"]),
+        "commit": joined(earlier["commit"], later["commit"]),
+        "versions": {
+            name: _both(", ", earlier["versions"].get(name, version), version)
+            for name, version in versions.items()
+        },
+        "device": _both(" and ", earlier["device"], later["device"]),
+    }
+
+
+def _both(separator: str, earlier: str, later: str) -> str:
+    return separator.join(dict.fromkeys([*earlier.split(separator), *later.split(separator)]))
+
+
 def joined(*commits: str) -> str:
     """Return the different commits among these, each of which may be several."""
     return ", ".join(sorted({commit for several in commits for commit in several.split(", ")}))

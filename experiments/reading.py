@@ -27,8 +27,8 @@ def read(directory: Path) -> dict[str, Any]:
 
     Returns:
         ``comparison.json``, with the radii that key each run's accuracies turned into numbers.
-        Where there is a ``step_times.json`` beside it, that is under ``step_times``, and each run's
-        ``seconds_per_step`` is from there.
+        Where there is a ``step_times.json`` of the same setup beside it, that is under
+        ``step_times``, and each run's ``seconds_per_step`` is from there.
 
     Raises:
         ValueError: if the folder holds no comparison, or a broken or an empty one.
@@ -100,6 +100,10 @@ def _check_run(run: dict[str, Any], where: str) -> None:
 def _take_times(comparison: dict[str, Any], path: Path) -> None:
     """Give each run the seconds per step of its method, None where that came later."""
     require(("seconds", "device", "commit"), comparison["step_times"], str(path))
+    # Those from before they told it are taken.
+    if comparison["step_times"].get("setup", setup := comparison.get("setup")) != setup:
+        del comparison["step_times"]  # of other trainings, which stood here before
+        return
     seconds = comparison["step_times"]["seconds"]
     for run in comparison["runs"]:
         told = seconds.get(str(Path(run["path"]).parent), {"median": None})
@@ -147,7 +151,7 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     auto = next(iter(strongest), {})
     whole = {**comparisons[0], "auto": auto, "apgd_examples": examples, "runs": runs}
     if timed:
-        same = [times for times in timed if times["device"] == timed[0]["device"]]
+        same = [times for times in timed if _clock(times) == _clock(timed[0])]
         commits = sorted({times["commit"] for times in same})
         whole["step_times"] = {**timed[0], "commit": ", ".join(commits)}
     return whole
@@ -174,8 +178,13 @@ def _check_alike(comparisons: Sequence[dict[str, Any]]) -> None:
 
 def _on_one_clock(comparison: dict[str, Any], timed: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what hides times that are not of the device on which the first ones were measured."""
-    device = comparison.get("step_times", {}).get("device")
-    return {"seconds_per_step": None} if timed and device != timed[0]["device"] else {}
+    same = timed and _clock(comparison.get("step_times", {})) == _clock(timed[0])
+    return {} if same or not timed else {"seconds_per_step": None}
+
+
+def _clock(times: dict[str, Any]) -> list[Any]:
+    """Return what makes times comparable: the device by name, too, and what its environment set."""
+    return [times.get(name) for name in ("device", "device_name", "environment")]
 
 
 def _network(comparison: dict[str, Any]) -> str:

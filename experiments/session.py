@@ -16,7 +16,7 @@ from tqdm import tqdm
 from experiments import runs
 from experiments.checkpoints import Checkpoints, Snapshot
 from experiments.config import Config
-from experiments.files import write_json
+from experiments.files import read_json, write_json
 from experiments.interruption import Interrupted, noted
 from experiments.laps import Laps
 from experiments.metrics import Log
@@ -28,10 +28,30 @@ from hessjax.training import Step
 _LOG_EVERY = 20
 # So many steps in a row without a finite loss and gradient end a training.
 _MOST_REFUSED = 10
+_DIVERGED = "diverged.json"
 
 
 class DivergedError(ArithmeticError):
     """Loss or gradient are no numbers any more; the run's folder keeps the weights before."""
+
+
+def check_converging(path: Path) -> None:
+    """Raise if the training in a folder diverged: to go on would not change that.
+
+    Raises:
+        DivergedError: naming the steps.
+    """
+    steps = led(_refused)(path)
+    if steps:
+        raise DivergedError(
+            f"training diverged: loss or gradient was not finite in steps {steps[0]} to "
+            f"{steps[-1]}; {path}/{_DIVERGED} names their examples, and the weights "
+            "before them are kept. A smaller learning rate or strength may help"
+        )
+
+
+def _refused(path: Path) -> list[int]:
+    return read_json(path / _DIVERGED)["steps"] if (path / _DIVERGED).is_file() else []
 
 
 @dataclass
@@ -140,13 +160,9 @@ class Session:
     def _give_up(self, refused: list[int], laps: Laps) -> None:
         """Say which steps and examples had no finite loss and gradient, and stop."""
         examples = {str(number): self.indices(number - 1).tolist() for number in refused}
-        led(write_json)(self.path / "diverged.json", {"steps": refused, "examples": examples})
+        led(write_json)(self.path / _DIVERGED, {"steps": refused, "examples": examples})
         self._save(laps, needed=False)
-        raise DivergedError(
-            f"training diverged: loss or gradient was not finite in steps {refused[0]} to "
-            f"{refused[-1]}; {self.path}/diverged.json names their examples, and the weights "
-            "before them are kept. A smaller learning rate or strength may help"
-        )
+        check_converging(self.path)
 
     def _bar(self) -> tqdm:
         """Return a progress bar in images."""

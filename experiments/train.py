@@ -22,7 +22,7 @@ from experiments.landscape import norms
 from experiments.metrics import Log
 from experiments.models import Params
 from experiments.processes import leads, led, start
-from experiments.session import DivergedError, Session
+from experiments.session import DivergedError, Session, check_converging
 from experiments.wrappers import refusing, with_accuracy
 from hessjax import TrainState, check_apply, check_batch, train_step
 from hessjax.objective import Apply, Objective
@@ -179,6 +179,7 @@ def train(
         if found is None:
             runs.start(path, config, runs.network(config, dataset))
         else:
+            check_converging(path)
             runs.resume(path)
             # Copied, for steps give their buffers away.
             state, seconds = jax.tree.map(jnp.array, found.state), found.progress["seconds"]

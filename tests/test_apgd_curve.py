@@ -49,7 +49,7 @@ def test_a_curve_counts_what_withstands_a_larger_radius(
         return auto_attack(*given, resume=resume, **options)
 
     monkeypatch.setattr(apgd, "auto_attack", noting)
-    found = apgd.evaluate(*network, RADII, 40)
+    found = apgd.evaluate(*network, RADII, 40)["robust"]
     # Only what was broken at the radius before is attacked, and what is misclassified never is.
     clean = alone(*network, 1e-6, 2).mean()
     broken = [round(40 * (clean - found["l2"][name])) for name in ("0.6", "0.4")]
@@ -61,7 +61,7 @@ def test_a_curve_counts_what_withstands_a_larger_radius(
         assert found["l2"][f"{radius}"] == robust.mean()
     assert found["linf"]["0.05"] == alone(*network, 0.05, np.inf).mean()
     assert 0 < found["l2"]["0.6"] < found["l2"]["0.2"] < 1, "the radii are to matter"
-    on_two = apgd.evaluate(*_elsewhere(network), RADII, 40, mesh=devices.mesh(2))
+    on_two = apgd.evaluate(*_elsewhere(network), RADII, 40, mesh=devices.mesh(2))["robust"]
     assert on_two == found
 
 
@@ -84,9 +84,9 @@ def test_what_is_there_is_not_attacked_again(
         return [(radius, np.array([True, False])) for radius in radii]
 
     monkeypatch.setattr(apgd, "_withstood", noted)
-    assert apgd.evaluate(*network, {"l2": (0.2,)}, 9) == {"l2": {"0.2": 0.5}}
+    assert apgd.evaluate(*network, {"l2": (0.2,)}, 9)["robust"] == {"l2": {"0.2": 0.5}}
     assert called == []
-    found = apgd.evaluate(*network, {"l2": (0.2, 0.3), "linf": ()}, 9)
+    found = apgd.evaluate(*network, {"l2": (0.2, 0.3), "linf": ()}, 9)["robust"]
     assert found == {"l2": {"0.2": 0.5, "0.3": 0.5}}
     assert called == [(0.2, 0.3)]
     assert read_json(run.path / "apgd.json")["robust"] == {"l2": {"0.2": 0.5, "0.3": 0.5}}

@@ -4,6 +4,8 @@ import re
 import shutil
 import signal
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -194,6 +196,24 @@ def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path,
     assert read_json(out / "comparison.json")["commit"] == expected
 
 
+def test_a_result_tells_the_commits_of_every_attack(monkeypatch):
+    result = {"robust": 0.5, "verdict": "", "commit": "by-auto"}
+    found = {
+        "evaluate": {"commit": "by-pgd"},
+        "auto.evaluate": {"results": {"l2": {"0.5": result}}},
+        "apgd.evaluate": {"robust": {"l2": {"0.5": 0.25}}, "commit": "by-apgd"},
+    }
+    for name, value in found.items():
+        where = f"experiments.comparison.{name}"
+        monkeypatch.setattr(where, lambda *_, value=value, **__: value)
+    run: Any = SimpleNamespace(config=SimpleNamespace(seed=0))
+    attacks = comparison.Attacks({"l2": [0.5]}, {}, {"l2": [0.5]}, None, 3)
+    nothing: Any = None
+    told = comparison._evaluated(run, dataset=nothing, attacks=attacks, mesh=None)
+    assert told["commit"] == "by-apgd, by-auto, by-pgd"
+    assert told["apgd"] == {"l2": {"0.5": 0.25}}
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp_path, monkeypatch):
     out = shutil.copytree(folder, tmp_path / "out")
@@ -207,7 +227,7 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
         out / "none" / "seed-1" / "config.json",
         trained | {"config": trained["config"] | {"seed": 1}},
     )
-    second = {**provenance.collect(), "command": "second"}
+    second = {**provenance.collect(), "command": "second", "device": "another"}
     monkeypatch.setattr(provenance, "collect", lambda: second)
     options = [*ARGUMENTS[3:], "--methods", "none", "--seeds", "1", "--out", str(out)]
     after = {}
@@ -221,6 +241,7 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
         ]
         assert after["runs"][:2] == before["runs"]
         assert after["command"] == f"{before['command']} && second"
+        assert after["device"] == f"{before['device']} and another"
         assert after["setup"]["precision"] == "float32"
 
     # Other radii: the earlier accuracies do not belong into the same table, and are not lost.

@@ -215,6 +215,8 @@ def test_methods_look_different_and_settings_of_one_share_its_color():
     assert canvas.style("something new").color not in {look.color for look in looks}
     every = {(look.color, look.marker) for look in map(canvas.style, methods.METHODS)}
     assert len(every) == len(methods.METHODS)
+    settings = {canvas.style("hessian", variant) for variant in range(16)}
+    assert len(settings) == 16
 
 
 def test_settings_of_one_method_are_told_apart_without_lines(pages, tmp_path):

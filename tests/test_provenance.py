@@ -32,5 +32,21 @@ def test_places_on_a_machine_are_left_out_of_the_command(monkeypatch):
     assert "/b" not in provenance.collect()["command"]
 
 
+def test_what_several_were_made_with_is_all_named():
+    first = {"command": "a", "commit": "1", "device": "CPU, 2 cores", "versions": {"jax": "0.10"}}
+    second = {**first, "device": "H200", "versions": {"jax": "0.11", "optax": "0.2"}}
+    both = provenance.merged(first, second)
+    assert both == {
+        "command": "a",
+        "commit": "1",
+        "device": "CPU, 2 cores and H200",
+        "versions": {"jax": "0.10, 0.11", "optax": "0.2"},
+    }
+    assert provenance.merged(both, first)["device"] == both["device"]
+    third = {**first, "command": "b", "commit": "0"}
+    assert provenance.merged(both, third)["command"] == "a && b"
+    assert provenance.merged(both, third)["commit"] == "0, 1"
+
+
 def test_commits_are_joined_once_each():
     assert provenance.joined("b", "a, b", "a") == "a, b"

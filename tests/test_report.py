@@ -563,14 +563,18 @@ def test_command_line_teaches_and_refuses(tmp_path):
 def test_a_joint_table_has_one_clock(tmp_path):
     """A plain step measured in turns is no measure for a training's own time per step."""
 
-    def part(name, seconds, device="", commit="a"):
+    def part(name, seconds, device="", commit="a", told=None):
         """Return what is read of a folder, with times measured in turns on a device."""
         runs = [run(name, 0, seconds_per_step=seconds, path=f"{name}/seed-0")]
-        folder = tmp_path / f"{name} {device} {commit}"
+        folder = tmp_path / f"{name} {device} {commit} {told}"
         setup = {"setup": {"model": "cnn", "activation": "gelu"}}
         write_json(folder / "comparison.json", comparison(runs) | setup)
         if device:
-            told = {"device": device, "commit": commit, "seconds": {name: {"median": seconds}}}
+            told = (told or {}) | {
+                "device": device,
+                "commit": commit,
+                "seconds": {name: {"median": seconds}},
+            }
             write_json(folder / "step_times.json", told)
         return read(folder)
 
@@ -582,6 +586,10 @@ def test_a_joint_table_has_one_clock(tmp_path):
     assert cells(part(*plain, "one"), part(*other)) == ["1.00×", "-"]
     assert cells(part(*plain), part(*other, "one")) == ["-", "-"]
     assert cells(part(*plain, "one"), part(*other, "two")) == ["1.00×", "-"]
+    # One processor may have as many cores as another.
+    for name, value in (("device_name", "another"), ("environment", {"OMP_NUM_THREADS": "1"})):
+        there = part(*other, "one", told={name: value})
+        assert cells(part(*plain, "one"), there) == ["1.00×", "-"]
     both = part(*plain, "one", "b"), part(*other, "one")
     assert cells(*both) == ["1.00×", "6.00×"]
     assert "measured in turns on one, commit a, b" in explained(joined(both))

@@ -10,7 +10,8 @@ from experiments.files import read_json
 from experiments.plans import PLANS
 from experiments.reading import read
 from experiments.study import tuning, winners
-from experiments.table import table
+from experiments.table import group, table
+from experiments.words import about
 
 ROOT = Path(__file__).parents[1]
 DEVICES = sorted(path for path in records.RESULTS.iterdir() if path.is_dir())
@@ -32,6 +33,15 @@ def test_a_result_says_where_it_is_from(folder):
     assert "with changes" not in comparison["commit"]
     places = [word for word in comparison["command"].split() if "/" in word]
     assert all(place.startswith("runs/") for place in places)
+
+
+@pytest.mark.parametrize("folder", RESULTS + STUDY, ids=lambda path: path.name)
+def test_a_report_says_which_images_and_no_two_of_its_methods_look_alike(folder):
+    comparison = read(folder)
+    assert about(comparison) in (folder / "report.md").read_text(encoding="utf-8")
+    methods = group(comparison)
+    if len(methods) <= 24:
+        assert len({method.style for method in methods}) == len(methods)
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)

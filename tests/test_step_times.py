@@ -73,6 +73,20 @@ def test_a_method_that_came_later_has_no_time(folder):
     assert times(folder) == ["1.00×", "-", "1.50×"]
 
 
+def test_times_of_other_trainings_are_not_taken(folder):
+    path = f"{METHODS[0]}/seed-0"
+    content = read_json(folder / "comparison.json")
+    content["runs"] = [one | {"seconds_per_step": 7.0} for one in content["runs"]]
+    write_json(folder / "comparison.json", content)
+    told = {"seconds": {"none": {"median": 2.0}}, "device": "one", "commit": "1"}
+    write_json(folder / "step_times.json", told | {"setup": SETUP})
+    assert {run["path"]: run["seconds_per_step"] for run in read(folder)["runs"]}[path] == 2.0
+    write_json(folder / "step_times.json", told | {"setup": SETUP | {"batch_size": 9}})
+    found = read(folder)
+    assert {run["path"]: run["seconds_per_step"] for run in found["runs"]}[path] == 7.0
+    assert "measured in turns" not in explained(found)
+
+
 @pytest.mark.parametrize(
     ("change", "option", "message"),
     [

@@ -332,9 +332,20 @@ def test_a_diverged_training_stops_and_says_where(digits, tmp_path):
     assert told["steps"] == list(range(2, 22))
     wanted = data.batch_indices(1, len(digits.train_labels), 64, seed=0)
     assert told["examples"]["2"] == wanted.tolist()
-    # The state is kept, too: going on meets the same end.
-    with pytest.raises(DivergedError, match="in steps 2 to 22"):
-        train.train(config, digits, tmp_path, resume=True)
+    # To go on changes nothing, and makes no whole training of it.
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=message):
+            train.train(config, digits, tmp_path, resume=True)
+    assert not runs.is_trained(tmp_path, config)
+
+
+def test_a_training_that_diverged_at_its_end_is_not_complete(digits, tmp_path):
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, batch_size=1347, epochs=12)
+    message = "in steps 2 to 12"
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=message):
+            train.train(config, digits, tmp_path, resume=True)
+    assert not runs.is_trained(tmp_path, config)
 
 
 def test_a_validation_split_is_held_out(digits):

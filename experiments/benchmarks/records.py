@@ -1,5 +1,6 @@
 """Where measurements are kept, under which conditions, and which need not be made again."""
 
+import json
 import os
 import platform
 import re
@@ -137,5 +138,6 @@ def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     found, here = read_json(path), conditions()
     same = all(found.get(name) == here[name] for name in _CONDITIONS)
-    same = same and found.get("settings") == settings and not here["dirty"]
+    # As JSON has them: a tuple comes back as a list.
+    same = same and found.get("settings") == json.loads(json.dumps(settings)) and not here["dirty"]
     return found.get("rows", []) if same else []

@@ -44,7 +44,8 @@ def main(
     """
     try:
         harness.check_repeats(repeats)
-        configs = _configs(read(directory))
+        comparison = read(directory)
+        configs = _configs(comparison)
         dataset = load_for(next(iter(configs.values())), data_dir, manual_dir)
         calls = {name: _stepping(config, dataset) for name, config in configs.items()}
         timings = harness.measure(calls, repeats=repeats)
@@ -60,7 +61,8 @@ def main(
         }
         for name, t in timings.items()
     }
-    write_json(directory / STEP_TIMES, {**records.conditions(), "seconds": seconds})
+    told = {**records.conditions(), "setup": comparison["setup"], "seconds": seconds}
+    write_json(directory / STEP_TIMES, told)
     for name, told in seconds.items():
         print(f"{name}: {1e3 * told['median']:.1f} ms")
     print(f"written: {directory / STEP_TIMES}")
