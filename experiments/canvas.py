@@ -6,6 +6,7 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
@@ -125,8 +126,7 @@ def canvas(
     """
     # So many characters an inch, digits and capitals too.
     lines = textwrap.wrap(note, int(10.7 * width))
-    longest = max((len(label) for label, _ in legend), default=0)
-    columns = max(1, min(len(legend), int(width // (1.0 + 0.11 * longest))))
+    columns = _columns([len(label) for label, _ in legend], width)
     bands = (0.6 + 0.23 * len(lines), height, 0.32 * ceil(len(legend) / columns) + 0.1)
     page = Figure(figsize=(width, sum(bands)), dpi=_DPI, layout="constrained")
     grid = page.add_gridspec(3, 1, height_ratios=bands, hspace=0)
@@ -138,6 +138,16 @@ def canvas(
     if handles:
         footer.legend(handles=handles, loc="center", ncols=columns, frameon=False)
     return page, body
+
+
+def _columns(lengths: Sequence[int], width: float) -> int:
+    """Return how many columns of a legend with labels of so many characters the page can hold."""
+    for count in range(len(lengths), 1, -1):
+        # As matplotlib deals them out.
+        columns = np.array_split(lengths, count)
+        if sum(0.9 + 0.1 * column.max() for column in columns) <= width:
+            return count
+    return 1
 
 
 def frame(ax: Axes, color: str) -> None:

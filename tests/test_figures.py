@@ -219,6 +219,21 @@ def test_methods_look_different_and_settings_of_one_share_its_color():
     assert len(settings) == 16
 
 
+@pytest.mark.parametrize(("long", "columns"), [(0, 3), (40, 2), (105, 1)])
+def test_one_long_label_does_not_make_a_column_of_all(pages, tmp_path, long, columns):
+    labels = [*[f"method {i}" for i in range(11)], ("hessian-inside 0.5, step 1 " * 4)[:long]]
+    drawn = [trends.Trajectory(label, NONE, np.ones(2), np.ones(2), np.ones(2)) for label in labels]
+    trends.trajectories(tmp_path / "one.png", drawn, **TEXT)
+    page = pages[0]
+    [legend] = page.subfigs[2].legends
+    assert legend._ncols >= columns
+    assert (legend._ncols == 1) == (columns == 1)
+    page.draw_without_rendering()
+    edges = legend.get_window_extent()
+    assert edges.x0 >= 0
+    assert edges.x1 <= page.bbox.x1
+
+
 def test_settings_of_one_method_are_told_apart_without_lines(pages, tmp_path):
     points = [
         trends.Point("hessian", canvas.style("hessian", i), np.array([cost]), np.array([0.5]))
