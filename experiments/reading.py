@@ -100,8 +100,10 @@ def _check_run(run: dict[str, Any], where: str) -> None:
 def _take_times(comparison: dict[str, Any], path: Path) -> None:
     """Give each run the seconds per step of its method, None where that came later."""
     require(("seconds", "device", "commit"), comparison["step_times"], str(path))
-    # Those from before they told it are taken.
-    if comparison["step_times"].get("setup", setup := comparison.get("setup")) != setup:
+    # What one of the two doesn't tell came later.
+    setup = comparison.get("setup", {})
+    timed = comparison["step_times"].get("setup", {})
+    if any(setup.get(name, value) != value for name, value in timed.items()):
         del comparison["step_times"]  # of other trainings, which stood here before
         return
     seconds = comparison["step_times"]["seconds"]
