@@ -130,7 +130,11 @@ def evaluated(mesh: Mesh | None, path: Path) -> dict[str, Any]:
 
 def everything(mesh: Mesh | None, path: Path) -> list[Any]:
     """Return the leaves of all results, in an order."""
-    results = [trained(mesh, np.float64), found(attacked(mesh)), evaluated(mesh, path)]
+    results = [
+        *(trained(mesh, dtype) for dtype in (np.float64, np.float32)),
+        found(attacked(mesh)),
+        evaluated(mesh, path),
+    ]
     return jax.device_get(jax.tree.leaves(results))
 
 

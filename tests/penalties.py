@@ -163,8 +163,8 @@ def frozen_oracles(name: str) -> dict[str, Callable[[Any], jax.Array]]:
     }
 
 
-# Gradients of all of them on all networks would take most of the suite's time.
-DIFFERENTIATED = {"mlp gelu": list(PENALTIES), "cnn softplus": FEW, "cnn maxpool": FEW}
+# Gradients on all networks would take most of the suite's time.
+DIFFERENTIATED = {"mlp gelu": list(PENALTIES), "cnn softplus": CORE, "cnn maxpool": CORE}
 
 
 @cache

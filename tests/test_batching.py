@@ -29,6 +29,7 @@ SEPARATE = partial(
     {
         "slope": (0.7, hessjax.input_gradient_norm),
         "probe": (0.2, hessjax.hessian_squared_frobenius_norm),
+        "jacobian": (0.1, hessjax.jacobian_operator_norm),
     },
 )
 
@@ -149,7 +150,7 @@ def test_options_combine(parts: int) -> None:
 def wide(activation: str, params: Any, x: jax.Array) -> jax.Array:
     """Apply layers whose intermediate values outweigh the weights."""
     h = jnp.outer(x, params["spread"])
-    for _ in range(2):
+    for _ in range(4):
         h = cases.ACTIVATIONS[activation](h @ params["mix"])
     return jnp.sum(h, 0) @ params["read"]
 

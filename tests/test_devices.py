@@ -128,13 +128,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_processes_see_the_same(pair: Path, tmp_path: Path) -> None:
+    precisions = (np.float64, np.float32)
     evaluation = layouts.evaluated(None, tmp_path)
-    wanted = [trained_on_one(np.float64), layouts.found(attacked_on_one()), evaluation]
+    wanted = [*map(trained_on_one, precisions), layouts.found(attacked_on_one()), evaluation]
     for number in range(2):
         with np.load(pair / str(number) / "found.npz") as file:
             leaves = [file[name] for name in file.files]
-        training, found, evaluated = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-        assert_same_training(training, np.float64)
+        *training, found, evaluated = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+        for got, dtype in zip(training, precisions, strict=True):
+            assert_same_training(got, dtype)
         assert_same_verdicts(found)
         cases.assert_tree_close(evaluated, evaluation, rtol=1e-9, atol=1e-9)
 
@@ -361,7 +363,7 @@ def step_program(
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_step_divides_and_exchanges_the_gradient_alone(parts: int) -> None:
     objective = surrogate(parts=parts)
-    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 8)}
+    programs = {count: step_program(count, 512, objective=objective) for count in (1, 2, 4, 8)}
     alone = programs[1].cost_analysis()["flops"]
     assert exchanges(programs.pop(1).as_text()) == []
     for count, program in programs.items():
@@ -463,7 +465,7 @@ def test_a_step_of_an_attack_divides_and_exchanges_nothing(attack: Any) -> None:
     start = partial(batches._start, attack.init)
     batch, state, _ = jax.eval_shape(start, given, examples, jnp.arange(size), numbers)
     flops = {}
-    for count in (1, 8):
+    for count in (1, 2, 4, 8):
         mesh = devices.mesh(count)
         placed, carried = jax.tree.map(partial(by_rows, mesh), (batch, state))
         step = jax.jit(batches._step, static_argnums=0, donate_argnames="state")
