@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_hex
 
 from experiments.canvas import STYLE_SHEET, Style, canvas, frame, norm_name, radius_name, save
 
@@ -92,6 +92,47 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, n
         ax.grid(visible=True)
         ticks = np.unique(np.concatenate([curve.epsilons for curve in drawn]))
         ax.set_xticks(ticks, ["clean" if tick == 0 else radius_name(tick) for tick in ticks])
+    save(page, path)
+
+
+@mpl.rc_context(STYLE_SHEET)
+def ranking(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, note: str) -> None:
+    """Draw what `accuracy` does of many methods: a row each, one marker a radius.
+
+    The first norm ranks the rows, by the mean accuracy over its radii, the best on top.
+    """
+    first = next(iter(curves.values()))
+    rank = np.argsort([curve.accuracy[:, 1:].mean() for curve in first], kind="stable")
+    height = 0.3 * len(first) + 1.3
+    page, body = canvas(6.5 * len(curves), height, title=title, note=note)
+    axes = body.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    rows = np.arange(len(first))
+    for ax, (norm, drawn) in zip(axes, curves.items(), strict=True):
+        radii = drawn[0].epsilons
+        ranked = [100 * drawn[i].accuracy for i in rank]
+        # From light to dark, as the accuracy falls.
+        shades = mpl.colormaps["cividis_r"](np.linspace(0, 1, len(radii)))
+        for i, radius in enumerate(radii):
+            look = {"marker": "o", "ls": "", "color": to_hex(shades[i])}
+            mean = [percent[:, i].mean() for percent in ranked]
+            label = "clean" if radius == 0 else radius_name(radius)
+            ax.plot(mean, rows, ms=9, label=label, **look)
+            for row, percent in zip(rows, ranked, strict=True):
+                if len(percent) > 1:
+                    # Below the means: they show where the seeds disagree.
+                    ax.plot(percent[:, i], len(percent) * [row], ms=3.5, mew=0, zorder=1.5, **look)
+        ax.set(xlim=(-2, 102), xlabel="accuracy, % of images")
+        ax.set_title(f"{norm_name(norm)} attack, radius ε (pixels in [0, 1])", pad=32)
+        ax.legend(
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1),
+            ncols=len(radii),
+            frameon=False,
+            handletextpad=0,
+            columnspacing=1,
+        )
+        ax.grid(visible=True)
+    axes[0].set_yticks(rows, [first[i].label for i in rank])
     save(page, path)
 
 

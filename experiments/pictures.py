@@ -26,6 +26,8 @@ _COMMON = {
     "attack_steps": "steps of the attack",
     "surface_offsets": "planes",
 }
+# Of more methods, lines of accuracy hide each other.
+_MOST_LINES = 12
 
 
 class Landscapes(NamedTuple):
@@ -104,18 +106,18 @@ def _draw_accuracy(folder: Path, comparison: dict[str, Any], methods: Sequence[M
             method.label, method.style, np.array([0.0, *radii]), np.array(accuracy)
         )
 
+    norms = comparison["norms"]
+    curves = {norm: [curve(one, norm, radii) for one in methods] for norm, radii in norms.items()}
     note = f"{about(comparison)}. Attack: {attack_of(comparison['attack'])}."
-    if any(len(method.runs) > 1 for method in methods):
+    several = any(len(method.runs) > 1 for method in methods)
+    if many := len(methods) > _MOST_LINES:
+        note += f" Rows: by the mean accuracy over the {norm_name(next(iter(norms)))} radii."
+        note += " Markers: mean over seeds; small dots: seeds." if several else ""
+    elif several:
         note += " Lines: mean over seeds; bands: ± sample standard deviation; small dots: seeds."
     path = folder / "accuracy.png"
-    figures.accuracy(
-        path,
-        {
-            norm: [curve(method, norm, radii) for method in methods]
-            for norm, radii in comparison["norms"].items()
-        },
-        title="Accuracy under attack",
-        note=note,
+    (figures.ranking if many else figures.accuracy)(
+        path, curves, title="Accuracy under attack", note=note
     )
     return path
 

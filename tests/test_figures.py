@@ -49,6 +49,10 @@ def draw_accuracy(path):
     figures.accuracy(path, curves(), **TEXT)
 
 
+def draw_ranking(path):
+    figures.ranking(path, {norm: 7 * drawn for norm, drawn in curves().items()}, **TEXT)
+
+
 def draw_histograms(path):
     values = np.geomspace(1e-3, 10, 40)
     clouds = [
@@ -123,7 +127,7 @@ def draw_calibration(path):
 
 INF = [np.inf, np.inf]
 ALL = [
-    *(draw_accuracy, draw_histograms, draw_planes, draw_attacks),
+    *(draw_accuracy, draw_ranking, draw_histograms, draw_planes, draw_attacks),
     *(draw_boundaries, draw_frontier, draw_trajectories, draw_calibration),
 ]
 
@@ -169,6 +173,7 @@ def test_every_axis_is_told(draw, pages, tmp_path):
     upward = {ax.get_ylabel() for ax in body.axes} | {body.get_supylabel()}
     expected = {
         draw_accuracy: ([r"$\ell_2$ norm", r"$\ell_\infty$ norm"], ["% of images"]),
+        draw_ranking: (["accuracy, % of images"], []),
         draw_histograms: (["nats per input unit)", "nats per input unit²)"], ["% of images"]),
         draw_planes: ([r"input units, $\ell_2$"], [r"input units, $\ell_2$", "nats"]),
         draw_attacks: ([r"$\ell_2$ size", "predicts"], ["change of pixel value"]),
@@ -219,7 +224,7 @@ def test_methods_look_different_and_settings_of_one_share_its_color():
     assert len(settings) == 16
 
 
-@pytest.mark.parametrize(("long", "columns"), [(0, 3), (40, 2), (105, 1)])
+@pytest.mark.parametrize(("long", "columns"), [(0, 6), (40, 4), (105, 1)])
 def test_one_long_label_does_not_make_a_column_of_all(pages, tmp_path, long, columns):
     labels = [*[f"method {i}" for i in range(11)], ("hessian-inside 0.5, step 1 " * 4)[:long]]
     drawn = [trends.Trajectory(label, NONE, np.ones(2), np.ones(2), np.ones(2)) for label in labels]
@@ -264,6 +269,50 @@ def test_accuracy_line_is_the_mean_and_band_the_sample_deviation(pages, tmp_path
         np.testing.assert_allclose([dot.get_ydata()[0] for dot in dots], [90, 80, 100])
         assert ax.get_xticklabels()[0].get_text() == "clean"
         assert ax.get_xticks().tolist() == [0, 0.5, 2]
+
+
+def test_a_ranking_has_a_row_for_each_method_and_a_marker_for_each_radius(pages, tmp_path):
+    radii = np.array([0.0, 0.5, 2.0])
+    found = {
+        # One seed is far off: by its median, or with the clean accuracy, it would be the first.
+        "middle": np.array([[0.9, 0.9, 0.6], [0.9, 0.9, 0.6], [0.9, 0.0, 0.0]]),
+        "best": np.array([[0.7, 0.7, 0.45]]),
+        "worst": np.array([[1.0, 0.4, 0.1]]),
+    }
+    # The second norm has no say.
+    other = {"worst": 0.9, "middle": 0.1, "best": 0.1}
+    drawn = {
+        "l2": [figures.Curve(name, NONE, radii, rows) for name, rows in found.items()],
+        "linf": [
+            figures.Curve(name, NONE, radii[:2], np.full((1, 2), other[name])) for name in found
+        ],
+    }
+    figures.ranking(tmp_path / "one.png", drawn, **TEXT)
+    first, second = pages[0].subfigs[1].axes
+    first.figure.canvas.draw()
+    named = [label.get_text() for label in first.get_yticklabels()]
+    assert named == ["worst", "middle", "best"]
+    heights = dict(zip(named, first.get_yticks(), strict=True))
+    assert heights["worst"] < heights["middle"] < heights["best"]
+    for ax, names in ((first, ["clean", "0.5", "2"]), (second, ["clean", "0.5"])):
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == names
+    # Means from the clean one to the largest radius, then the seeds of whom there are several.
+    means = [line for line in first.lines if line.get_markersize() > 5]
+    for line, accuracies in zip(means, ([70, 90, 100], [70, 60, 40], [45, 40, 10]), strict=True):
+        at = dict(zip(line.get_ydata(), line.get_xdata(), strict=True))
+        expected = dict(zip(("best", "middle", "worst"), accuracies, strict=True))
+        for name, accuracy in expected.items():
+            assert at[heights[name]] == pytest.approx(accuracy)
+    seeds = [line for line in first.lines if line.get_markersize() < 5]
+    assert {y for line in seeds for y in line.get_ydata()} == {heights["middle"]}
+    assert sorted(x for line in seeds for x in line.get_xdata()) == pytest.approx(
+        [0, 0, 60, 60, 90, 90, 90, 90, 90]
+    )
+    assert len({line.get_color() for line in means}) == 3
+    assert [line.get_color() for line in second.lines if line.get_markersize() > 5] == [
+        means[0].get_color(),
+        means[-1].get_color(),
+    ]
 
 
 def test_legend_is_outside_of_the_axes(pages, tmp_path):

@@ -284,7 +284,7 @@ def drawn(monkeypatch):
     """Catch what the figures are given."""
     calls = {}
     drawings = {
-        figures: ("accuracy", "histograms", "attacks"),
+        figures: ("accuracy", "ranking", "histograms", "attacks"),
         surfaces: ("planes", "boundaries"),
         trends: ("frontier", "trajectories"),
     }
@@ -602,3 +602,14 @@ def test_so_many_methods_that_no_figure_tells_them_apart(tmp_path, drawn, count)
     text = (tmp_path / "report.md").read_text()
     assert ("No figures: 25 methods could not be told apart." in text) == (count == 25)
     assert ("(figures/accuracy.png)" in text) == bool(drawn) == (count == 24)
+
+
+@pytest.mark.parametrize("count", [12, 13])
+def test_many_methods_are_ranked_where_lines_would_hide_each_other(tmp_path, drawn, count):
+    runs = [run("gradient", 0, strength=float(i), path=f"gradient-{i}") for i in range(count)]
+    report.main(store(tmp_path, comparison(runs), {}))
+    name = "ranking" if count == 13 else "accuracy"
+    assert set(drawn) == {name}
+    curves, text = drawn[name]
+    assert len(curves[0]["l2"]) == count
+    assert ("Rows: by the mean accuracy" in text["note"]) == (count == 13)
