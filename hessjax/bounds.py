@@ -51,8 +51,8 @@ def first_order_distance_estimate(gap: ArrayLike, gradient_norm: ArrayLike) -> j
         gradient_norm: the norm dual to that of the distance (ℓ2 for ℓ2, ℓ1 for ℓ∞), nonnegative.
 
     Returns:
-        The distance in input units, elementwise; 0 for no gap, infinity where there is a gap and no
-        gradient (with zero derivatives there).
+        The distance in input units, elementwise; 0 for no gap or an infinite norm, infinity for an
+        infinite gap and where there is a gap and no gradient (with zero derivatives there).
 
     Raises:
         ValueError: if a gradient norm is negative. A traced one gives NaN.
@@ -62,8 +62,9 @@ def first_order_distance_estimate(gap: ArrayLike, gradient_norm: ArrayLike) -> j
     """
     gap, gradient_norm = _prepare(gap, gradient_norm=gradient_norm)
     flat = gradient_norm == 0
-    distance = gap / jnp.where(flat, 1, gradient_norm)
-    return jnp.where(flat & (gap > 0), jnp.inf, distance)
+    endless = (flat & (gap > 0)) | jnp.isinf(gap)
+    distance = jnp.where(endless, 1, gap) / jnp.where(endless | flat, 1, gradient_norm)
+    return jnp.where(endless, jnp.inf, distance)
 
 
 def second_order_distance_estimate(

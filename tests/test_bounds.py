@@ -147,7 +147,11 @@ def test_infinities():
         steep = np.isinf(norm) or np.isinf(curvature)
         wanted = 0 if steep else second_order(gap, norm, curvature)
         np.testing.assert_allclose(second_order(gap, norm, curvature), wanted, atol=1e-37)
-    assert second_order(np.inf, 1.0, 0.0) == second_order(np.inf, 1.0, 1.0) == np.inf
+        # No way along a loss however steep closes an infinite gap.
+        assert second_order(np.inf, norm, curvature) == first_order(np.inf, norm) == np.inf
+        for argument in range(2):
+            assert jax.grad(first_order, argument)(np.inf, norm) == 0
+        assert first_order(gap, np.inf) == 0
 
 
 def test_no_gap_left_is_no_distance():
