@@ -157,23 +157,25 @@ def _draw_cost(folder: Path, comparison: dict[str, Any], methods: Sequence[Metho
 
 
 def _draw_training(folder: Path, comparison: dict[str, Any], methods: Sequence[Method]) -> Path:
-    drawn = []
+    drawn, seeds, absent = [], [], []
     for method in methods:
-        told = [run["trajectory"] for run in method.runs if "trajectory" in run]
-        names = ("step", "test_gradient_norm", "test_hessian_norm")
-        drawn += [
-            trends.Trajectory(method.label, method.style, *(np.array(one[name]) for name in names))
-            for one in told
-        ]
-    named = seeds_of(run["seed"] for method in methods for run in method.runs)
+        for run in method.runs:
+            if told := run.get("trajectory"):
+                names = ("step", "test_gradient_norm", "test_hessian_norm")
+                numbers = (np.array(told[name]) for name in names)
+                drawn.append(trends.Trajectory(method.label, method.style, *numbers))
+                seeds.append(run["seed"])
+            else:
+                absent.append(f"{method.label} of seed {run['seed']}")
+    unwatched = f" No line: {', '.join(absent)}." if absent else ""
     path = folder / "training.png"
     trends.trajectories(
         path,
         drawn,
         title="Gradient and curvature of the loss through training",
-        note=f"Means over the first {images_of(comparison)}; {named}, a line each. "
-        "Derivatives of the cross-entropy (nats) in the input, pixels in [0, 1]; ‖H‖ is the "
-        "largest |eigenvalue| of the Hessian, estimated from below.",
+        note=f"Means over the first {images_of(comparison)}; {seeds_of(seeds)}, a line each."
+        f"{unwatched} Derivatives of the cross-entropy (nats) in the input, pixels in [0, 1]; "
+        "‖H‖ is the largest |eigenvalue| of the Hessian, estimated from below.",
     )
     return path
 

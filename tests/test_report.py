@@ -389,22 +389,24 @@ def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(t
     watched = {"step": [1, 9], "test_gradient_norm": [2.0, 1.0], "test_hessian_norm": [4.0, 3.0]}
     runs = [
         run("none", 0, auto=auto, trajectory=watched),
-        run("none", 1, auto=auto, trajectory=watched),
-        run("hessian", 0, auto=auto),
+        run("none", 2, auto=auto, trajectory=watched),
+        run("none", 1, auto=auto),
+        run("hessian", 3, auto=auto),
         run("gradient", 0, auto=auto, seconds_per_step=None),
     ]
     content = comparison(runs) | {"auto": {"norms": {"linf": [0.1]}, "num_examples": 500}}
     report.main(store(tmp_path, content, {}))
     (points,), told = drawn["frontier"]
     assert [point.label for point in points] == ["none", "hessian"]
-    np.testing.assert_array_equal(points[0].accuracy, [0.25, 0.25])
+    np.testing.assert_array_equal(points[0].accuracy, [0.25, 0.25, 0.25])
     assert (told["norm"], told["radius"]) == ("linf", 0.1)
     assert "AutoAttack, standard version, on the first 500 images" in told["note"]
     (lines,), told = drawn["trajectories"]
     assert [line.label for line in lines] == ["none", "none"]
     np.testing.assert_array_equal(lines[0].gradient_norm, [2, 1])
     np.testing.assert_array_equal(lines[0].curvature, [4, 3])
-    assert "seeds 0, 1" in told["note"]
+    # A method without a line has no entry in the legend; a seed without one cannot be seen there.
+    assert "seeds 0, 2, a line each. No line: none of seed 1. Deriv" in told["note"]
 
 
 def test_images_that_were_held_out_are_not_called_test_images(directory, drawn):
