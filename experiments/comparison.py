@@ -18,7 +18,7 @@ from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset, check_count
 from experiments.evaluate import evaluate
 from experiments.files import number_key
-from experiments.pictures import read_landscapes
+from experiments.landscape_pictures import read_landscapes
 from experiments.processes import leads, led
 from experiments.reading import read
 from experiments.session import DivergedError

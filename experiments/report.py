@@ -11,7 +11,8 @@ from typing import Any
 import tyro
 
 from experiments.files import replacing
-from experiments.pictures import Landscapes, draw, read_landscapes
+from experiments.landscape_pictures import Landscapes, read_landscapes
+from experiments.pictures import draw
 from experiments.reading import joined, read
 from experiments.table import group, table
 from experiments.words import about, attacked, explained, under_apgd

@@ -1,0 +1,212 @@
+"""The figures of what runs left in ``landscape.npz``: norms, planes, boundaries, attacks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import figures, surfaces
+from experiments.canvas import Style, norm_name
+from experiments.files import read_arrays
+from experiments.reading import require
+from experiments.table import group
+from experiments.words import seeds_of
+
+_LANDSCAPE_KEYS = (
+    *("curvature", "gradient_norm", "shown", "shown_label", "shown_clean", "clean_prediction"),
+    *("attacked", "attacked_prediction", "attack_epsilon", "attack_order", "attack_steps"),
+    *("surface_offsets", "surface_loss", "surface_cosine"),
+)
+# What one figure shows of several runs has to be the same in all of them.
+_COMMON = {
+    "shown": "test images",
+    "attack_epsilon": "radii of the attack",
+    "attack_order": "norms of the attack",
+    "attack_steps": "steps of the attack",
+    "surface_offsets": "planes",
+}
+
+
+class Landscapes(NamedTuple):
+    """What the runs of one method left in ``landscape.npz``; ``arrays`` is by seed."""
+
+    label: str
+    style: Style
+    seeds: Sequence[int]
+    arrays: Sequence[dict[str, np.ndarray]]
+
+
+def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landscapes]:
+    """Read what the runs of each method left; a method that left nothing is missing.
+
+    Raises:
+        ValueError: if a ``landscape.npz`` is broken, or not all show the same test images and were
+            made with the same settings.
+    """
+    loaded = []
+    for method in group(comparison):
+        left = {
+            run["seed"]: path
+            for run in method.runs
+            if (path := directory / run["path"] / "landscape.npz").is_file()
+        }
+        if left:
+            arrays = [_load(path) for path in left.values()]
+            loaded.append(Landscapes(method.label, method.style, list(left), arrays))
+    for key, meaning in _COMMON.items():
+        found = {tuple(a[key].ravel().tolist()) for method in loaded for a in method.arrays}
+        if len(found) > 1:
+            raise ValueError(
+                f"the landscape.npz files in {directory} have different {meaning}: "
+                f"{sorted(found)}; the command of the comparison, given again, makes them anew"
+            )
+    return loaded
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_arrays(path)
+    require(_LANDSCAPE_KEYS, arrays, str(path))
+    return arrays
+
+
+def draw_landscapes(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> list[Path]:
+    """Draw what the runs left and return the files, none if they left nothing.
+
+    Args:
+        folder: gets the files.
+        images: what they show, in words.
+        landscapes: what `read_landscapes` returned.
+    """
+    if not landscapes:
+        return []
+    # Those from before it was drawn lack it.
+    bounded = [found for found in landscapes if "boundary_margin" in found.arrays[0]]
+    return [
+        _draw_norms(folder, images, landscapes),
+        _draw_planes(folder, images, landscapes),
+        *([_draw_boundaries(folder, images, bounded)] if bounded else []),
+        _draw_attacks(folder, images, landscapes),
+    ]
+
+
+def _draw_norms(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> Path:
+    def cloud(found: Landscapes) -> figures.Cloud:
+        curvature, gradient_norm = (
+            np.concatenate([array[name] for array in found.arrays])
+            for name in ("curvature", "gradient_norm")
+        )
+        return figures.Cloud(found.label, found.style, curvature, gradient_norm)
+
+    count = len(landscapes[0].arrays[0]["curvature"])
+    named = seeds_of(seed for found in landscapes for seed in found.seeds)
+    pooled = " pooled" if any(len(found.seeds) > 1 for found in landscapes) else ""
+    path = folder / "norms.png"
+    figures.histograms(
+        path,
+        [cloud(found) for found in landscapes],
+        title="Gradient and curvature of the loss at the images",
+        note=f"{count:,} {images}; {named}{pooled}. Derivatives of the cross-entropy "
+        "(nats) in the input, pixels in [0, 1]; ‖H‖ is the largest |eigenvalue| of the Hessian, "
+        f"estimated from below. Dashed: median; black outline: {landscapes[0].label}. The first "
+        "bin holds all that is smaller, too.",
+    )
+    return path
+
+
+def _draw_planes(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> Path:
+    first = landscapes[0].arrays[0]
+    [i] = _clear_images(landscapes, 1)
+    radius = float(first["attack_epsilon"]) if first["attack_order"] == 2 else None
+    circle = "" if radius is None else f" Dashed: the $\\ell_2$ ball of radius ε = {radius:g}."
+    path = folder / "planes.png"
+    surfaces.planes(
+        path,
+        [
+            surfaces.Plane(
+                found.label,
+                found.style,
+                found.arrays[0]["surface_loss"][i],
+                float(found.arrays[0]["surface_cosine"][i]),
+            )
+            for found in landscapes
+        ],
+        first["surface_offsets"],
+        epsilon=radius,
+        title="Loss over the plane of gradient and top eigenvector",
+        note=f"Number {first['shown'][i]} (label {first['shown_label'][i]}) of the {images}, "
+        f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot. Dotted: the top "
+        "eigenvector of the Hessian; cos is the cosine of its angle to the gradient."
+        f"{circle} Orange: loss ln 2, below which the label surely wins. Points are not clipped "
+        "to [0, 1].",
+    )
+    return path
+
+
+def _draw_boundaries(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> Path:
+    first = landscapes[0].arrays[0]
+    [i] = _clear_images(landscapes, 1)
+    order, radius = float(first["attack_order"]), float(first["attack_epsilon"])
+    path = folder / "boundaries.png"
+    surfaces.boundaries(
+        path,
+        [
+            surfaces.Boundary(
+                found.label,
+                found.style,
+                found.arrays[0]["boundary_margin"][i],
+                float(np.linalg.norm(found.arrays[0]["attacked"][i] - first["shown_clean"][i])),
+            )
+            for found in landscapes
+        ],
+        first["surface_offsets"],
+        epsilon=radius if order == 2 else None,
+        title="Decision boundary along the attack",
+        note=f"Number {first['shown'][i]} (label {first['shown_label'][i]}) of the {images}, "
+        f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot; the cross is what "
+        f"PGD of {first['attack_steps']} steps in the {norm_name(order)} ball of radius "
+        f"ε = {radius:g} made of it. Colors: logit of the label less the largest other one; black: "
+        "the boundary. Points are not clipped to [0, 1].",
+    )
+    return path
+
+
+def _draw_attacks(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> Path:
+    def attack(arrays: dict[str, np.ndarray], i: int) -> figures.Attack:
+        return figures.Attack(
+            arrays["shown_clean"][i],
+            arrays["attacked"][i],
+            int(arrays["shown_label"][i]),
+            int(arrays["clean_prediction"][i]),
+            int(arrays["attacked_prediction"][i]),
+        )
+
+    first = landscapes[0].arrays[0]
+    chosen = _clear_images(landscapes, 2)
+    order, radius = float(first["attack_order"]), float(first["attack_epsilon"])
+    path = folder / "attacks.png"
+    figures.attacks(
+        path,
+        [
+            (found.label, found.style, [attack(found.arrays[0], i) for i in chosen])
+            for found in landscapes
+        ],
+        order=order,
+        title="Attacked images",
+        note=f"Numbers {' and '.join(str(first['shown'][i]) for i in chosen)} of the {images}, "
+        f"{seeds_of(found.seeds[0] for found in landscapes)}. PGD, {first['attack_steps']} steps, "
+        f"{norm_name(order)} ball of radius ε = {radius:g}, pixels in [0, 1].",
+    )
+    return path
+
+
+def _clear_images(landscapes: Sequence[Landscapes], count: int) -> list[int]:
+    """Return places among the shown images, those first that most methods get right clean."""
+    right = np.sum(
+        [
+            found.arrays[0]["clean_prediction"] == found.arrays[0]["shown_label"]
+            for found in landscapes
+        ],
+        axis=0,
+    )
+    return np.argsort(-right, stable=True)[:count].tolist()
