@@ -95,24 +95,29 @@ def _draw_cost(folder: Path, comparison: dict[str, Any], methods: Sequence[Metho
 
 
 def _draw_training(folder: Path, comparison: dict[str, Any], methods: Sequence[Method]) -> Path:
-    drawn, seeds, absent = [], [], []
-    for method in methods:
-        for run in method.runs:
-            if told := run.get("trajectory"):
-                names = ("step", "test_gradient_norm", "test_hessian_norm")
-                numbers = (np.array(told[name]) for name in names)
-                drawn.append(trends.Trajectory(method.label, method.style, *numbers))
-                seeds.append(run["seed"])
-            else:
-                absent.append(f"{method.label} of seed {run['seed']}")
-    unwatched = f" No line: {', '.join(absent)}." if absent else ""
+    runs = [(method.label, run) for method in methods for run in method.runs]
+    absent = [f"{label} of seed {run['seed']}" for label, run in runs if "trajectory" not in run]
+    unwatched = f" Not watched: {', '.join(absent)}." if absent else ""
+    seeds = {run["seed"] for _, run in runs if "trajectory" in run}
+    several = " Lines: mean over seeds; bands: all seeds." if len(seeds) > 1 else ""
     path = folder / "training.png"
     trends.trajectories(
         path,
-        drawn,
+        [_trajectory(method) for method in methods],
         title="Gradient and curvature of the loss through training",
-        note=f"Means over the first {images_of(comparison)}; {seeds_of(seeds)}, a line each."
-        f"{unwatched} Derivatives of the cross-entropy (nats) in the input, pixels in [0, 1]; "
-        "‖H‖ is the largest |eigenvalue| of the Hessian, estimated from below.",
+        note=f"Means over the first {images_of(comparison)}; {seeds_of(seeds)}.{unwatched}{several}"
+        " Derivatives of the cross-entropy (nats) in the input, pixels in [0, 1]; ‖H‖ is the "
+        "largest |eigenvalue| of the Hessian, estimated from below.",
     )
     return path
+
+
+def _trajectory(method: Method) -> trends.Trajectory:
+    watched = [run["trajectory"] for run in method.runs if "trajectory" in run]
+    # What is not finite was left out, of one seed alone perhaps.
+    steps = sorted(set.intersection(*(set(told["step"]) for told in watched)))
+    gradient_norm, curvature = (
+        np.array([np.array(told[name])[np.isin(told["step"], steps)] for told in watched])
+        for name in ("test_gradient_norm", "test_hessian_norm")
+    )
+    return trends.Trajectory(method.label, method.style, np.array(steps), gradient_norm, curvature)

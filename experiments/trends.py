@@ -29,7 +29,15 @@ class Point(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Gradient and curvature through the training of one network, ``(T,)`` each."""
+    """Gradient and curvature through the trainings by one method.
+
+    Attributes:
+        label: the method's name in the legend.
+        style: see `experiments.canvas.style`.
+        steps: ``(T,)``, of the training.
+        gradient_norm: ``(S, T)``, means over images, one row a seed.
+        curvature: ``(S, T)`` likewise.
+    """
 
     label: str
     style: Style
@@ -89,8 +97,11 @@ def frontier(
 
 @mpl.rc_context(STYLE_SHEET)
 def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: str) -> None:
-    """Draw mean gradient norm and curvature against the step of the training, a line a network."""
-    legend = list({one.label: one.style for one in drawn}.items())
+    """Draw gradient norm and curvature against the step of the training.
+
+    A line is the mean over the seeds of a method, its band goes from the lowest to the highest.
+    """
+    legend = [(one.label, one.style) for one in drawn]
     page, body = canvas(12.0, 4.6, title=title, note=note, legend=legend)
     panels = (
         ("gradient_norm", r"mean $\|g\|_2$ (nats per input unit)"),
@@ -99,8 +110,10 @@ def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: s
     for ax, (name, label) in zip(body.subplots(1, 2), panels, strict=True):
         for one in drawn:
             some = max(1, len(one.steps) // 6)
-            values = getattr(one, name)
-            ax.plot(one.steps, values, lw=1.5, ms=6, markevery=some, **one.style.curve)
+            seeds = getattr(one, name)
+            ax.plot(one.steps, seeds.mean(0), lw=1.5, ms=6, markevery=some, **one.style.curve)
+            band = {"color": one.style.color, "alpha": 0.2, "lw": 0}
+            ax.fill_between(one.steps, seeds.min(0), seeds.max(0), **band)
         ax.set(yscale="log", xlabel="training step", ylabel=label)
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")

@@ -106,11 +106,10 @@ def draw_frontier(path):
 
 
 def draw_trajectories(path):
-    steps = np.array([1, 20, 40])
+    steps, seeds = np.array([1, 20, 40]), np.array([[1.0, 0.5, 0.25], [1.2, 0.4, 0.35]])
     drawn = [
         trends.Trajectory(name, canvas.style(name), steps, values, 2 * values)
-        for name in ("none", "hessian")
-        for values in (np.array([1.0, 0.5, 0.25]), np.array([1.1, 0.4, 0.3]))
+        for name, values in (("none", seeds[:1]), ("hessian", seeds))
     ]
     trends.trajectories(path, drawn, **TEXT)
 
@@ -227,7 +226,8 @@ def test_methods_look_different_and_settings_of_one_share_its_color():
 @pytest.mark.parametrize(("long", "columns"), [(0, 6), (40, 4), (105, 1)])
 def test_one_long_label_does_not_make_a_column_of_all(pages, tmp_path, long, columns):
     labels = [*[f"method {i}" for i in range(11)], ("hessian-inside 0.5, step 1 " * 4)[:long]]
-    drawn = [trends.Trajectory(label, NONE, np.ones(2), np.ones(2), np.ones(2)) for label in labels]
+    seed = np.ones((1, 2))
+    drawn = [trends.Trajectory(label, NONE, np.ones(2), seed, seed) for label in labels]
     trends.trajectories(tmp_path / "one.png", drawn, **TEXT)
     page = pages[0]
     [legend] = page.subfigs[2].legends
@@ -466,12 +466,16 @@ def test_the_frontier_joins_what_nothing_cheaper_beats(pages, tmp_path):
     np.testing.assert_allclose(seeds.get_xydata(), [[4, 80], [6, 90]])
 
 
-def test_a_trajectory_is_a_line_and_a_method_one_entry(pages, tmp_path):
+def test_a_trajectory_is_a_mean_over_seeds_in_a_band_of_all(pages, tmp_path):
     draw_trajectories(tmp_path / "one.png")
     gradient, curvature = pages[0].subfigs[1].axes
-    np.testing.assert_allclose(gradient.lines[1].get_ydata(), [1.1, 0.4, 0.3])
-    np.testing.assert_allclose(curvature.lines[1].get_ydata(), [2.2, 0.8, 0.6])
-    assert len(gradient.lines) == 4
+    for ax, scale in ((gradient, 1), (curvature, 2)):
+        assert len(ax.lines) == 2
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), scale * np.array([1, 0.5, 0.25]))
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), scale * np.array([1.1, 0.45, 0.3]))
+        np.testing.assert_array_equal(ax.lines[1].get_xdata(), [1, 20, 40])
+        corners = {tuple(corner) for corner in ax.collections[1].get_paths()[0].vertices}
+        assert corners >= {(1, scale * 1.2), (1, scale), (20, scale * 0.4), (20, scale * 0.5)}
     [legend] = pages[0].subfigs[2].legends
     assert [text.get_text() for text in legend.get_texts()] == ["none", "hessian"]
 
@@ -493,7 +497,7 @@ def test_calibration_shows_medians_of_groups_of_like_estimates(pages, tmp_path):
 def test_a_legend_of_many_long_labels_stays_on_the_page(pages, tmp_path):
     labels = [f"hessian-inside (1.25, step {i})" for i in range(13)]
     steps = np.array([1, 20])
-    drawn = [trends.Trajectory(label, HESSIAN, steps, steps, steps) for label in labels]
+    drawn = [trends.Trajectory(label, HESSIAN, steps, steps[None], steps[None]) for label in labels]
     trends.trajectories(tmp_path / "one.png", drawn, **TEXT)
     [page] = pages
     [legend] = page.subfigs[2].legends

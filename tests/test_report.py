@@ -387,9 +387,13 @@ def test_figures_get_the_numbers_of_the_files(directory, drawn):
 def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(tmp_path, drawn):
     auto = {"linf": {"0.1": {"robust": 0.25, "verdict": "trustworthy"}}}
     watched = {"step": [1, 9], "test_gradient_norm": [2.0, 1.0], "test_hessian_norm": [4.0, 3.0]}
+    # Its first line was not finite, so is missing.
+    short = {"step": [9], "test_gradient_norm": [1.5], "test_hessian_norm": [5.0]}
     runs = [
         run("none", 0, auto=auto, trajectory=watched),
         run("none", 2, auto=auto, trajectory=watched),
+        run("hessian", 2, auto=auto, trajectory=watched),
+        run("hessian", 4, auto=auto, trajectory=short),
         run("none", 1, auto=auto),
         run("hessian", 3, auto=auto),
         run("gradient", 0, auto=auto, seconds_per_step=None),
@@ -402,11 +406,18 @@ def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(t
     assert (told["norm"], told["radius"]) == ("linf", 0.1)
     assert "AutoAttack, standard version, on the first 500 images" in told["note"]
     (lines,), told = drawn["trajectories"]
-    assert [line.label for line in lines] == ["none", "none"]
-    np.testing.assert_array_equal(lines[0].gradient_norm, [2, 1])
-    np.testing.assert_array_equal(lines[0].curvature, [4, 3])
-    # A method without a line has no entry in the legend; a seed without one cannot be seen there.
-    assert "seeds 0, 2, a line each. No line: none of seed 1. Deriv" in told["note"]
+    assert [line.label for line in lines] == ["none", "hessian"]
+    for line, steps, gradient_norm, curvature in (
+        (lines[0], [1, 9], [[2, 1], [2, 1]], [[4, 3], [4, 3]]),
+        (lines[1], [9], [[1], [1.5]], [[3], [5]]),
+    ):
+        np.testing.assert_array_equal(line.steps, steps)
+        np.testing.assert_array_equal(line.gradient_norm, gradient_norm)
+        np.testing.assert_array_equal(line.curvature, curvature)
+    absent = "Not watched: none of seed 1, hessian of seed 3."
+    assert (
+        f"seeds 0, 2, 4. {absent} Lines: mean over seeds; bands: all seeds. Deriv" in told["note"]
+    )
 
 
 def test_images_that_were_held_out_are_not_called_test_images(directory, drawn):
