@@ -12,7 +12,7 @@ from experiments.landscape_pictures import Landscapes, draw_landscapes
 from experiments.table import Method, group
 from experiments.words import about, attack_of, auto_of, images_of, seeds_of
 
-# Of more methods, lines of accuracy hide each other.
+# Of more methods, lines hide each other.
 _MOST_LINES = 12
 
 
@@ -23,7 +23,8 @@ def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscap
     timed = [method for method in methods if _seconds(method.runs)]
     if any(method.runs[0]["method"] == "none" for method in timed):
         drawn += [_draw_cost(folder, comparison, timed)]
-    if watched := [method for method in methods if any("trajectory" in run for run in method.runs)]:
+    watched = [method for method in methods if any("trajectory" in run for run in method.runs)]
+    if 0 < len(watched) <= _MOST_LINES:
         drawn += [_draw_training(folder, comparison, watched)]
     return drawn + draw_landscapes(folder, images_of(comparison), landscapes)
 

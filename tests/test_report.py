@@ -619,10 +619,14 @@ def test_so_many_methods_that_no_figure_tells_them_apart(tmp_path, drawn, count)
 
 @pytest.mark.parametrize("count", [12, 13])
 def test_many_methods_are_ranked_where_lines_would_hide_each_other(tmp_path, drawn, count):
-    runs = [run("gradient", 0, strength=float(i), path=f"gradient-{i}") for i in range(count)]
+    watched = {"step": [1], "test_gradient_norm": [2.0], "test_hessian_norm": [4.0]}
+    runs = [
+        run("gradient", 0, strength=float(i), path=f"gradient-{i}", trajectory=watched)
+        for i in range(count)
+    ]
     report.main(store(tmp_path, comparison(runs), {}))
     name = "ranking" if count == 13 else "accuracy"
-    assert set(drawn) == {name}
+    assert set(drawn) == {name, *(["trajectories"] if count == 12 else [])}
     curves, text = drawn[name]
     assert len(curves[0]["l2"]) == count
     assert ("Rows: by the mean accuracy" in text["note"]) == (count == 13)
