@@ -1,7 +1,7 @@
 """The study: every training method on one footing, from the choice of weights to the table."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,8 @@ def study(
     def done(
         folder: str, setup: Setup, methods: Sequence[str], seeds: Sequence[int], attacks: Attacks
     ) -> None:
+        if not methods:
+            return  # every row had a candidate that failed
         failures = run(setup, methods, seeds, out=out / folder, attacks=attacks)
         failed.update({f"{out / folder / path}": why for path, why in failures.items()})
 
@@ -107,23 +109,27 @@ def study(
         candidates = [name for row in rows for name in plan.candidates.get(row, ())]
         folder = f"tuning-{model}"
         done(folder, setup, candidates, [0], Attacks(strongest, short, {}, None))
+        if not (out / folder / "comparison.json").is_file():
+            return [row for row in rows if row not in plan.candidates]  # all of them failed
         found = read(out / folder)
         # What failed is told at the end; no weight is chosen among fewer than the others' tries.
         return [best(found, setup, plan, row) for row in rows if _tried(found, setup, plan, row)]
 
     every, few = ["none", *plan.candidates], plan.seeds[: plan.few]
+    # Once: the folder of the choice is then free for another process that chooses the others.
+    headline = chosen("cnn", HEADLINE) if {"headline", "activations"} & set(parts) else []
     if "headline" in parts:
         strong = Attacks(plan.radii, long, strongest, plan.auto_examples, plan.apgd_examples)
-        done("headline", shared, chosen("cnn", HEADLINE), plan.seeds, strong)
+        done("headline", shared, headline, plan.seeds, strong)
     if "wider" in parts:
         others = [row for row in every if row not in HEADLINE]
         done("wider", shared, chosen("cnn", others), few, attacks)
     for activation in ("relu", "softplus") if "activations" in parts else ():
         setup = replace(shared, activation=activation)
-        done(activation, setup, chosen("cnn", HEADLINE), few, attacks)
+        done(activation, setup, headline, few, attacks)
     if "mlp" in parts:
         done("mlp", replace(shared, model="mlp"), chosen("mlp", every), few, attacks)
-    _write_table(out, data, plan)
+    _write_table(out, data, plan, failed)
     return failed
 
 
@@ -176,26 +182,33 @@ def _path(setup: Setup, name: str) -> str:
     return str(folder_of(_config(setup, name)))
 
 
-def _write_table(out: Path, data: str, plan: Plan) -> None:
+def _write_table(out: Path, data: str, plan: Plan, failed: Mapping[str, str]) -> None:
     """Write the table of all that is there of a data set's study, and what weights it chose."""
-    folders = [out / name for name in _TABLED if (out / name / "comparison.json").is_file()]
-    if not folders:
+    names = (*_TABLED, *(f"tuning-{model}" for model in get_args(Network)))
+    there = {name: read(out / name) for name in names if (out / name / "comparison.json").is_file()}
+    tabled = [name for name in _TABLED if name in there]
+    if not tabled:
         return
-    whole = joined([read(folder) for folder in folders])
+    whole = joined([there[name] for name in tabled])
+    told = {
+        f"{out / name / path}": why
+        for name, one in there.items()
+        for path, why in one.get("failed", {}).items()
+    }
     lines = [
         f"# The study on {whole['data']}\n",
-        "From comparison.json of " + ", ".join(folder.name for folder in folders),
+        f"From comparison.json of {', '.join(tabled)}",
         "(command, commit, versions and device are told there).\n",
         *attacked(whole),
+        *(f"- Failed: {path}: {why}" for path, why in {**told, **failed}.items()),
         "",
         table(whole),
         f"\n{explained(whole)}\n",
         *under_apgd(whole),
     ]
     for model in get_args(Network):
-        folder = out / f"tuning-{model}"
-        if (folder / "comparison.json").is_file():
-            chosen = winners(read(folder), tuning(data, plan, model), plan)
+        if found := there.get(f"tuning-{model}"):
+            chosen = winners(found, tuning(data, plan, model), plan)
             title = f"\n## The weights chosen for the {model}, on held-out images\n"
             lines += [title, table(chosen)]
     with replacing(out / "report.md") as unfinished:

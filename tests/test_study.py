@@ -125,10 +125,10 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
     )
     assert failed == {str(tmp_path / "headline" / "none" / "seed-9"): "no reason"}
     names = [call["out"] for call in calls]
-    assert [name for name in names if not name.startswith("tuning")] == [
-        *("headline", "wider", "relu", "softplus", "mlp")
+    # The headline's weights are chosen once: another process may choose the others meanwhile.
+    assert names == [
+        *("tuning-cnn", "headline", "tuning-cnn", "wider", "relu", "softplus", "tuning-mlp", "mlp")
     ]
-    assert names[-2] == "tuning-mlp"
     by_name = dict(zip(names, calls, strict=True))
     chosen = {row: candidates[1] for row, candidates in given.candidates.items()}
     headline = ["none", *(chosen[row] for row in HEADLINE if row != "none")]
@@ -184,6 +184,54 @@ def test_a_row_with_a_candidate_that_failed_is_left_out(tmp_path: Path) -> None:
     assert failed == {str(tmp_path / "tuning-cnn" / "hessian-12" / "seed-0"): "diverged"}
     chosen = {name.split(":")[0] for name in calls[-1]["methods"]}
     assert chosen == set(HEADLINE) - {"hessian"}
+    [(path, why)] = failed.items()
+    assert f"\n- Failed: {path}: {why}\n" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_the_study_goes_on_where_all_rows_of_a_part_are_left_out(
+    tmp_path: Path, all_rows: bool
+) -> None:
+    """A candidate of every row of the wider part fails, or every candidate there is."""
+    calls: list[dict[str, Any]] = []
+    given = PLANS["mnist"]
+    lost = {
+        name
+        for row, names in given.candidates.items()
+        for name in (names if all_rows else names[:1])
+        if all_rows or row not in HEADLINE
+    }
+    run = made_up(calls, middling)
+
+    def failing(setup: Setup, methods: list[str], *args: Any, **options: Any) -> dict[str, str]:
+        kept = [name for name in methods if not (setup.validation and name in lost)]
+        if kept:
+            run(setup, kept, *args, **options)
+        configs = plan(setup, [name for name in methods if name not in kept] or ["none"], [0])
+        return {str(folder_of(config)): "no" for config in configs if config.method != "none"}
+
+    parts = ("wider", "activations", "headline")
+    failed = study.study("mnist", given, parts, out=tmp_path, run=failing)
+    assert len(failed) == len(lost)
+    left = [call["out"] for call in calls if not call["out"].startswith("tuning")]
+    assert left == ["headline", "relu", "softplus"]
+    rows = {name.split(":")[0] for name in calls[-1]["methods"]}
+    assert rows == ({"none"} if all_rows else set(HEADLINE))
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"- Failed: {path}: no\n" in report for path in failed)
+
+
+def test_what_failed_before_is_told_until_it_is_done(tmp_path: Path) -> None:
+    study.study("mnist", PLANS["mnist"], ("headline",), out=tmp_path, run=made_up([], middling))
+    path = tmp_path / "tuning-cnn" / "comparison.json"
+    write_json(path, {**read_json(path), "failed": {"trades-1/seed-0": "out of memory"}})
+
+    def idle(*_: Any, **__: Any) -> dict[str, str]:
+        return {}
+
+    study.study("mnist", PLANS["mnist"], ("headline",), out=tmp_path, run=idle)
+    where = path.parent / "trades-1" / "seed-0"
+    assert f"- Failed: {where}: out of memory\n" in (tmp_path / "report.md").read_text()
 
 
 def test_rows_that_lack_a_candidate_have_no_winner(tmp_path: Path) -> None:
