@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from experiments import auto, devices
-from experiments.comparison import Attacks, compare
+from experiments.comparison import Attacks, compare, plan
 from experiments.config import Setup
 from experiments.evaluate import attack_settings, chosen_radii
 from experiments.interruption import exit_code
@@ -90,7 +90,9 @@ def main(
             data_dir=data_dir,
             manual_dir=manual_dir,
         )
-        _tell(out)
+        # The table of a comparison to which this command added nothing is another's.
+        if len(failed) < len(plan(setup, methods, seeds)):
+            _tell(out)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
@@ -116,10 +118,9 @@ def _strongest(
 
 @led
 def _tell(out: Path) -> None:
-    """Print the table; there is none if no run ever succeeded."""
-    if (out / "comparison.json").is_file():
-        print(table(read(out)))
-        print(f"\nWritten: {out / 'comparison.json'}, {out / 'report.md'} and figures beside them")
+    """Print the table."""
+    print(table(read(out)))
+    print(f"\nWritten: {out / 'comparison.json'}, {out / 'report.md'} and figures beside them")
 
 
 if __name__ == "__main__":

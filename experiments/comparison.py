@@ -117,7 +117,8 @@ def compare(
                 if leads():
                     print(f"failed: {path}: {failed[str(path)]}", file=sys.stderr)
             comparison_file.write(out, settings, entries, failed)
-        if entries or failed:
+        # A comparison of other settings is none of this command's, all of whose runs failed.
+        if comparison_file.earlier(out, settings)["runs"]:
             _draw(out)
     return failed
 
@@ -241,10 +242,10 @@ def _trajectory(path: Path) -> dict[str, Any]:
 
 @led
 def _draw(out: Path) -> None:
-    if not (out / "comparison.json").is_file():
-        return  # no run ever succeeded
+    """Write table and figures, unless those there tell the same."""
     comparison = read(out)
-    report.write(out, comparison, read_landscapes(out, comparison))
+    if not report.is_written(out, comparison):
+        report.write(out, comparison, read_landscapes(out, comparison))
 
 
 def _describe(setup: Setup) -> str:

@@ -1,17 +1,15 @@
 """The file of a comparison, comparison.json, to which several commands add."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import provenance
-from experiments.config import Setup
 from experiments.files import read_json, write_json
 from experiments.processes import led
+from experiments.reading import setup_of
 
 _NAME = "comparison.json"
-_DEFAULTS = dataclasses.asdict(Setup())
 
 
 @led
@@ -21,9 +19,7 @@ def earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
     found.setdefault("auto", {"norms": {}, "num_examples": None})
     found.setdefault("apgd_examples", 0)
-    # A setting that came after the file had its default, and one that went says nothing.
-    before = found.get("setup", {})
-    found["setup"] = {name: before.get(name, default) for name, default in _DEFAULTS.items()}
+    found["setup"] = setup_of(found)
     same = all(found.get(key) == value for key, value in settings.items())
     return found if same else {"runs": []}
 
@@ -75,10 +71,9 @@ def write(
 
 def _joined(before: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
     """Return a comparison with the runs of an earlier one that it has no newer results of."""
-    paths = {run["path"] for run in comparison["runs"]}
-    known = {run["path"] for run in before["runs"]}
-    if not known - paths:
+    if not before["runs"]:
         return comparison
+    known = {run["path"] for run in before["runs"]}
     new = {run["path"]: run for run in comparison["runs"]}
     return {
         **comparison,

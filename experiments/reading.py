@@ -1,10 +1,11 @@
 """Reading what comparisons left on disk: ``comparison.json``, checked, one or several joined."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ORDERS
+from experiments.config import ORDERS, Setup
 from experiments.files import read_json
 
 _COMPARISON_KEYS = (
@@ -169,9 +170,9 @@ def _check_alike(comparisons: Sequence[dict[str, Any]]) -> None:
                 raise ValueError(
                     f"comparisons of different {key} make no table: {first[key]} and {other[key]}"
                 )
-        for key in (first["setup"].keys() | other["setup"].keys()) - set(_NETWORK):
-            before, after = (one["setup"].get(key) for one in (first, other))
-            if before != after:
+        for key, before in setup_of(first).items():
+            after = setup_of(other)[key]
+            if before != after and key not in _NETWORK:
                 raise ValueError(f"comparisons of different {key} make no table: {before}, {after}")
     strongest = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
     if any(told != strongest[0] for told in strongest):
@@ -190,7 +191,16 @@ def _clock(times: dict[str, Any]) -> list[Any]:
 
 
 def _network(comparison: dict[str, Any]) -> str:
-    return " ".join(comparison["setup"][name] for name in _NETWORK)
+    return " ".join(setup_of(comparison)[name] for name in _NETWORK)
+
+
+def setup_of(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Return what the trainings of a comparison share.
+
+    A setting that came after the file had its default, and one that went says nothing.
+    """
+    told = comparison.get("setup", {})
+    return {name: told.get(name, default) for name, default in asdict(Setup()).items()}
 
 
 def require(keys: Iterable[str], found: object, where: str) -> None:

@@ -19,6 +19,7 @@ from experiments.words import about, attacked, explained, under_apgd
 
 # As many as a part of the study has; of more, no figure would be readable.
 _MOST = 24
+_REPORT = "report.md"
 
 
 def main(
@@ -57,13 +58,19 @@ def main(
     print("\nWritten:", *written, sep="\n  ")
 
 
+def is_written(directory: Path, comparison: dict[str, Any]) -> bool:
+    """Tell whether the folder of a comparison has a report, written last, of all that is in it."""
+    path = directory / _REPORT
+    return path.is_file() and path.read_text(encoding="utf-8").startswith(_facts(comparison))
+
+
 def write(
     directory: Path, comparison: dict[str, Any], landscapes: Sequence[Landscapes]
 ) -> list[Path]:
     """Write ``report.md`` and the figures into a comparison's folder.
 
-    A method whose runs left no ``landscape.npz`` is missing in all figures but the first; the
-    report says so. Of very many methods there are none.
+    A method whose runs left no ``landscape.npz`` is missing in the figures that need it; the report
+    says so. Of very many methods there are none.
 
     Args:
         directory: the folder of the comparison.
@@ -82,14 +89,21 @@ def write(
         drawn = draw(directory / "figures", comparison, landscapes)
         if absent := [label for label in labels if label not in there]:
             named = ", ".join(absent)
-            notes = [f"Without landscape.npz, so in the first figure only: {named}.\n"]
-    report = directory / "report.md"
+            notes = [f"Without landscape.npz, so in none of the figures made of it: {named}.\n"]
+    report = directory / _REPORT
     with replacing(report) as partial:
         partial.write_text(_text(comparison, drawn, notes), encoding="utf-8")
     return [report, *drawn]
 
 
 def _text(comparison: dict[str, Any], drawn: Sequence[Path], notes: Sequence[str]) -> str:
+    lines = [_facts(comparison), *notes]
+    lines += [f"![{path.stem}]({path.parent.name}/{path.name})\n" for path in drawn]
+    return "\n".join(lines)
+
+
+def _facts(comparison: dict[str, Any]) -> str:
+    """Return what a report tells before its figures, in Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in comparison["versions"].items())
     lines = [
         f"# Comparison on {comparison['data']}\n",
@@ -105,8 +119,6 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], notes: Sequence[str
         f"\n{explained(comparison)}\n",
         *under_apgd(comparison),
     ]
-    lines += notes
-    lines += [f"![{path.stem}]({path.parent.name}/{path.name})\n" for path in drawn]
     return "\n".join(lines)
 
 

@@ -76,6 +76,31 @@ def test_the_same_command_does_nothing_twice(folder, monkeypatch):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_same_command_elsewhere_does_not_claim_what_was_there(folder, tmp_path, monkeypatch):
+    out = shutil.copytree(folder, tmp_path / "out")
+    before = read_json(out / "comparison.json")
+    elsewhere = {**provenance.collect(), "command": before["command"], "device": "another"}
+    monkeypatch.setattr(provenance, "collect", lambda: elsewhere)
+    tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
+    after = read_json(out / "comparison.json")
+    assert after == before | {"device": f"{before['device']} and another"}
+    assert f"- Device: {after['device']}\n" in (out / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_table_of_another_command_is_not_told_as_this_ones(folder, tmp_path, capsys):
+    out = shutil.copytree(folder, tmp_path / "out")
+    before = {name: (out / name).read_bytes() for name in ("comparison.json", "report.md")}
+    for method in ("none", "gradient-0.5"):
+        (out / method / "seed-0" / "weights.npz").write_bytes(b"PK")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2 of the runs failed"):
+        tyro.cli(compare.main, args=[*ARGUMENTS, "--num-steps", "5", "--out", str(out)])
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkeypatch):
     """A short one."""
     out = shutil.copytree(folder, tmp_path / "out")

@@ -206,6 +206,13 @@ def test_comparisons_attacked_alike_make_one_table(directory, tmp_path, capsys):
     by_auto = [row[head.index("AA ℓ∞ 0.1") :][:2] for row in rows]
     assert by_auto == [["-", "-"], ["-", "-"], ["50.0", "none"], ["50.0", "none"]]
 
+    # A setting that came later had its default, one that is gone says nothing.
+    for more in ({"precision": "float32"}, {"seed": 3}):
+        store(tmp_path / "other", other | {"setup": small["setup"] | more}, {})
+        report.main(directory, (tmp_path / "other",))
+    store(tmp_path / "other", other | {"setup": small["setup"] | {"precision": "bfloat16"}}, {})
+    with pytest.raises(SystemExit, match="different precision make no table: float32, bfloat16"):
+        report.main(directory, (tmp_path / "other",))
     store(tmp_path / "other", other | {"setup": small["setup"] | {"warmup_epochs": 4}}, {})
     with pytest.raises(SystemExit, match="different warmup_epochs make no table: None, 4"):
         report.main(directory, (tmp_path / "other",))
@@ -453,7 +460,7 @@ def test_methods_without_landscape_are_named(tmp_path, drawn):
     landscapes = {"hessian-1": landscape()}
     report.main(store(tmp_path, comparison(), landscapes))
     text = (tmp_path / "report.md").read_text()
-    assert "Without landscape.npz, so in the first figure only: none." in text
+    assert "Without landscape.npz, so in none of the figures made of it: none." in text
     assert [cloud.label for cloud in drawn["histograms"][0][0]] == ["hessian"]
     assert "seed 1. Derivatives" in drawn["histograms"][1]["note"]
     assert "seed 1" in drawn["planes"][1]["note"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tyro
 
-from experiments import comparison, study
+from experiments import comparison, report, study
 from experiments.comparison import Attacks, folder_of, plan
 from experiments.config import Config, Setup
 from experiments.evaluate import attack_settings
@@ -299,6 +299,32 @@ def test_results_without_their_runs_count_as_done(
     shutil.rmtree(tmp_path / "none")
     comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=other)
     assert trained == [1, 0, 0, 1]
+
+
+@pytest.mark.usefixtures("undrawn", "unattacked")
+def test_a_report_that_was_interrupted_is_written_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks = Attacks({"l2": (0.1,)}, attack_settings(num_steps=1), {}, None)
+    given = (Setup(model="mlp", epochs=1), ["none"], [0])
+    write, written = report.write, []
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def noted(*known: Any) -> Any:
+        written.append(known)
+        return write(*known)
+
+    monkeypatch.setattr(report, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        comparison.compare(*given, out=tmp_path, attacks=attacks, known=True)
+    monkeypatch.setattr(report, "write", noted)
+    # The third time there is nothing to tell.
+    for _ in range(2):
+        comparison.compare(*given, out=tmp_path, attacks=attacks, known=True)
+        assert len(written) == 1
+        assert "| none " in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.usefixtures("undrawn", "unattacked")
