@@ -214,6 +214,10 @@ class Config(Setup):
             raise ValueError(
                 f"warmup_epochs must be at most the {epochs} epochs of the training, got {warmup}"
             )
+        if self.batch_size is not None and self.parts > self.batch_size:
+            raise ValueError(
+                f"parts must be at most the {self.batch_size} examples of a batch, got {self.parts}"
+            )
         models.check_names(self.model, self.activation, self.precision)
         if self.norm not in ORDERS:
             raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")
@@ -262,16 +266,17 @@ def parse_method(text: str) -> dict[str, Any]:
     methods.find(name)
     try:
         values = [float(number) for number in numbers]
-        options = {
-            key: _OPTIONS[key][0](value) for key, value in (word.split("=") for word in words)
-        }
+        given = [(key, _OPTIONS[key][0](value)) for key, value in (w.split("=") for w in words)]
     except (ValueError, KeyError):
-        values, options = [math.nan] * 3, {}
+        values, given = [math.nan] * 3, []
     if len(values) > 2:
         raise ValueError(
             f"{text!r} must be a method, method:strength or method:strength:step, "
             f"and may go on with {' or '.join(f',{key}=...' for key in _OPTIONS)}"
         )
+    options = dict(given)
+    if len(options) < len(given):
+        raise ValueError(f"{text!r} gives one of its options twice")
     return {"method": name, **dict(zip(("strength", "step"), values, strict=False)), **options}
 
 

@@ -60,7 +60,8 @@ def main(
     Args:
         config: what decides the result.
         out: the folder; runs/DATA/METHOD/seed-SEED if not given.
-        resume: go on from the newest whole checkpoint, or begin if there is none.
+        resume: go on from the newest whole checkpoint, or begin if there is none. Without it a
+            run of the same settings is trained anew, and what was measured of it deleted.
         checkpoint_every: steps between checkpoints; an epoch's, but at least 100, if not given.
         watch: measure gradient and curvature of so many test images during the training, too.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
@@ -177,6 +178,8 @@ def train(
         log, seconds = Log(path / runs.METRICS), 0.0
         found = _newest(path, state) if resume else None
         if found is None:
+            if leads() and (path / "config.json").is_file():
+                print(f"{path}: training anew; what was there is deleted", file=sys.stderr)
             runs.start(path, config, runs.network(config, dataset))
         else:
             check_converging(path)
@@ -217,10 +220,14 @@ def first_step(config: Config, dataset: Dataset) -> tuple[Apply, Step, TrainStat
         ValueError: if a setting does not fit the data.
     """
     steps_per_epoch = _steps_per_epoch(config, dataset)
+    total = _given(config.epochs) * steps_per_epoch
+    if config.every > total:
+        raise ValueError(
+            f"every must be at most the {total} steps of the training, got {config.every}"
+        )
     architecture = runs.network(config, dataset)
     apply, params = models.functional(models.create(**architecture, seed=config.seed))
     check_apply(apply, params, dataset.train_images)
-    total = _given(config.epochs) * steps_per_epoch
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, total))
     optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=_ALWAYS)
     step = train_step(_objective(config, apply, steps_per_epoch), optimizer)

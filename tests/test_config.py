@@ -79,6 +79,7 @@ def test_a_method_is_read_with_its_numbers(text, expected):
         ("hessian:1,every", "'hessian:1,every' must be a method, .* ,weight=... or ,norm=... or"),
         ("hessian,every=1.5", "'hessian,every=1.5' must be a method, method:strength or"),
         ("hessian,often=2", "'hessian,often=2' must be a method, method:strength or"),
+        ("hessian,every=2,every=4", "'hessian,every=2,every=4' gives one of its options twice"),
         ("finite-step:1:2:3", "'finite-step:1:2:3' must be a method, method:strength or"),
     ],
 )
@@ -100,6 +101,7 @@ def test_a_wrong_method_is_told(text, message):
         ({"method": "fgsm", "strength": 0.0}, "strength, the ε of FGSM.* positive, got 0"),
         ({"method": "hot", "strength": 0.0}, "strength, the temp.* must be positive, got 0"),
         ({"every": 0}, "every must be a finite positive number, got 0"),
+        ({"parts": 65}, "parts must be at most the 64 examples of a batch, got 65"),
         ({"parts": -1}, "parts must be a finite positive number, got -1"),
         ({"method": "none", "every": 2}, "the method 'none' has no penalty, got every=2"),
         ({"method": "adversarial", "parts": 2}, "'adversarial' has no penalty, got parts=2"),

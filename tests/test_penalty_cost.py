@@ -279,6 +279,7 @@ def test_a_larger_image_is_averaged():
     [
         ({"sizes": (30,)}, "sizes must be multiples of 28, got 30"),
         ({"classes": (1,)}, "expected at least 2 classes and 1 example, got 1 and 2"),
+        ({"sizes": (), "classes": ()}, "there is nothing to measure: give sizes or classes"),
         ({"repeats": 3}, "repeats must be at least 10, got 3"),
     ],
 )

@@ -92,3 +92,20 @@ def test_the_table_has_every_row(rows):
     assert len(accuracies.splitlines()) == 2 + 2
     assert len(errors.splitlines()) == 2 + 1
     assert "| digits | none | 0 | float32 | bfloat16 |" in accuracies
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--epsilon", "-0.3"], "epsilon must be a finite positive number, got -0.3"),
+        (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
+        (["--num-images", "0"], "num_images must be a finite positive number, got 0"),
+        (["--repeats", "3"], "repeats must be at least 10, got 3"),
+        (["--num-images", "451"], "num_images must be from 1 to 450, the number of test images"),
+    ],
+)
+def test_bad_settings_are_told_before_any_work(wrong, message, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "_step_rows", lambda *_: [])
+    monkeypatch.setattr(precision, "withstood", lambda *_, **__: pytest.fail("attacked first"))
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        tyro.cli(precision.main, args=[str(run), *OPTIONS, *wrong, "--out", str(tmp_path / "x")])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import jax
@@ -273,6 +274,17 @@ def test_a_failed_checkpoint_is_told_and_the_training_goes_on(
         train.train(CONFIG, digits, tmp_path / "second")
 
 
+def test_training_anew_tells_what_it_deletes(trained, digits, tmp_path, monkeypatch, capsys):
+    path = shutil.copytree(trained[0], tmp_path / "run")
+    interrupting(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        train.train(CONFIG, digits, path)
+    assert f"{path}: training anew; what was there is deleted\n" in capsys.readouterr().err
+    with pytest.raises(Interrupted):
+        train.train(CONFIG, digits, tmp_path / "first")
+    assert "anew" not in capsys.readouterr().err
+
+
 def test_a_second_ctrl_c_stops_at_once(digits, tmp_path, monkeypatch):
     interrupting(monkeypatch, 5, times=2)
     with pytest.raises(KeyboardInterrupt) as stopped:
@@ -365,6 +377,7 @@ def test_a_validation_split_is_held_out(digits):
         (["--watch", "-1"], "watch must be at least 0, got -1"),
         (["--checkpoint-every", "0"], "checkpoint_every must be at least 1, got 0"),
         (["--batch-size", "5000"], "batch_size must be at most the 1347 training examples, got 5"),
+        (["--every", "631"], "every must be at most the 630 steps of the training, got 631"),
         (["--validation", "1347"], "cannot hold out 1347 of 1347 training examples"),
         (["--activation", "swish"], "unknown activation 'swish': there are relu"),
     ],

@@ -1,5 +1,6 @@
 """What computing the network in bfloat16 costs and changes, at the same weights."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +18,8 @@ from experiments.benchmarks import harness, records
 from experiments.benchmarks.estimates import exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
 from experiments.config import ORDERS
-from experiments.data import Dataset
+from experiments.data import Dataset, check_count
+from experiments.evaluate import attack_settings
 from experiments.files import read_json
 from experiments.robustness import withstood
 from experiments.train import load_for
@@ -90,7 +92,7 @@ def main(
     """
     try:
         settings = Settings(epsilon, num_steps, num_images, batch_size, repeats)
-        harness.check_repeats(repeats)
+        _check(settings)
         path = records.place(NAME, out)
         records.collect(NAME, settings._asdict(), _cells(run, settings, data_dir), path)
         print(table(read_json(path)["rows"]))
@@ -100,6 +102,15 @@ def main(
         print("\ninterrupted; what is done is kept", file=sys.stderr)
         sys.exit(130)
     print(f"written: {path}")
+
+
+def _check(settings: Settings) -> None:
+    """Raise before any work if a number is out of range."""
+    harness.check_repeats(settings.repeats)
+    attack_settings(num_steps=settings.num_steps)
+    for name in ("epsilon", "num_images", "batch_size"):
+        if not 0 < (value := getattr(settings, name)) < math.inf:
+            raise ValueError(f"{name} must be a finite positive number, got {value}")
 
 
 def _cells(
@@ -162,6 +173,7 @@ def _run_rows(
     applies: Mapping[str, Apply], run: runs.Run, settings: Settings, data_dir: Path | None
 ) -> list[dict[str, Any]]:
     dataset = load_for(run.config, data_dir)
+    check_count("num_images", settings.num_images, dataset)
     few = dataset._replace(
         test_images=dataset.test_images[: settings.num_images],
         test_labels=dataset.test_labels[: settings.num_images],

@@ -85,10 +85,12 @@ def run(
     for size in sizes:
         if size < 1 or size % _SIDE:
             raise ValueError(f"sizes must be multiples of {_SIDE}, got {size}")
-    if min(classes) < 2 or batch_size < 1:
+    if min(classes, default=2) < 2 or batch_size < 1:
         raise ValueError(
             f"expected at least 2 classes and 1 example, got {min(classes)} and {batch_size}"
         )
+    if not (sizes or classes):
+        raise ValueError("there is nothing to measure: give sizes or classes")
     settings = {"batch_size": batch_size, "repeats": repeats, "activation": "gelu"}
     # The first of both is one and the same network.
     networks = [(size, 10) for size in sizes] + [(_SIDE, number) for number in classes]
