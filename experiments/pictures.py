@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments import figures, trends
-from experiments.canvas import norm_name
+from experiments.canvas import norm_name, style
 from experiments.landscape_pictures import Landscapes, draw_landscapes
 from experiments.table import Method, group
 from experiments.words import about, attack_of, auto_of, images_of, seeds_of
@@ -16,9 +16,17 @@ from experiments.words import about, attack_of, auto_of, images_of, seeds_of
 _MOST_LINES = 12
 
 
+# Of even more, no figure would be readable; the study has as many.
+MOST = 24
+# Settings that lose more of the clean accuracy are of no use, and would crowd the others.
+_MOST_LOST = 0.1
+
+
 def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscapes]) -> list[Path]:
     """Draw all that there is something to draw of, and return the files."""
     methods = group(comparison)
+    if len(methods) > MOST:
+        return _draw_tradeoff(folder, comparison, methods)
     drawn = [_draw_accuracy(folder, comparison, methods)]
     timed = [method for method in methods if _seconds(method.runs)]
     if any(method.runs[0]["method"] == "none" for method in timed):
@@ -26,6 +34,7 @@ def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscap
     watched = [method for method in methods if any("trajectory" in run for run in method.runs)]
     if 0 < len(watched) <= _MOST_LINES:
         drawn += [_draw_training(folder, comparison, watched)]
+    drawn += _draw_tradeoff(folder, comparison, methods)
     return drawn + draw_landscapes(folder, images_of(comparison), landscapes)
 
 
@@ -93,6 +102,55 @@ def _draw_cost(folder: Path, comparison: dict[str, Any], methods: Sequence[Metho
         "without a penalty, on the same machine. Markers: mean over seeds, small dots: seeds.",
     )
     return path
+
+
+def _draw_tradeoff(
+    folder: Path, comparison: dict[str, Any], methods: Sequence[Method]
+) -> list[Path]:
+    """Draw robust against clean accuracy, if there are methods with several strengths."""
+    families: dict[tuple[str, ...], list[Method]] = {}
+    for method in methods:
+        run = method.runs[0]
+        # What differs in strength, step or second weight alone is on one line.
+        options = [word for word in run.get("options", ()) if not word.startswith("weight=")]
+        families.setdefault((run["method"], *options), []).append(method)
+    if not len(families) < len(methods) or len(families) > MOST:
+        return []
+    radii = {norm: values[len(values) // 2] for norm, values in comparison["norms"].items()}
+
+    def settings(key: tuple[str, ...], family: Sequence[Method]) -> trends.Settings:
+        name, *options = key
+        clean = np.array([np.mean([run["clean"] for run in one.runs]) for one in family])
+        robust = {
+            norm: np.array([
+                np.mean([run["robust"][norm][radius] for run in one.runs]) for one in family
+            ])
+            for norm, radius in radii.items()
+        }  # fmt: skip
+        order = np.argsort(clean, kind="stable")
+        alike = [other for other in families if other[0] == name]
+        return trends.Settings(
+            f"{name} ({', '.join(options)})" if options else name,
+            style(name, alike.index(key)),
+            clean[order],
+            {norm: values[order] for norm, values in robust.items()},
+        )
+
+    drawn = [settings(key, family) for key, family in families.items()]
+    least = max(one.clean.max() for one in drawn) - _MOST_LOST
+    lost = sum(int(np.sum(one.clean < least)) for one in drawn)
+    left_out = f" Not shown: {lost} of less than {100 * least:.1f} % clean." if lost else ""
+    path = folder / "tradeoff.png"
+    trends.tradeoff(
+        path,
+        drawn,
+        radii=radii,
+        least=least,
+        title="Robust against clean accuracy",
+        note=f"{about(comparison)}. Attack: {attack_of(comparison['attack'])}. A line joins the "
+        f"strengths of a method.{left_out}",
+    )
+    return [path]
 
 
 def _draw_training(folder: Path, comparison: dict[str, Any], methods: Sequence[Method]) -> Path:

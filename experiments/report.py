@@ -12,13 +12,11 @@ import tyro
 
 from experiments.files import replacing
 from experiments.landscape_pictures import Landscapes, read_landscapes
-from experiments.pictures import draw
+from experiments.pictures import MOST, draw
 from experiments.reading import joined, read
 from experiments.table import group, table
 from experiments.words import about, attacked, explained, under_apgd
 
-# As many as a part of the study has; of more, no figure would be readable.
-_MOST = 24
 _REPORT = "report.md"
 
 
@@ -82,14 +80,12 @@ def write(
     """
     labels = [method.label for method in group(comparison)]
     there = {found.label for found in landscapes}
-    drawn, notes = [], []
-    if len(labels) > _MOST:
-        notes = [f"No figures: {len(labels)} methods could not be told apart.\n"]
-    else:
-        drawn = draw(directory / "figures", comparison, landscapes)
-        if absent := [label for label in labels if label not in there]:
-            named = ", ".join(absent)
-            notes = [f"Without landscape.npz, so in none of the figures made of it: {named}.\n"]
+    drawn, notes = draw(directory / "figures", comparison, landscapes), []
+    if len(labels) > MOST:
+        notes = [f"No figures of each: {len(labels)} methods could not be told apart.\n"]
+    elif absent := [label for label in labels if label not in there]:
+        named = ", ".join(absent)
+        notes = [f"Without landscape.npz, so in none of the figures made of it: {named}.\n"]
     report = directory / _REPORT
     with replacing(report) as partial:
         partial.write_text(_text(comparison, drawn, notes), encoding="utf-8")

@@ -28,6 +28,22 @@ class Point(NamedTuple):
     accuracy: np.ndarray
 
 
+class Settings(NamedTuple):
+    """Accuracies of one method with several strengths, ``(M,)`` fractions each.
+
+    Attributes:
+        label: the method's name in the legend.
+        style: see `experiments.canvas.style`.
+        clean: means over the seeds, from the lowest on.
+        robust: likewise under attack, by norm.
+    """
+
+    label: str
+    style: Style
+    clean: np.ndarray
+    robust: Mapping[str, np.ndarray]
+
+
 class Trajectory(NamedTuple):
     """Gradient and curvature through the trainings by one method.
 
@@ -92,6 +108,38 @@ def frontier(
     costs = np.concatenate([point.cost for point in points])
     ax.set_xlim(0.8 * costs.min(), 1.3 * costs.max())
     ax.grid(visible=True)
+    save(page, path)
+
+
+@mpl.rc_context(STYLE_SHEET)
+def tradeoff(
+    path: Path,
+    methods: Sequence[Settings],
+    *,
+    radii: Mapping[str, float],
+    least: float,
+    title: str,
+    note: str,
+) -> None:
+    """Draw robust against clean accuracy, one panel a norm; a line joins a method's settings.
+
+    Settings whose clean accuracy is below ``least`` are left out.
+    """
+    legend = [(method.label, method.style) for method in methods]
+    page, body = canvas(13.0, 5.6, title=title, note=note, legend=legend)
+    for ax, (norm, radius) in zip(
+        body.subplots(1, len(radii), squeeze=False)[0], radii.items(), strict=True
+    ):
+        for method in methods:
+            shown = method.clean >= least
+            percent = 100 * method.clean[shown], 100 * method.robust[norm][shown]
+            ax.plot(*percent, lw=1, ms=8, **method.style.curve)
+        ax.set(
+            title=f"{norm_name(norm)} attack, radius ε = {radius_name(radius)}",
+            xlabel="clean accuracy, % of images",
+            ylabel="accuracy under attack, %",
+        )
+        ax.grid(visible=True)
     save(page, path)
 
 

@@ -105,6 +105,17 @@ def draw_frontier(path):
     trends.frontier(path, points, norm="l2", radius=1.5, **TEXT)
 
 
+def draw_tradeoff(path):
+    methods = [
+        trends.Settings("none", NONE, np.array([0.9]), {"l2": np.array([0.1])}),
+        # The first has lost too much.
+        trends.Settings(
+            "hessian", HESSIAN, np.array([0.6, 0.8, 0.85]), {"l2": np.array([0.5, 0.7, 0.4])}
+        ),
+    ]
+    trends.tradeoff(path, methods, radii={"l2": 1.5}, least=0.8, **TEXT)
+
+
 def draw_trajectories(path):
     steps, seeds = np.array([1, 20, 40]), np.array([[1.0, 0.5, 0.25], [1.2, 0.4, 0.35]])
     drawn = [
@@ -127,7 +138,7 @@ def draw_calibration(path):
 INF = [np.inf, np.inf]
 ALL = [
     *(draw_accuracy, draw_ranking, draw_histograms, draw_planes, draw_attacks),
-    *(draw_boundaries, draw_frontier, draw_trajectories, draw_calibration),
+    *(draw_boundaries, draw_frontier, draw_tradeoff, draw_trajectories, draw_calibration),
 ]
 
 
@@ -178,6 +189,7 @@ def test_every_axis_is_told(draw, pages, tmp_path):
         draw_attacks: ([r"$\ell_2$ size", "predicts"], ["change of pixel value"]),
         draw_boundaries: ([r"input units, $\ell_2$"], [r"input units, $\ell_2$", "logits"]),
         draw_frontier: (["plain steps"], [r"$\ell_2$ radius ε = 1.5, %"]),
+        draw_tradeoff: (["clean accuracy, % of images"], ["accuracy under attack, %"]),
         draw_trajectories: (["training step"], ["nats per input unit)", "nats per input unit²)"]),
         draw_calibration: (
             [r"estimated distance, $\ell_2$ (input units)"],
@@ -464,6 +476,15 @@ def test_the_frontier_joins_what_nothing_cheaper_beats(pages, tmp_path):
     np.testing.assert_allclose(found, [[1, 20], [6, 50], [5, 85]])
     seeds = next(line for line in others if len(line.get_xdata()) == 2)
     np.testing.assert_allclose(seeds.get_xydata(), [[4, 80], [6, 90]])
+
+
+def test_a_line_joins_the_strengths_that_keep_enough_clean_accuracy(pages, tmp_path):
+    draw_tradeoff(tmp_path / "one.png")
+    [ax] = pages[0].subfigs[1].axes
+    assert ax.get_title() == r"$\ell_2$ attack, radius ε = 1.5"
+    none, hessian = ax.lines
+    np.testing.assert_allclose(none.get_xydata(), [[90, 10]])
+    np.testing.assert_allclose(hessian.get_xydata(), [[80, 70], [85, 40]])
 
 
 def test_a_trajectory_is_a_mean_over_seeds_in_a_band_of_all(pages, tmp_path):

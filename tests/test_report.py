@@ -293,7 +293,7 @@ def drawn(monkeypatch):
     drawings = {
         figures: ("accuracy", "ranking", "histograms", "attacks"),
         surfaces: ("planes", "boundaries"),
-        trends: ("frontier", "trajectories"),
+        trends: ("frontier", "tradeoff", "trajectories"),
     }
     for module, names in drawings.items():
         for name in names:
@@ -620,8 +620,50 @@ def test_so_many_methods_that_no_figure_tells_them_apart(tmp_path, drawn, count)
     runs = [run("gradient", 0, strength=float(i), path=f"gradient-{i}") for i in range(count)]
     report.main(store(tmp_path, comparison(runs), {}))
     text = (tmp_path / "report.md").read_text()
-    assert ("No figures: 25 methods could not be told apart." in text) == (count == 25)
-    assert ("(figures/accuracy.png)" in text) == bool(drawn) == (count == 24)
+    assert ("No figures of each: 25 methods could not be told apart." in text) == (count == 25)
+    assert ("(figures/accuracy.png)" in text) == ("ranking" in drawn) == (count == 24)
+    # Strengths of one method are on one line.
+    assert "(figures/tradeoff.png)" in text
+    assert len(drawn["tradeoff"][0][0]) == 1
+
+
+def test_so_many_methods_that_not_even_lines_tell_them_apart(tmp_path, drawn):
+    runs = [
+        run("hessian", 0, options=[f"parts={i}"], strength=strength, path=f"{i}-{strength}")
+        for i in range(25)
+        for strength in (1.0, 2.0)
+    ]
+    report.main(store(tmp_path, comparison(runs), {}))
+    assert not drawn
+
+
+def test_strengths_of_a_method_are_told_by_clean_and_robust_accuracy(tmp_path, drawn):
+    def entry(name, clean, robust, seed=0, **given):
+        accuracies = {"l2": {"0.5": 0.5, "1": robust}, "linf": {"0.1": robust / 2}}
+        known = {"clean": clean, "robust": accuracies, "path": f"{len(runs)}", **given}
+        runs.append(run(name, seed, **known))
+
+    runs = []
+    entry("none", 0.95, 0.1)
+    entry("trades", 0.93, 0.6, strength=1.0, options=["weight=1"])
+    entry("trades", 0.9, 0.7, strength=1.0, options=["weight=3"])
+    entry("trades", 0.88, 0.75, seed=1, strength=1.0, options=["weight=3"])
+    entry("trades", 0.8, 0.65, strength=0.2, options=["norm=linf"])
+    report.main(store(tmp_path, comparison(runs), {}))
+    (lines,), told = drawn["tradeoff"]
+    assert [line.label for line in lines] == ["none", "trades", "trades (norm=linf)"]
+    np.testing.assert_allclose(lines[1].clean, [0.89, 0.93])
+    np.testing.assert_allclose(lines[1].robust["l2"], [0.725, 0.6])
+    np.testing.assert_allclose(lines[1].robust["linf"], [0.3625, 0.3])
+    assert (lines[1].style.marker, lines[1].style) != (lines[0].style.marker, lines[2].style)
+    assert told["radii"] == {"l2": 1.0, "linf": 0.1}
+    assert told["least"] == pytest.approx(0.85)
+    assert told["note"].endswith(" Not shown: 1 of less than 85.0 % clean.")
+    # A method of which there is one strength alone has nothing to be chosen among.
+    drawn.clear()
+    content = comparison([one for one in runs if one.get("options") != ["weight=1"]])
+    report.main(store(tmp_path, content, {}))
+    assert "tradeoff" not in drawn
 
 
 @pytest.mark.parametrize("count", [12, 13])
@@ -633,7 +675,7 @@ def test_many_methods_are_ranked_where_lines_would_hide_each_other(tmp_path, dra
     ]
     report.main(store(tmp_path, comparison(runs), {}))
     name = "ranking" if count == 13 else "accuracy"
-    assert set(drawn) == {name, *(["trajectories"] if count == 12 else [])}
+    assert set(drawn) == {name, "tradeoff", *(["trajectories"] if count == 12 else [])}
     curves, text = drawn[name]
     assert len(curves[0]["l2"]) == count
     assert ("Rows: by the mean accuracy" in text["note"]) == (count == 13)
