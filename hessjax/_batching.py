@@ -288,4 +288,5 @@ def _mean(value: jax.Array, mask: jax.Array | None) -> jax.Array:
         return jnp.mean(value)
     # Summed in float32 at least, as `jnp.mean` does.
     total = jnp.sum(jnp.where(mask, widen(value), 0))
-    return (total / jnp.maximum(jnp.sum(mask), 1)).astype(value.dtype)
+    count = jnp.maximum(jnp.sum(mask), 1).astype(total.dtype)
+    return (total / count).astype(value.dtype)

@@ -118,6 +118,24 @@ def test_a_linear_model_is_broken_from_its_distance_on(order, options):
             np.testing.assert_allclose(measure(ball, x_adv - x), ball.epsilon, rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_of_few_classes_another_loss_stands_in(num_classes):
+    x, ball, key = jnp.array([[0.6, 0.4], [0.5, 0.3]]), LpBall(0.4, 2), jax.random.key(0)
+    assert linear(x)[0] > linear(x)[1]
+    for options in ({"num_targets": 9}, {"loss": dlr_loss}):
+        attack = partial(apgd, lambda x: linear(x)[:num_classes], ball=ball, num_steps=9, **options)
+        assert jnp.argmax(linear(jax.jit(attack)(x, 0, key=key))) == 1
+
+
+def test_steps_need_no_promotion_of_numbers():
+    x = jnp.array([[0.6, 0.4], [0.5, 0.3]], jnp.float32)
+    weights = jnp.asarray([[3, -1, 2, 0.5], [-3, 1, -2, -0.5]], jnp.float32)
+    given = (x, 0, LpBall(0.1, 2), jax.random.key(0))
+    with jax.numpy_dtype_promotion("strict"):
+        x_adv = apgd(lambda x: weights @ x.ravel(), *given, num_steps=2)
+    assert x_adv.dtype == x.dtype
+
+
 def test_it_returns_a_misclassified_example_as_it_is():
     x = jnp.array([[0.6, 0.4], [0.5, 0.3]])
     x_adv = apgd(linear, x, 3, LpBall(0.1, 2), jax.random.key(0), num_steps=3)

@@ -285,6 +285,13 @@ def test_an_attack_of_ones_own(examples):
     assert moved.any()
 
 
+def test_an_attack_without_a_stand_in_is_told_what_it_lacks(examples):
+    x, y = examples
+    picky = SHORT[0]._replace(name="picky", min_classes=11)
+    with pytest.raises(ValueError, match="picky needs at least 11 classes, got 10"):
+        attacked(LOGITS, x, y, LpBall(0.1, 2), attacks=(picky,))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

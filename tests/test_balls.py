@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hessjax._numerics import safe_norm
-from hessjax.attacks import LpBall, ascent_direction, project, random_point
+from hessjax.attacks import LpBall, ascent_direction, pgd, project, random_point
 
 ORDERS = (2, math.inf)
 NO_BOX = (-math.inf, math.inf)
@@ -137,6 +137,18 @@ def test_a_ball_must_make_sense():
     for bounds in ((1, 0), (0, 0), (0, math.nan), (0, 1, 2), 0.5):
         with pytest.raises(ValueError, match="bounds must be two numbers, the lower one first"):
             make(0.1, 2, bounds)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, jnp.float32])
+def test_the_type_of_its_bounds_does_not_matter(kind):
+    """Those of normalized images are NumPy scalars, which would refuse what they round to."""
+    bounds = tuple(kind((end - 0.1307) / 0.3081) for end in (0.0, 1.0))
+    x = jnp.asarray(bounds, jnp.float32)
+    ball = LpBall(0.3, 2, bounds)
+    x_adv = pgd(lambda x: jnp.stack([x[0], x[1]]), x, 1, ball, jax.random.key(0), num_steps=2)
+    assert x_adv.dtype == jnp.float32
+    assert ball == LpBall(0.3, 2, (float(bounds[0]), float(bounds[1])))
+    assert len({ball}) == 1
 
 
 def test_a_ball_is_a_value():

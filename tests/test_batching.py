@@ -87,6 +87,16 @@ def chosen(
     return [{i for i in range(size) if round(float(found)) >> i & 1} for found in sums]
 
 
+def test_a_mask_needs_no_promotion_of_numbers() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return jnp.sum(params * x)
+
+    objective = hessjax.regularized(apply, lambda z, _: z, {})
+    batch = (jnp.ones((3, 2), jnp.float32), jnp.zeros(3, jnp.int32), jnp.arange(3) > 0)
+    with jax.numpy_dtype_promotion("strict"):
+        assert objective(jnp.ones(2, jnp.float32), batch, KEY)[0] == 2
+
+
 def test_a_part_is_one_of_so_many_in_a_row() -> None:
     turns = chosen([3, 4, 5])
     assert set.union(*turns) == set(range(SIZE))

@@ -69,6 +69,14 @@ def test_dtype_is_kept(loss, dtype):
     )
 
 
+def test_whole_numbers_are_logits_like_others():
+    z = np.array([0, 4, 2, 1])
+    assert float(dlr_loss(z, 2)) == pytest.approx(2 / 3)
+    assert float(targeted_dlr_loss(z, 2, 1)) == pytest.approx(2 / 3.5)
+    assert float(margin(z, 2)) == -2
+    assert bool(misclassified(z, 2))
+
+
 def test_misclassified_agrees_with_the_sign_of_the_margin():
     z, y = jnp.asarray(LOGITS), jnp.asarray(LABELS)
     wrong = jax.vmap(misclassified)(z, y)

@@ -404,6 +404,15 @@ def test_logits_that_are_no_numbers_count_as_misclassified(order):
     np.testing.assert_array_equal(run(math.nan), x)
 
 
+@pytest.mark.parametrize("order", NORMS)
+def test_in_a_ball_of_traced_radius_0_there_is_the_example_alone(order):
+    @jax.jit
+    def at(epsilon):
+        return square(network, X[0], Y[0], LpBall(epsilon, order), KEY, num_steps=2)
+
+    np.testing.assert_array_equal(at(0.0), X[0])
+
+
 def test_infinite_logits_are_left():
     """No margin at the start must not make all later ones look worse."""
     x, ball = jnp.full((4, 4), 0.5), LpBall(0.3, math.inf)

@@ -80,7 +80,9 @@ def apgd(
         ball: where to search.
         key: source of the random starts, which lie on the surface of the ball.
         loss: ``(logits, y) -> scalar``, what is maximized, or ``(logits, y, target) -> scalar`` if
-            there are targets; cross-entropy or `targeted_dlr_loss` if not given.
+            there are targets; cross-entropy or `targeted_dlr_loss` if not given. With fewer than
+            four classes the difference of two logits stands in for `targeted_dlr_loss`, with two
+            cross-entropy for `dlr_loss`.
         num_targets: how many classes to aim at, one after the other, from the likeliest wrong one
             at x on, each wrong class once at most; 0 for an untargeted loss.
         num_steps: steps of each run.

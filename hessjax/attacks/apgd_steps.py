@@ -174,12 +174,13 @@ def apgd_step(
             (point, state.best), (gradient, state.best_gradient), (value, state.best_loss)
         )
     )  # fmt: skip
-    rises = state.rises + (value > state.loss)
+    rises = state.rises + (value > state.loss).astype(state.rises.dtype)
 
     # The steps since the last check if there is one now, else 0.
     window = jnp.asarray(_windows(num_steps))[state.step]
     check = window > 0
-    stuck = (rises <= _RHO * window) | (~state.halved & (best_loss <= state.checked_loss))
+    few = rises.astype(jnp.float32) <= _RHO * window.astype(jnp.float32)
+    stuck = few | (~state.halved & (best_loss <= state.checked_loss))
     halve = check & stuck
     return APGDState(
         x=jnp.where(halve, best, point),

@@ -42,7 +42,7 @@ class Attack(NamedTuple):
         targets: how many of the runs have different targets, 0 for an untargeted attack; there are
             never more targets than wrong classes.
         min_classes: with fewer, `otherwise` stands in.
-        otherwise: an attack that needs no more than two classes.
+        otherwise: an attack that needs no more than two classes; with None they are refused.
         differentiates: whether it asks the model for gradients.
     """
 
@@ -64,8 +64,18 @@ def likely_class(logits: jax.Array, rank: jax.Array) -> jax.Array:
     return ranked[jnp.minimum(rank, logits.size - 1)]
 
 
-def with_targets(attack: Attack, num_classes: int) -> Attack:
-    """Return the attack without the runs whose targets are more than there are wrong classes."""
+def fitting(attack: Attack, num_classes: int) -> Attack:
+    """Return the attack for so many classes: its stand-in if they are too few, no extra targets.
+
+    Raises:
+        ValueError: if they are too few, and it has no stand-in.
+    """
+    if num_classes < attack.min_classes:
+        if attack.otherwise is None:
+            raise ValueError(
+                f"{attack.name} needs at least {attack.min_classes} classes, got {num_classes}"
+            )
+        attack = attack.otherwise
     wrong = num_classes - 1
     if attack.targets <= wrong:
         return attack
@@ -87,7 +97,7 @@ def search(
     The example itself, if it is misclassified.
     """
     x, y = check_center(ball, x), jnp.asarray(y)
-    attack = with_targets(attack, jax.eval_shape(logits_fn, x).size)
+    attack = fitting(attack, jax.eval_shape(logits_fn, x).size)
     precision = jnp.promote_types(x.dtype, jnp.float32)
 
     def step(_: jax.Array, state: State) -> State:

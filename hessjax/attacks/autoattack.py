@@ -14,7 +14,7 @@ from hessjax._numerics import check_count
 from hessjax._placement import mesh_of, replicated
 from hessjax.attacks import batches, checks
 from hessjax.attacks.apgd import apgd_attack
-from hessjax.attacks.attack import Attack, Logits, with_targets
+from hessjax.attacks.attack import Attack, Logits, fitting
 from hessjax.attacks.balls import LpBall, distance
 from hessjax.attacks.fab import fab_attack
 from hessjax.attacks.square import square_attack
@@ -110,7 +110,8 @@ def auto_attack(
         logits_fn: one example to its logits of shape ``(C,)``, C at least 2. Pass weights as
             ``jax.tree_util.Partial(apply, params)``: then networks of one architecture, and calls
             for several radii, share what is compiled. Any other function is compiled anew at every
-            call, with the weights that it then has.
+            call, with the weights that it then has, and JAX keeps it, with them, as long as the
+            process lasts.
         x: the examples, ``(N, ...)``, floating point, in the box of the ball.
         y: their labels, ``(N,)``, whole numbers from 0 to C - 1.
         ball: where to search, ℓ2 or ℓ∞.
@@ -166,14 +167,14 @@ def auto_attack(
     clean = _logits(given, x, size)
     checks.check_logits(clean, np.asarray(y))
     num_classes = clean.shape[1]
-    fitting = [_fitting(attack, num_classes) for attack in attacks]
+    chosen = [fitting(attack, num_classes) for attack in attacks]
     runs = [
         (place, attack, run)
-        for place, attack in enumerate(fitting)
+        for place, attack in enumerate(chosen)
         for run in range(attack.num_runs)
     ]
     wrong = np.isnan(clean).any(axis=1) | (clean.argmax(axis=1) != np.asarray(y))
-    broken_by, call = np.where(wrong, MISCLASSIFIED, ROBUST), _described(fitting, ball)
+    broken_by, call = np.where(wrong, MISCLASSIFIED, ROBUST), _described(chosen, ball)
     progress = Progress(x, broken_by, np.zeros(len(x), int), len(runs), "", call)
     if isinstance(resume, AttackResult):
         checks.check_earlier(resume.broken_by, resume.distance, ball, x.dtype)
@@ -219,13 +220,6 @@ def _size(given: int | None, mesh: Mesh | None) -> int:
     size = check_count("batch_size", given)
     # The shorter batches, of a quarter of it, are to be divided, too.
     return size if mesh is None else -(-size // (4 * devices)) * 4 * devices
-
-
-def _fitting(attack: Attack, num_classes: int) -> Attack:
-    """Return the attack for so many classes: its stand-in if they are too few, no extra targets."""
-    if num_classes < attack.min_classes:
-        attack = attack.otherwise
-    return with_targets(attack, num_classes)
 
 
 def _logits(given: batches.Problem, x: jax.Array, size: int) -> np.ndarray:

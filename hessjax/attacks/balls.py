@@ -45,7 +45,9 @@ class LpBall:
         bounds = self.bounds
         if not isinstance(bounds, Sequence) or len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise ValueError(f"bounds must be two numbers, the lower one first, got {bounds}")
-        object.__setattr__(self, "bounds", tuple(bounds))
+        # A NumPy scalar would impose its precision on the examples.
+        plain = (b.item() if isinstance(b, np.generic | jax.Array) else b for b in bounds)
+        object.__setattr__(self, "bounds", tuple(plain))
 
 
 def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
