@@ -164,8 +164,7 @@ def propose(
     i, j = jnp.where(draws.turned, j, i), jnp.where(draws.turned, i, j)
     pattern = jnp.asarray(tiles, wide.dtype)[draws.stage, i, j][..., None]
     epsilon = jnp.asarray(ball.epsilon, wide.dtype)
-    # In a ball of traced radius 0 there is no change.
-    change = (widen(best) - wide) / jnp.where(epsilon > 0, epsilon, 1)
+    change = (widen(best) - wide) / jnp.where(epsilon > 0, epsilon, 1)  # none at a traced radius 0
     masks = window, source & ~window, ~(source | window)
     inside, taken, kept = (jnp.sum(jnp.where(mask, change**2, 0), (0, 1)) for mask in masks)
     free = jnp.maximum(1 - jnp.sum(inside + taken + kept), 0) / x.shape[2]
