@@ -143,7 +143,7 @@ def _check(
         raise TypeError(f"{name} must be a whole number, got dtype {y.dtype}")
     if logits.size < min_classes:
         raise ValueError(f"this needs at least {min_classes} classes, got {logits.size} logits")
-    # The loss of whole numbers is none.
+    # Of logits that are whole numbers, too, the losses are fractions.
     logits = logits.astype(jnp.result_type(float, logits))
     # What is below zero would count from the end.
     return logits, jnp.where(y < 0, logits.size, y)

@@ -655,7 +655,9 @@ def test_strengths_of_a_method_are_told_by_clean_and_robust_accuracy(tmp_path, d
     np.testing.assert_allclose(lines[1].clean, [0.89, 0.93])
     np.testing.assert_allclose(lines[1].robust["l2"], [0.725, 0.6])
     np.testing.assert_allclose(lines[1].robust["linf"], [0.3625, 0.3])
-    assert (lines[1].style.marker, lines[1].style) != (lines[0].style.marker, lines[2].style)
+    none, plain, other = (line.style for line in lines)
+    assert none.marker != plain.marker == other.marker
+    assert plain.line != other.line
     assert told["radii"] == {"l2": 1.0, "linf": 0.1}
     assert told["least"] == pytest.approx(0.85)
     assert told["note"].endswith(" Not shown: 1 of less than 85.0 % clean.")
