@@ -9,7 +9,7 @@ import numpy as np
 from experiments import figures, trends
 from experiments.canvas import norm_name, style
 from experiments.landscape_pictures import Landscapes, draw_landscapes
-from experiments.table import Method, group
+from experiments.table import Method, family, group
 from experiments.words import about, attack_of, auto_of, images_of, seeds_of
 
 # Of more methods, lines hide each other.
@@ -110,33 +110,30 @@ def _draw_tradeoff(
     """Draw robust against clean accuracy, if there are methods with several strengths."""
     families: dict[tuple[str, ...], list[Method]] = {}
     for method in methods:
-        run = method.runs[0]
-        # What differs in strength, step or second weight alone is on one line.
-        options = [word for word in run.get("options", ()) if not word.startswith("weight=")]
-        families.setdefault((run["method"], *options), []).append(method)
+        families.setdefault(family(method.runs[0]), []).append(method)
     if not len(families) < len(methods) or len(families) > MOST:
         return []
     radii = {norm: values[len(values) // 2] for norm, values in comparison["norms"].items()}
 
-    def settings(key: tuple[str, ...], family: Sequence[Method]) -> trends.Settings:
-        name, *options = key
-        clean = np.array([np.mean([run["clean"] for run in one.runs]) for one in family])
+    def settings(key: tuple[str, ...], alike: Sequence[Method]) -> trends.Settings:
+        _, name, *options = key
+        clean = np.array([np.mean([run["clean"] for run in one.runs]) for one in alike])
         robust = {
             norm: np.array([
-                np.mean([run["robust"][norm][radius] for run in one.runs]) for one in family
+                np.mean([run["robust"][norm][radius] for run in one.runs]) for one in alike
             ])
             for norm, radius in radii.items()
         }  # fmt: skip
         order = np.argsort(clean, kind="stable")
-        alike = [other for other in families if other[0] == name]
+        relatives = [other for other in families if other[1] == name]
         return trends.Settings(
             f"{name} ({', '.join(options)})" if options else name,
-            style(name, alike.index(key)),
+            style(name, relatives.index(key)),
             clean[order],
             {norm: values[order] for norm, values in robust.items()},
         )
 
-    drawn = [settings(key, family) for key, family in families.items()]
+    drawn = [settings(key, alike) for key, alike in families.items()]
     least = max(one.clean.max() for one in drawn) - _MOST_LOST
     lost = sum(int(np.sum(one.clean < least)) for one in drawn)
     left_out = f" Not shown: {lost} of less than {100 * least:.1f} % clean." if lost else ""

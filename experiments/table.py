@@ -27,6 +27,12 @@ class Method(NamedTuple):
     network: str
 
 
+def family(run: dict[str, Any]) -> tuple[str, ...]:
+    """Return what runs share that differ in strength, step or second weight alone."""
+    options = [word for word in run.get("options", ()) if not word.startswith("weight=")]
+    return run.get("network", ""), run["method"], *options
+
+
 def group(comparison: dict[str, Any]) -> list[Method]:
     """Gather the seeds of each method and setting, in order of appearance."""
     gathered: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -49,15 +55,19 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
     """Return the table in Markdown, one row a method, its columns aligned for a terminal too.
 
     Accuracies are means over seeds in percent, ± the sample standard deviation if there are
-    several seeds; the norms are means over test images and seeds; time is relative to "none".
+    several seeds; the norms are means over test images and seeds; time is relative to "none", a
+    column that is missing where there is no such time. The settings of a method stand together,
+    from the least strength on.
 
     Args:
         comparison: from `experiments.reading.read`, or several from `experiments.reading.joined`.
         brief: AutoAttack alone of the attacks, and no norms.
     """
-    methods = group(comparison)
+    methods = _in_rows(group(comparison))
     radii, strongest = [] if brief else radii_of(comparison), auto_radii_of(comparison)
     several = any(method.network for method in methods)
+    times = [_relative_time(method, methods) for method in methods]
+    timed = any(times)
     words = 3 if several else 2
     rows = [
         [
@@ -67,15 +77,14 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
             *(f"AA {_NORMS[norm]} {radius_name(radius)}" for norm, radius in strongest),
             *(["masking"] if strongest else []),
             *(() if brief else ("mean ‖g‖₂", "mean ‖H‖")),
-            *("time/step", "seeds"),
+            *(["time/step"] if timed else []),
+            "seeds",
         ]
     ]
-    for method in methods:
+    for method, time in zip(methods, times, strict=True):
         runs = method.runs
         gradient = _mean(run["gradient_norm_mean"] for run in runs)
         hessian = _mean(run["hessian_norm_mean"] for run in runs)
-        seconds = _mean(run["seconds_per_step"] for run in runs)
-        unit = _plain(methods, method.network)
         rows.append(
             [
                 *([method.network] if several else []),
@@ -98,7 +107,7 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
                 ),
                 *([_masking(runs)] if strongest else []),
                 *(() if brief else (_short(gradient), _short(hessian))),
-                _NOTHING if not unit or seconds is None else f"{seconds / unit:.2f}×",
+                *([time or _NOTHING] if timed else []),
                 str(len(runs)),
             ]
         )
@@ -107,7 +116,7 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
 
 def apgd_table(comparison: dict[str, Any]) -> str:
     """Return the accuracies under APGD likewise, "" where there are none."""
-    methods = [m for m in group(comparison) if all(run["apgd"] for run in m.runs)]
+    methods = [m for m in _in_rows(group(comparison)) if all(run["apgd"] for run in m.runs)]
     radii, several = radii_of(comparison), any(method.network for method in methods)
     head = [*(["network"] if several else []), "method", "strength"]
     rows = [[*head, *(f"{_NORMS[norm]} {radius_name(radius)}" for norm, radius in radii)]]
@@ -119,6 +128,19 @@ def apgd_table(comparison: dict[str, Any]) -> str:
         ]
         rows.append([*([method.network] if several else []), *words, *accuracies])
     return _aligned(rows, len(head)) if methods else ""
+
+
+def _in_rows(methods: Sequence[Method]) -> list[Method]:
+    """Return methods with the settings of one next to each other, the least strength first."""
+    families = [family(method.runs[0]) for method in methods]
+    names = [name[:2] for name in families]
+
+    def place(i: int) -> tuple[float, ...]:
+        run = methods[i].runs[0]
+        numbers = (run["strength"] or 0.0, run["step"] or 0.0)
+        return names.index(names[i]), families.index(families[i]), *numbers
+
+    return [methods[i] for i in sorted(range(len(methods)), key=place)]
 
 
 def _aligned(rows: Sequence[Sequence[str]], words: int) -> str:
@@ -136,12 +158,12 @@ def _aligned(rows: Sequence[Sequence[str]], words: int) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [aligned[0], rule, *aligned[1:]])
 
 
-def _plain(methods: Sequence[Method], network: str) -> float | None:
-    """Return the seconds per step of a network's training without a penalty."""
-    plain = [method.runs for method in methods if method.network == network]
-    return _mean(
-        run["seconds_per_step"] for runs in plain for run in runs if run["method"] == "none"
-    )
+def _relative_time(method: Method, methods: Sequence[Method]) -> str:
+    """Return a method's seconds per step over those without a penalty; "" if one is missing."""
+    same = [run for other in methods if other.network == method.network for run in other.runs]
+    plain = _mean(run["seconds_per_step"] for run in same if run["method"] == "none")
+    seconds = _mean(run["seconds_per_step"] for run in method.runs)
+    return f"{seconds / plain:.2f}×" if plain and seconds is not None else ""
 
 
 def _masking(runs: Sequence[dict[str, Any]]) -> str:

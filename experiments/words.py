@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments.config import kind_of_images
-from experiments.table import apgd_table, group
+from experiments.table import apgd_table, group, table
 
 
 def attacked(comparison: dict[str, Any]) -> list[str]:
@@ -27,15 +27,17 @@ def explained(comparison: dict[str, Any]) -> str:
         "Accuracy in percent of the images, clean and under attack in the ball of the norm "
         f"and radius at the head of the column (pixels in [0, 1]){spread}. ‖g‖₂: norm of the "
         "gradient of the loss in the input. ‖H‖: largest |eigenvalue| of its Hessian in the "
-        "input, estimated from below. Both are means over images and seeds. time/step: "
-        f"seconds per training step over those of `none`{_timed(comparison)}."
+        f"input, estimated from below. Both are means over images and seeds.{_timed(comparison)}"
     )
 
 
 def _timed(comparison: dict[str, Any]) -> str:
-    """Return where the times of steps are from, if not from the trainings."""
+    """Return what the times of steps are, and where from if not from the trainings."""
+    if "time/step" not in table(comparison):
+        return ""
     times = comparison.get("step_times")
-    return f", measured in turns on {times['device']}, commit {times['commit']}" if times else ""
+    turns = f", measured in turns on {times['device']}, commit {times['commit']}" if times else ""
+    return f" time/step: seconds per training step over those of `none`{turns}."
 
 
 def about(comparison: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from experiments import figures, report, surfaces, trends
 from experiments.files import read_json, write_json
 from experiments.reading import joined, read
-from experiments.table import group, table
+from experiments.table import apgd_table, group, table
 from experiments.words import explained
 
 ROOT = Path(__file__).parents[1]
@@ -246,7 +246,13 @@ def test_one_seed_has_no_spread(tmp_path):
 def test_what_was_not_measured_is_a_dash(tmp_path):
     content = comparison([run("hessian", 0, gradient_norm_mean=None, hessian_norm_mean=None)])
     store(tmp_path, content, {})
-    assert cells(tmp_path)[2][6:] == ["-", "-", "-", "1"]
+    assert cells(tmp_path)[2][6:] == ["-", "-", "1"]
+    untimed = [run("none", 0, seconds_per_step=None), run("hessian", 0)]
+    assert "time" not in table(comparison(numbered_runs(untimed)))
+    assert "time" not in explained(comparison(numbered_runs(untimed)))
+    some = comparison(numbered_runs([run("none", 0), run("hessian", 0, seconds_per_step=None)]))
+    assert [line.split("|")[-3].strip() for line in table(some).splitlines()[2:]] == ["1.00×", "-"]
+    assert "time/step: seconds per training step over those of `none`." in explained(some)
 
 
 def test_radii_match_as_numbers(tmp_path):
@@ -271,8 +277,25 @@ def test_settings_of_one_method_are_rows_of_their_own():
     ]
     assert methods[0].style.color == methods[2].style.color
     assert methods[0].style.line != methods[2].style.line
-    rows = table(comparison([one | {"robust": numbered(one)} for one in runs])).splitlines()[2:]
-    assert [row.split("|")[2].strip() for row in rows] == ["1, step 1.5", "-", "1, step 0.5"]
+    # In the table they stand together, the least first; figures keep their order.
+    apgd = {"l2": {0.5: 0.5, 1.0: 0.5}, "linf": {0.1: 0.5}}
+    content = comparison([one | {"apgd": apgd} for one in numbered_runs(runs)])
+    for rows in (table(content).splitlines()[2:], apgd_table(content).splitlines()[2:]):
+        assert [row.split("|")[2].strip() for row in rows] == ["1, step 0.5", "1, step 1.5", "-"]
+
+
+def test_rows_of_one_method_go_by_options_then_strength():
+    runs = [
+        run("trades", 0, strength=1.0, options=["weight=3"]),
+        run("fgsm", 0, strength=10.0),
+        run("trades", 0, strength=0.2, options=["weight=3", "norm=linf"]),
+        run("fgsm", 0, strength=2.0),
+        run("trades", 0, strength=0.5, options=["weight=6"]),
+    ]
+    rows = table(comparison(numbered_runs(runs))).splitlines()[2:]
+    assert [row.split("|")[2].strip() for row in rows] == [
+        *("0.5, weight=6", "1, weight=3", "0.2, weight=3, norm=linf", "2", "10")
+    ]
 
 
 def test_a_figure_tells_what_is_not_usual_of_a_method():
@@ -281,9 +304,18 @@ def test_a_figure_tells_what_is_not_usual_of_a_method():
     assert labels == ["adversarial (1.5, num_steps=3)", "trades"]
 
 
-def numbered(one):
-    """Return accuracies keyed by numbers, as `read` leaves them."""
-    return {norm: {float(k): v for k, v in known.items()} for norm, known in one["robust"].items()}
+def numbered_runs(runs):
+    """Return runs with accuracies keyed by numbers, as `read` leaves them."""
+    return [
+        one
+        | {
+            "robust": {
+                norm: {float(radius): accuracy for radius, accuracy in known.items()}
+                for norm, known in one["robust"].items()
+            }
+        }
+        for one in runs
+    ]
 
 
 @pytest.fixture
@@ -599,12 +631,13 @@ def test_a_joint_table_has_one_clock(tmp_path):
         return read(folder)
 
     def cells(*parts):
-        return [line.split("|")[-3].strip() for line in table(joined(parts)).splitlines()[2:]]
+        head, _, *rows = [line.split("|") for line in table(joined(parts)).splitlines()]
+        return [row[-3].strip() for row in rows] if head[-3].strip() == "time/step" else []
 
     plain, other = ("none", 0.01), ("jacobian", 0.06)
     assert cells(part(*plain), part(*other)) == ["1.00×", "6.00×"]
     assert cells(part(*plain, "one"), part(*other)) == ["1.00×", "-"]
-    assert cells(part(*plain), part(*other, "one")) == ["-", "-"]
+    assert cells(part(*plain), part(*other, "one")) == []
     assert cells(part(*plain, "one"), part(*other, "two")) == ["1.00×", "-"]
     # One processor may have as many cores as another.
     for name, value in (("device_name", "another"), ("environment", {"OMP_NUM_THREADS": "1"})):
