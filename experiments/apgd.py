@@ -61,10 +61,9 @@ def evaluate(
                     logits_fn, x, y, key, order=ORDERS[norm], radii=values
                 )
             }
+            here = provenance.extended(content if content["robust"] else {})
             content["robust"][norm] = {name: found[name] for name in names}
-            here = provenance.collect()
-            commit = provenance.joined(content.get("commit", here["commit"]), here["commit"])
-            content = {**content, **here, "commit": commit}
+            content |= here
             led(write_json)(path, content)
     robust = {
         norm: {name: content["robust"][norm][name] for name in map(number_key, sorted(values))}

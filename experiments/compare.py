@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments import auto, devices
+from experiments import devices
 from experiments.comparison import Attacks, compare, plan
 from experiments.config import Setup
 from experiments.evaluate import attack_settings, chosen_radii
@@ -112,7 +112,8 @@ def _strongest(
                 "auto_examples needs a radius for AutoAttack: give --auto-l2 or --auto-linf, too"
             )
         return {}
-    auto.settings("standard", num_examples, seed=0)  # raises if there are no examples
+    if num_examples is not None and num_examples < 1:
+        raise ValueError(f"auto_examples must be at least 1, got {num_examples}")
     return chosen_radii(data, l2=l2, linf=linf)
 
 

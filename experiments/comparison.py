@@ -197,8 +197,8 @@ def _entry(
     """Train and evaluate one network, as far as that is not done, and return its results."""
     if not runs.is_trained(path, config):
         trained(config, path=path)
-    run = runs.load(path)
     with runs.locked(path):
+        run = runs.load(path)
         evaluation = evaluated(run)
     if leads():
         print(f"{path}: clean {100 * evaluation['clean']:.2f} %", file=sys.stderr)

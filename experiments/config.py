@@ -219,6 +219,10 @@ class Config(Setup):
                 f"parts must be at most the {self.batch_size} examples of a batch, got {self.parts}"
             )
         models.check_names(self.model, self.activation, self.precision)
+        if self.beta != Setup.beta and self.activation != "softplus":
+            raise ValueError(
+                f"beta is of softplus, got {self.beta:g} with the activation {self.activation}"
+            )
         if self.norm not in ORDERS:
             raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")
         self._check_method()

@@ -9,26 +9,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 import tyro
-from foolbox.attacks.carlini_wagner import L2CarliniWagnerAttack
-from foolbox.attacks.ddn import DDNAttack
-from foolbox.attacks.deepfool import L2DeepFoolAttack, LinfDeepFoolAttack
-from foolbox.attacks.fast_minimum_norm import L2FMNAttack, LInfFMNAttack
-from foolbox.attacks.projected_gradient_descent import (
-    L2ProjectedGradientDescentAttack,
-    LinfProjectedGradientDescentAttack,
-)
-from foolbox.models.pytorch import PyTorchModel
 
 from experiments import runs
 from experiments.cells import measure_each
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
+from experiments.extras import of_extra
 from experiments.parity import NAMES, balls
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import auto_attack
+
+with of_extra("reference"):
+    import torch
+    from foolbox.attacks.carlini_wagner import L2CarliniWagnerAttack
+    from foolbox.attacks.ddn import DDNAttack
+    from foolbox.attacks.deepfool import L2DeepFoolAttack, LinfDeepFoolAttack
+    from foolbox.attacks.fast_minimum_norm import L2FMNAttack, LInfFMNAttack
+    from foolbox.attacks.projected_gradient_descent import (
+        L2ProjectedGradientDescentAttack,
+        LinfProjectedGradientDescentAttack,
+    )
+    from foolbox.models.pytorch import PyTorchModel
 
 _ATTACKS: dict[str, dict[str, partial[Any]]] = {
     "l2": {

@@ -7,13 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-from foolbox.attacks.ddn import DDNAttack
-from foolbox.models.pytorch import PyTorchModel
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import runs
 from experiments.data import Dataset
+from experiments.extras import of_extra
 from experiments.models import Params
 from experiments.twin import run_twin
 from hessjax import LpBall, hessian_operator, lanczos
@@ -27,6 +25,11 @@ from hessjax.bounds import (
 )
 from hessjax.eigen import ONE_PRODUCT, gradient_start
 from hessjax.objective import Apply
+
+with of_extra("reference"):
+    import torch
+    from foolbox.attacks.ddn import DDNAttack
+    from foolbox.models.pytorch import PyTorchModel
 
 _PRODUCTS = 10
 # So many products leave less than a tenth of a percent.

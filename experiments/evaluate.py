@@ -71,13 +71,15 @@ def main(
             raise ValueError(f"{name} is not of the attack {attack}: leave it out")  # noqa: TRY301
         if distributed:
             start()
-        loaded = runs.load(run)
-        radii = _radii(loaded.config.data, norm, epsilon)
-        dataset = load_for(loaded.config, data_dir)
-        if not loaded.training["completed"]:
-            print(f"warning: the training of {run} was not completed", file=sys.stderr)
+        data = led(lambda: runs.read_config(run).data)()
+        radii = _radii(data, norm, epsilon)
         mesh = devices.mesh(num_devices)
         with runs.locked(run):
+            # Not before: another process may train it further.
+            loaded = runs.load(run)
+            dataset = load_for(loaded.config, data_dir)
+            if not loaded.training["completed"]:
+                print(f"warning: the training of {run} was not completed", file=sys.stderr)
             if attack == "auto":
                 told = auto.settings(version or "standard", num_examples, loaded.config.seed)
                 for name, values in radii.items():
@@ -205,8 +207,8 @@ def evaluate(
         latter by ten Lanczos products, from below); ``radii``, ``attack``, the ``shown`` ball of
         the landscape, ``seconds``, and where they were measured.
     """
-    here, earlier = provenance.collect(), _earlier(run.path, attack)
-    here["commit"] = provenance.joined(here["commit"], earlier.get("commit", here["commit"]))
+    earlier = _earlier(run.path, attack)
+    here = provenance.extended(earlier)
     start = {"num_test": len(dataset.test_labels), "robust": {}, "radii": {}, "seconds": 0.0}
     result: dict[str, Any] = {**start, **here, **earlier, "attack": attack}
     wanted = {norm: list(values) for norm, values in radii.items() if values}

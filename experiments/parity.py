@@ -10,17 +10,20 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 import tyro
-from pyautoattack import AutoAttack
 
 from experiments import runs
 from experiments.cells import measure_each
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
+from experiments.extras import of_extra
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import STANDARD, auto_attack
+
+with of_extra("reference"):
+    import torch
+    from pyautoattack import AutoAttack
 
 NAMES = {"l2": "ℓ₂", "linf": "ℓ∞"}
 _REFERENCE_NORMS: dict[str, Literal["L2", "Linf"]] = {"l2": "L2", "linf": "Linf"}

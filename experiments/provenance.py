@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def collect() -> dict[str, Any]:
         },
         "device": _device(),
     }
+
+
+def extended(earlier: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result has to carry of which this process makes a part, `merged`.
+
+    Args:
+        earlier: the result so far; what it does not carry is that of this process, but the commit
+            unknown, and nothing at all is no result.
+    """
+    here = collect()
+    return merged({**here, "commit": "unknown", **earlier}, here) if earlier else here
 
 
 def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +78,7 @@ def _command(arguments: list[str]) -> str:
     return shlex.join(["python", *(["-m", main.name] if main else []), *kept])
 
 
+@cache
 def _commit() -> str:
     try:
         revision, changes = (
@@ -87,3 +100,7 @@ def _device() -> str:
     if first.platform == "cpu":
         return f"CPU, {os.cpu_count()} cores"
     return f"{len(others) + 1} × {first.device_kind}" if others else first.device_kind
+
+
+# Now, for what runs is the code of this moment, whatever is committed meanwhile.
+_commit()

@@ -25,6 +25,7 @@ from experiments.files import UNFINISHED, read_arrays, read_json, write_arrays, 
 from experiments.processes import led
 from hessjax.objective import Apply
 
+_CONFIG = "config.json"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _TRAINED = (METRICS, "weights.npz", "training.json", "diverged.json")
 # What is measured of the weights, as patterns.
@@ -93,7 +94,7 @@ def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
         "network": architecture,
         **provenance.collect(),
     }
-    write_json(path / "config.json", content)
+    write_json(path / _CONFIG, content)
 
 
 @led
@@ -106,6 +107,8 @@ def check_free(path: Path, config: Config) -> None:
     # A process that was killed may have left the beginning of a file.
     there = [file.name for file in path.iterdir()] if path.is_dir() else []
     begun = any(name != _LOCK and not name.endswith(UNFINISHED) for name in there)
+    if begun and _CONFIG not in there:
+        raise ValueError(f"{path} holds something else than a run: name another folder")
     if begun and (other := read_config(path)) != config:
         before, after = dataclasses.asdict(other), dataclasses.asdict(config)
         changed = [f"{n} {before[n]}, not {v}" for n, v in after.items() if before[n] != v]
@@ -117,16 +120,15 @@ def check_free(path: Path, config: Config) -> None:
 
 @led
 def resume(path: Path) -> None:
-    """Note that another commit of the program, if it is one, goes on with a run.
+    """Note what goes on with a run, if it is another command, commit, version or device.
 
     What was measured of the weights so far is deleted: it is not of those to come.
     """
     _forget(path)
     content = _read(path)
-    before = content.get("commit", "unknown")
-    commits = provenance.joined(before, provenance.collect()["commit"])
-    if commits != before:
-        write_json(path / "config.json", {**content, "commit": commits})
+    whole = {**content, **provenance.extended(content)}
+    if whole != content:
+        write_json(path / _CONFIG, whole)
 
 
 def _forget(path: Path) -> None:
@@ -228,7 +230,7 @@ def _left(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
+    file = path / _CONFIG
     if not file.is_file():
         raise ValueError(
             f"{path} is no run directory: it has no config.json, "

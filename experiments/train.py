@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from experiments import devices, methods, models, runs
 from experiments.checkpoints import Checkpoints, Snapshot
 from experiments.config import ORDERS, Config
-from experiments.data import Dataset, batch_indices, load, validation_split
+from experiments.data import Dataset, batch_indices, check_count, load, validation_split
 from experiments.files import read_json
 from experiments.interruption import Interrupted, exit_code
 from experiments.landscape import norms
@@ -155,6 +155,7 @@ def train(
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     if watch < 0:
         raise ValueError(f"watch must be at least 0, got {watch}")
+    check_count("watch", watch or None, dataset)
     images, labels = dataset.train_images, dataset.train_labels
     apply, step, state = first_step(config, dataset)
     batch_size, steps_per_epoch = _given(config.batch_size), _steps_per_epoch(config, dataset)

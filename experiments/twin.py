@@ -6,13 +6,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn.utils import skip_init
 
+from experiments.extras import of_extra
 from experiments.files import read_json
 from experiments.models import Params
 from experiments.runs import Run
+
+with of_extra("reference"):
+    import torch
+    from torch import nn
+    from torch.nn.utils import skip_init
 
 # Beyond this input PyTorch takes softplus for the identity. Its default of 20 costs half of the
 # digits of double precision, 40 none.

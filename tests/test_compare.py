@@ -137,17 +137,23 @@ def test_other_settings_are_refused_before_any_work(folder):
     assert "holds a run with other settings (epochs 2, not 3;" in str(stopped.value.code)
 
 
-def test_evaluating_by_itself_is_the_same(folder, capsys):
+def test_evaluating_by_itself_is_the_same(folder, capsys, monkeypatch):
     path = folder / "gradient-0.5" / "seed-0"
     before = read_json(path / "evaluation.json")
     (path / "evaluation.json").unlink()
     options = [str(path), "--num-steps", "4", "--norm"]
     tyro.cli(evaluate.main, args=[*options, "l2", "--epsilon", "0.25", "0.5"])
-    assert list(read_json(path / "evaluation.json")["robust"]) == ["l2"]
+    first = read_json(path / "evaluation.json")
+    assert list(first["robust"]) == ["l2"]
+    second = {**provenance.collect(), "command": "second", "device": "another"}
+    monkeypatch.setattr(provenance, "collect", lambda: second)
     tyro.cli(evaluate.main, args=[*options, "linf", "--epsilon", "0.1"])
     after = read_json(path / "evaluation.json")
     assert after["robust"] == before["robust"]
     assert after["clean"] == before["clean"]
+    # It was made by both commands.
+    assert after["command"] == f"{first['command']} && second"
+    assert after["device"] == f"{first['device']} and another"
     clean = f"clean accuracy on 450 test images: {100 * after['clean']:.2f} %"
     assert clean in capsys.readouterr().out
 
@@ -185,7 +191,7 @@ def test_what_is_shown_is_drawn_again_in_its_own_ball(folder, tmp_path):
         (["--auto-examples", "9"], "auto_examples needs a radius for AutoAttack"),
         (
             ["--auto-linf", "0.1", "--auto-examples", "0"],
-            "num_examples must be at least 1, got 0",
+            "auto_examples must be at least 1, got 0",
         ),
     ],
 )
@@ -316,8 +322,30 @@ def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch):
 
 def test_evaluating_what_is_no_run_is_told(tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        tyro.cli(evaluate.main, args=[str(tmp_path)])
+        tyro.cli(evaluate.main, args=[str(tmp_path / "nowhere")])
     assert "is no run directory: it has no config.json" in str(stopped.value.code)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("program", [compare, evaluate])
+def test_weights_are_read_when_no_other_process_can_train_further(
+    folder, tmp_path, monkeypatch, program
+):
+    out, read_run, seen = shutil.copytree(folder, tmp_path / "out"), runs.load, []
+
+    def checked(path):
+        with pytest.raises(OSError, match="another process works on"), runs.locked(path):
+            pass
+        seen.append(path)
+        return read_run(path)
+
+    monkeypatch.setattr(runs, "load", checked)
+    path = out / "none" / "seed-0"
+    options = ["--norm", "linf", "--epsilon", "0.1", "--num-steps", "4"]
+    given = [*ARGUMENTS, "--out", str(out)] if program is compare else [str(path), *options]
+    tyro.cli(program.main, args=given)
+    assert path in seen
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,5 +1,6 @@
 """What a result says of where it comes from."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,22 @@ def test_a_result_says_where_it_comes_from(monkeypatch):
     )
     expected = head.stdout.strip() if head.returncode == 0 else "unknown"
     assert expected.startswith(found["commit"].split()[0])
+
+
+def test_the_commit_is_that_of_the_code_as_it_was_loaded(monkeypatch):
+    """A study takes days, and a commit made meanwhile is none of its code."""
+    spec = importlib.util.find_spec("experiments.provenance")
+    assert spec
+    assert spec.loader
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+
+    def later(arguments, **_):
+        return subprocess.CompletedProcess(arguments, 0, stdout="feedbeef")
+
+    before = provenance.collect()["commit"]
+    monkeypatch.setattr(subprocess, "run", later)
+    assert loaded.collect()["commit"] == before
 
 
 def test_places_on_a_machine_are_left_out_of_the_command(monkeypatch):

@@ -78,7 +78,7 @@ def test_a_run_with_other_settings_is_not_overwritten(run):
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"is no run directory: it has no config\.json"):
+    with pytest.raises(ValueError, match=r"holds something else than a run: name another folder"):
         runs.start(tmp_path, CONFIG, runs.network(CONFIG, DATA))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -106,7 +106,7 @@ def test_the_beginning_of_a_file_is_no_run(tmp_path):
     (tmp_path / "config.json.part").write_text("{")
     runs.check_free(tmp_path, CONFIG)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="is no run directory"):
+    with pytest.raises(ValueError, match="holds something else than a run"):
         runs.check_free(tmp_path, CONFIG)
 
 

@@ -255,6 +255,10 @@ def test_parts_alone_and_data_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     tuning, _ = calls
     methods = {name.split(":")[0] for name in tuning["methods"]}
     assert methods == set(HEADLINE) - {"none"}
+    calls.clear()
+    with pytest.raises(SystemExit, match="quick takes the digits: leave data out, got mnist"):
+        tyro.cli(study.main, args=["--quick", *arguments, "mlp"])
+    assert not calls
 
 
 @pytest.fixture

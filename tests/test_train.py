@@ -240,16 +240,19 @@ def test_checkpoints_of_another_configuration_are_not_gone_on_from(digits, train
         train.train(other, digits, trained[0], resume=True)
 
 
-def test_a_resumption_by_another_commit_is_noted(digits, tmp_path, monkeypatch):
+def test_a_resumption_by_another_commit_or_device_is_noted(digits, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         interrupting(patched, 5)
         with pytest.raises(Interrupted):
             train.train(CONFIG, digits, tmp_path)
-    later = {**provenance.collect(), "commit": "feedbeef"}
-    before = read_json(tmp_path / "config.json")["commit"]
+    later = {**provenance.collect(), "commit": "feedbeef", "device": "another", "command": "second"}
+    before = read_json(tmp_path / "config.json")
     monkeypatch.setattr(provenance, "collect", lambda: later)
     train.train(CONFIG, digits, tmp_path, resume=True)
-    assert read_json(tmp_path / "config.json")["commit"] == ", ".join(sorted({before, "feedbeef"}))
+    after = read_json(tmp_path / "config.json")
+    assert after["commit"] == ", ".join(sorted({before["commit"], "feedbeef"}))
+    assert after["device"] == f"{before['device']} and another"
+    assert after["command"] == f"{before['command']} && second"
 
 
 def test_a_second_process_is_refused(digits, trained):
@@ -375,6 +378,8 @@ def test_a_validation_split_is_held_out(digits):
         (["--strength", "-1"], "strength must be a finite number, at least 0, got -1"),
         (["--num-devices", "9"], "num_devices must be from 1 to the 8 there are, got 9"),
         (["--watch", "-1"], "watch must be at least 0, got -1"),
+        (["--watch", "451"], "watch must be from 1 to 450, the number of test images, got 451"),
+        (["--beta", "3"], "beta is of softplus, got 3 with the activation gelu"),
         (["--checkpoint-every", "0"], "checkpoint_every must be at least 1, got 0"),
         (["--batch-size", "5000"], "batch_size must be at most the 1347 training examples, got 5"),
         (["--every", "631"], "every must be at most the 630 steps of the training, got 631"),
