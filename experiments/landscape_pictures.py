@@ -28,6 +28,10 @@ _COMMON = {
 }
 
 
+# As `hessjax.pgd` returns it.
+_FOUND = "the first wrong point of PGD, or that of the largest loss,"
+
+
 class Landscapes(NamedTuple):
     """What the runs of one method left in ``landscape.npz``; ``arrays`` is by seed."""
 
@@ -108,8 +112,8 @@ def _draw_norms(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> 
         title="Gradient and curvature of the loss at the images",
         note=f"{count:,} {images}; {named}{pooled}. Derivatives of the cross-entropy "
         "(nats) in the input, pixels in [0, 1]; ‖H‖ is the largest |eigenvalue| of the Hessian, "
-        f"estimated from below. Dashed: median; black outline: {landscapes[0].label}. The first "
-        "bin holds all that is smaller, too.",
+        f"estimated from below. Dashed: median; the black line repeats the first row, "
+        f"{landscapes[0].label}. The first bin holds all that is smaller, too.",
     )
     return path
 
@@ -136,7 +140,8 @@ def _draw_planes(folder: Path, images: str, landscapes: Sequence[Landscapes]) ->
         title="Loss over the plane of gradient and top eigenvector",
         note=f"Number {first['shown'][i]} (label {first['shown_label'][i]}) of the {images}, "
         f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot. Dotted: the top "
-        "eigenvector of the Hessian; cos is the cosine of its angle to the gradient."
+        "eigenvector of the Hessian, upwards what of it is orthogonal to the gradient; cos is the "
+        "cosine of its angle to the gradient."
         f"{circle} Orange: loss ln 2, below which the label surely wins. Points are not clipped "
         "to [0, 1].",
     )
@@ -163,10 +168,10 @@ def _draw_boundaries(folder: Path, images: str, landscapes: Sequence[Landscapes]
         epsilon=radius if order == 2 else None,
         title="Decision boundary along the attack",
         note=f"Number {first['shown'][i]} (label {first['shown_label'][i]}) of the {images}, "
-        f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot; the cross is what "
-        f"PGD of {first['attack_steps']} steps in the {norm_name(order)} ball of radius "
-        f"ε = {radius:g} made of it. Colors: logit of the label less the largest other one; black: "
-        "the boundary. Points are not clipped to [0, 1].",
+        f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot. The cross: {_FOUND} "
+        f"of {first['attack_steps']} steps in the {norm_name(order)} ball of radius ε = {radius:g}"
+        f"{' (dashed)' if order == 2 else ''}. Colors: logit of the label less the largest other "
+        "one; black: the boundary. Points are not clipped to [0, 1].",
     )
     return path
 
@@ -194,8 +199,9 @@ def _draw_attacks(folder: Path, images: str, landscapes: Sequence[Landscapes]) -
         order=order,
         title="Attacked images",
         note=f"Numbers {' and '.join(str(first['shown'][i]) for i in chosen)} of the {images}, "
-        f"{seeds_of(found.seeds[0] for found in landscapes)}. PGD, {first['attack_steps']} steps, "
-        f"{norm_name(order)} ball of radius ε = {radius:g}, pixels in [0, 1].",
+        f"{seeds_of(found.seeds[0] for found in landscapes)}. Attacked: {_FOUND} of "
+        f"{first['attack_steps']} steps in the {norm_name(order)} ball of radius ε = {radius:g}; "
+        "pixels in [0, 1].",
     )
     return path
 

@@ -28,9 +28,8 @@ def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscap
     if len(methods) > MOST:
         return _draw_tradeoff(folder, comparison, methods)
     drawn = [_draw_accuracy(folder, comparison, methods)]
-    timed = [method for method in methods if _seconds(method.runs)]
-    if any(method.runs[0]["method"] == "none" for method in timed):
-        drawn += [_draw_cost(folder, comparison, timed)]
+    if any(method.runs[0]["method"] == "none" for method in _timed(methods)):
+        drawn += [draw_cost(folder / "cost.png", comparison)]
     watched = [method for method in methods if any("trajectory" in run for run in method.runs)]
     if 0 < len(watched) <= _MOST_LINES:
         drawn += [_draw_training(folder, comparison, watched)]
@@ -42,6 +41,10 @@ def _seconds(runs: Sequence[dict[str, Any]]) -> list[float]:
     """Return the seconds per step of the runs, nothing if one of them was not timed."""
     seconds = [run["seconds_per_step"] for run in runs]
     return [] if None in seconds else seconds
+
+
+def _timed(methods: Sequence[Method]) -> list[Method]:
+    return [method for method in methods if _seconds(method.runs)]
 
 
 def _draw_accuracy(folder: Path, comparison: dict[str, Any], methods: Sequence[Method]) -> Path:
@@ -70,12 +73,19 @@ def _draw_accuracy(folder: Path, comparison: dict[str, Any], methods: Sequence[M
     return path
 
 
-def _draw_cost(folder: Path, comparison: dict[str, Any], methods: Sequence[Method]) -> Path:
-    """Draw accuracy in the ball of AutoAttack, or in the middle one, against the time of a step."""
+def draw_cost(path: Path, comparison: dict[str, Any]) -> Path:
+    """Draw accuracy in the ball of AutoAttack, or in the middle one, against the time of a step.
+
+    Raises:
+        ValueError: if no training without a penalty was timed.
+    """
+    methods = _timed(group(comparison))
     told = comparison.get("auto", {}).get("norms")
     norm, radii = next(iter((told or comparison["norms"]).items()))
     radius = radii[len(radii) // 2]
     plain = [method for method in methods if method.runs[0]["method"] == "none"]
+    if not plain:
+        raise ValueError("there is no time of a step without a penalty, in which costs are told")
     unit = np.mean([seconds for method in plain for seconds in _seconds(method.runs)])
 
     def accuracy(run: dict[str, Any]) -> float:
@@ -91,15 +101,18 @@ def _draw_cost(folder: Path, comparison: dict[str, Any], methods: Sequence[Metho
         for method in methods
     ]
     by = auto_of(comparison) if told else attack_of(comparison["attack"])
-    path = folder / "cost.png"
+    seeds = seeds_of(run["seed"] for method in methods for run in method.runs)
+    # AutoAttack says itself how many of the images.
+    of = f"{images_of(comparison)}; {seeds}" if told else about(comparison)
     trends.frontier(
         path,
         points,
         norm=norm,
         radius=radius,
         title="Robust accuracy against the cost of a training step",
-        note=f"{about(comparison)}. Attack: {by}. Cost: seconds of a step over those of training "
-        "without a penalty, on the same machine. Markers: mean over seeds, small dots: seeds.",
+        note=f"{of[0].upper()}{of[1:]}. Attack: {by}. Cost: seconds of a step over those of "
+        "training without a penalty, on the same machine. Markers: mean over seeds, small dots: "
+        "seeds. Gray: the most that is to be had for so much time.",
     )
     return path
 

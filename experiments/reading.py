@@ -127,19 +127,20 @@ def _accuracy(value: object) -> float:
 
 
 def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return several comparisons as one, whose table has a column for the networks.
+    """Return several comparisons as one, at the radii that all have.
 
-    AutoAttack's results may be there for some of the methods alone, and so may times of steps
-    measured in turns: the trainings' own are then no longer told.
+    Of different networks, its table has a column for them. AutoAttack's results may be there for
+    some of the methods alone, and so may times of steps measured in turns: the trainings' own are
+    then no longer told.
 
     Args:
-        comparisons: from `read`; of the same data, attacked alike.
+        comparisons: from `read`; of the same data, attacked alike at one radius at least.
 
     Raises:
         ValueError: if they are not.
     """
     _check_alike(comparisons)
-    strongest = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
+    norms, auto = _common([one["norms"] for one in comparisons]), _auto(comparisons)
     timed = [one["step_times"] for one in comparisons if "step_times" in one]
     runs = [
         {**run, **_on_one_clock(one, timed), "network": _network(one)}
@@ -150,9 +151,11 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is in several of the comparisons: a seed counts once")
+    if len({run["network"] for run in runs}) == 1:
+        runs = [{**run, "network": ""} for run in runs]
     examples = max(one.get("apgd_examples", 0) for one in comparisons)
-    auto = next(iter(strongest), {})
-    whole = {**comparisons[0], "auto": auto, "apgd_examples": examples, "runs": runs}
+    told = {"norms": norms, "auto": auto, "apgd_examples": examples}
+    whole = {**comparisons[0], **told, "runs": runs}
     if timed:
         same = [times for times in timed if _clock(times) == _clock(timed[0])]
         commits = sorted({times["commit"] for times in same})
@@ -165,7 +168,7 @@ def _check_alike(comparisons: Sequence[dict[str, Any]]) -> None:
     for one in comparisons:
         require(("setup",), one, "a comparison for a joint table")
     for other in others:
-        for key in ("data", "num_test", "norms", "attack"):
+        for key in ("data", "num_test", "attack"):
             if other[key] != first[key]:
                 raise ValueError(
                     f"comparisons of different {key} make no table: {first[key]} and {other[key]}"
@@ -174,9 +177,29 @@ def _check_alike(comparisons: Sequence[dict[str, Any]]) -> None:
             after = setup_of(other)[key]
             if before != after and key not in _NETWORK:
                 raise ValueError(f"comparisons of different {key} make no table: {before}, {after}")
-    strongest = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
-    if any(told != strongest[0] for told in strongest):
-        raise ValueError(f"comparisons of different AutoAttack make no table: {strongest}")
+    if not _common([one["norms"] for one in comparisons]):
+        raise ValueError("comparisons without a radius in common make no table")
+
+
+def _auto(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what AutoAttack was told, at the radii that all have of those that it attacked."""
+    found = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
+    if not found:
+        return {}
+    norms = _common([told["norms"] for told in found])
+    if not norms or any({**told, "norms": norms} != {**found[0], "norms": norms} for told in found):
+        raise ValueError(f"comparisons of different AutoAttack make no table: {found}")
+    return {**found[0], "norms": norms}
+
+
+def _common(balls: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Return by norm the radii that all have."""
+    first, *others = balls
+    common = {
+        norm: [radius for radius in radii if all(radius in one.get(norm, ()) for one in others)]
+        for norm, radii in first.items()
+    }
+    return {norm: radii for norm, radii in common.items() if radii}
 
 
 def _on_one_clock(comparison: dict[str, Any], timed: Sequence[dict[str, Any]]) -> dict[str, Any]:

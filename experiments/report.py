@@ -12,7 +12,7 @@ import tyro
 
 from experiments.files import replacing
 from experiments.landscape_pictures import Landscapes, read_landscapes
-from experiments.pictures import MOST, draw
+from experiments.pictures import MOST, draw, draw_cost
 from experiments.reading import joined, read
 from experiments.table import group, table
 from experiments.words import about, attacked, explained, under_apgd
@@ -25,13 +25,15 @@ def main(
     others: tyro.conf.Positional[tuple[Path, ...]] = (),
     *,
     brief: bool = False,
+    cost: Path | None = None,
 ) -> None:
     """Write the table and the figures of a comparison again, from its files alone.
 
     Reads comparison.json and the runs' landscape.npz as `python -m experiments.compare` left
     them. Writes report.md and figures/*.png beside them and prints the table. It trains nothing,
     takes seconds and can be repeated. Of several comparisons on the same data, attacked alike, it
-    prints one table and writes nothing. For example:
+    prints one table, and writes nothing but the figure of costs, where that is asked for. For
+    example:
 
         python -m experiments.report runs/demo
         python -m experiments.report runs/study/mnist/headline runs/study/mnist/mlp
@@ -40,11 +42,17 @@ def main(
         directory: the folder of the comparison.
         others: folders of more of them, for one table.
         brief: print AutoAttack alone of the attacks, and no norms.
+        cost: of several: a PNG for robust accuracy against the cost of a step, of all of them.
     """
     try:
         if others:
-            print(table(joined([read(folder) for folder in (directory, *others)]), brief=brief))
+            whole = joined([read(folder) for folder in (directory, *others)])
+            if cost is not None:
+                draw_cost(cost, whole)
+            print(table(whole, brief=brief))
             return
+        if cost is not None:
+            raise ValueError("cost is of several comparisons: one has figures/cost.png")  # noqa: TRY301
         comparison = read(directory)
         landscapes = read_landscapes(directory, comparison)
         written = write(directory, comparison, landscapes)

@@ -72,7 +72,7 @@ def planes(
     ``epsilon`` adds the circle of that ℓ2 radius around the example.
     """
     levels = _loss_levels(max(float(np.max(plane.loss)) for plane in drawn))
-    colors = mpl.colormaps["cividis"]
+    colors = mpl.colormaps["viridis"]
     norm = BoundaryNorm(levels, colors.N)
     page, body, axes = _panels(len(drawn), title=title, note=note)
     for ax, plane in zip(axes, drawn, strict=True):
@@ -90,7 +90,7 @@ def planes(
         frame(ax, plane.style.color)
         ax.tick_params(labelbottom=True)
     body.supxlabel(r"along the gradient (input units, $\ell_2$)", fontsize=14)
-    body.supylabel("along the rest of the top\neigenvector (input units, $\\ell_2$)", fontsize=14)
+    body.supylabel("orthogonal to it, in the plane\n(input units, $\\ell_2$)", fontsize=14)
     bar = body.colorbar(
         ScalarMappable(norm, colors), ax=axes, ticks=levels, spacing="uniform", shrink=0.95
     )
@@ -114,7 +114,9 @@ def boundaries(
     ``epsilon`` adds the circle of that ℓ2 radius around the example.
     """
     largest = max(float(np.max(np.abs(one.margin))) for one in drawn)
-    levels = np.linspace(-largest, largest, 17)
+    # Halving, for the margins of one network may be a tenth of another's.
+    halves = max(largest, 1e-12) * 0.5 ** np.arange(8)
+    levels = np.concatenate([-halves, [0], halves[::-1]])
     colors = mpl.colormaps["PuOr"]
     norm = BoundaryNorm(levels, colors.N)
     page, body, axes = _panels(len(drawn), title=title, note=note)
@@ -130,9 +132,10 @@ def boundaries(
     body.supxlabel(r"along the attack (input units, $\ell_2$)", fontsize=14)
     body.supylabel("along a random direction\n(input units, $\\ell_2$)", fontsize=14)
     bar = body.colorbar(
-        ScalarMappable(norm, colors), ax=axes, ticks=levels[::4], format="{x:.2g}", shrink=0.95
+        ScalarMappable(norm, colors), ax=axes, ticks=levels[::2], spacing="uniform", shrink=0.95
     )
-    bar.set_label("margin of the label (logits)")
+    bar.ax.set_yticklabels([f"{level:.2g}".replace("-", "−") for level in levels[::2]])
+    bar.set_label("margin of the label (logits), doubling from 0")
     save(page, path)
 
 

@@ -82,18 +82,28 @@ class Distances(NamedTuple):
 def frontier(
     path: Path, points: Sequence[Point], *, norm: str, radius: float, title: str, note: str
 ) -> None:
-    """Draw robust accuracy against cost; a line joins what no cheaper method is better than."""
+    """Draw robust accuracy against cost; a line joins what no cheaper method is better than.
+
+    Methods with less than half of the highest accuracy stand at the lower edge, with their number.
+    """
     legend = [(point.label, point.style) for point in points]
     page, body = canvas(10.0, 5.2, title=title, note=note, legend=legend)
     ax = body.subplots()
     means = [(point.cost.mean(), 100 * point.accuracy.mean()) for point in points]
+    least = max(accuracy for _, accuracy in means) / 2
+    shown = [mean for mean in means if mean[1] >= least]
     best = [
         (cost, accuracy)
-        for cost, accuracy in sorted(means)
-        if all(accuracy > other for there, other in means if there < cost)
+        for cost, accuracy in sorted(shown)
+        if all(accuracy > other for there, other in shown if there < cost)
     ]
     ax.step(*zip(*best, strict=True), where="post", color="#BBBBBB", lw=2, zorder=1)
     for point, mean in zip(points, means, strict=True):
+        if mean[1] < least:
+            edge = ax.get_xaxis_transform()
+            ax.plot(mean[0], 0.04, ms=11, transform=edge, **point.style.points)
+            ax.text(1.07 * mean[0], 0.04, f"↓ {mean[1]:.1f} %", va="center", transform=edge)
+            continue
         small = {**point.style.points, "marker": "o", "fillstyle": "full"}
         ax.plot(point.cost, 100 * point.accuracy, ms=3.5, mew=0, **small)
         ax.plot(*mean, ms=11, **point.style.points)

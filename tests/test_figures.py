@@ -461,6 +461,10 @@ def test_the_boundary_is_drawn_where_the_margin_is_zero(pages, tmp_path):
     ]
     [[line]] = black
     np.testing.assert_allclose(line.vertices[:, 0], 0.5)
+    # The margins go to 3.5, and levels halve from there: the flat ones of a network show, too.
+    levels = first.collections[0].levels
+    np.testing.assert_allclose(levels, [*-(3.5 * 0.5 ** np.arange(8)), 0, *levels[9:]])
+    np.testing.assert_allclose(levels, -levels[::-1])
     for ax, length in ((first, 0.75), (second, 0.5)):
         cross = next(line for line in ax.lines if line.get_marker() == "X")
         np.testing.assert_array_equal(cross.get_xydata(), [[length, 0]])
@@ -470,10 +474,13 @@ def test_the_frontier_joins_what_nothing_cheaper_beats(pages, tmp_path):
     draw_frontier(tmp_path / "one.png")
     [ax] = pages[0].subfigs[1].axes
     joined, *others = ax.lines
-    np.testing.assert_allclose(joined.get_xydata(), [[1, 20], [5, 85]])
+    np.testing.assert_allclose(joined.get_xydata(), [[5, 85]])
     markers = [line for line in others if line.get_markersize() > 10]
     found = [line.get_xydata()[0] for line in markers]
-    np.testing.assert_allclose(found, [[1, 20], [6, 50], [5, 85]])
+    # What withstands less than half as much as the best stands at the edge, with its number.
+    np.testing.assert_allclose(found, [[1, 0.04], [6, 50], [5, 85]])
+    assert [text.get_text() for text in ax.texts] == ["↓ 20.0 %"]
+    assert ax.get_ylim()[0] > 40
     seeds = next(line for line in others if len(line.get_xdata()) == 2)
     np.testing.assert_allclose(seeds.get_xydata(), [[4, 80], [6, 90]])
 

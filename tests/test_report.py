@@ -230,6 +230,48 @@ def test_comparisons_attacked_alike_make_one_table(directory, tmp_path, capsys):
         report.main(directory, (tmp_path / "other",))
 
 
+def test_comparisons_of_one_network_join_at_the_radii_that_all_have(tmp_path, drawn, capsys):
+    def part(name, method, norms, auto, seconds):
+        balls = {"l2": {"0.5": 0.8, "1.0": 0.6}, "linf": {"0.1": 0.4}}
+        robust = {norm: {f"{r:g}": balls[norm][str(r)] for r in radii} for norm, radii in norms}
+        found = {
+            norm: {str(r): {"robust": 0.5, "verdict": "trustworthy"} for r in radii}
+            for norm, radii in auto
+        }
+        runs = [run(method, 0, robust=robust, auto=found, seconds_per_step=seconds)]
+        told = {"norms": {norm: list(radii) for norm, radii in auto}, "num_examples": 500}
+        content = comparison(runs) | {
+            "norms": {norm: list(radii) for norm, radii in norms},
+            "auto": told,
+            "setup": {"model": "cnn"},
+        }
+        (tmp_path / name).mkdir()
+        return store(tmp_path / name, content, {})
+
+    both = [("l2", (1.0,)), ("linf", (0.1,))]
+    headline = part("a", "none", [("l2", (0.5, 1.0)), ("linf", (0.1,))], both, 0.01)
+    push = part("b", "hessian", [("l2", (1.0,))], [("l2", (1.0,))], 0.05)
+    report.main(headline, (push,), cost=tmp_path / "cost.png")
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert head[:6] == ["method", "strength", "clean", "ℓ₂ 1", "AA ℓ₂ 1", "masking"]
+    assert [row[3] for row in rows] == ["60.0", "60.0"]
+    (points,), told = drawn["frontier"]
+    assert [point.label for point in points] == ["none", "hessian"]
+    assert [float(point.cost[0]) for point in points] == [1, 5]
+    assert (told["norm"], told["radius"]) == ("l2", 1.0)
+    assert told["note"].startswith("Test images of digits; seed 0. Attack: AutoAttack")
+
+    with pytest.raises(SystemExit, match="no time of a step without a penalty"):
+        report.main(push, (part("c", "jacobian", both, both, 0.05),), cost=tmp_path / "cost.png")
+    with pytest.raises(SystemExit, match="comparisons without a radius in common"):
+        report.main(push, (part("d", "jacobian", [("linf", (0.1,))], [], 0.05),))
+    with pytest.raises(SystemExit, match="cost is of several comparisons: one has figures/cost"):
+        report.main(push, cost=tmp_path / "cost.png")
+
+
 def test_table_lines_are_markdown_of_one_width(directory):
     lines = table(read(directory)).splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -420,7 +462,8 @@ def test_figures_get_the_numbers_of_the_files(directory, drawn):
     np.testing.assert_array_equal(attacks[1].attacked, landscape(3)["attacked"][1])
     assert [one.attacked_prediction for one in attacks] == [7, 8]
     assert told["order"] == 2
-    assert "Numbers 0 and 4 of the test images of digits, seed 0. PGD, 40 steps" in told["note"]
+    shown = "Numbers 0 and 4 of the test images of digits, seed 0. Attacked: the first wrong point"
+    assert f"{shown} of PGD, or that of the largest loss, of 40 steps in" in told["note"]
 
 
 def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(tmp_path, drawn):
