@@ -14,6 +14,7 @@ from experiments import models
 from experiments.benchmarks import (
     estimates,
     penalty_cost,
+    plots,
     reference,
     report,
     scaling,
@@ -26,6 +27,8 @@ from experiments.files import read_json
 from experiments.train import train
 from hessjax import Lazy, second_order
 from tests import cases
+from tests.test_records import clean
+from tests.twins import twin
 
 pytestmark = pytest.mark.usefixtures("counted")
 
@@ -195,6 +198,88 @@ def test_what_compiles_nothing_of_pytorch_is_left_out(measured, tmp_path, monkey
     rows = read_json(tmp_path / "cost.json")["rows"]
     assert [row["step"] for row in rows] == ["none", "PyTorch: none"]
     assert "without PyTorch's compiled form: no compiler" in capsys.readouterr().err
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """Note what is measured instead of measuring it."""
+    clean(monkeypatch)
+    seen = []
+    for name in ("_step_rows", "_error_rows"):
+        row = {"step": "none"} if name == "_step_rows" else {"estimate": estimates.DEFAULT}
+
+        def note(run, *_, name=name, row=row):
+            seen.append((name, run.path.name))
+            return [row]
+
+        monkeypatch.setattr(penalty_cost, name, note)
+    return seen
+
+
+def test_a_network_is_known_by_its_weights_and_a_step_by_its_precision(run, tmp_path, noted):
+    doubled = twin(run, tmp_path / "doubled", scale=2.0)
+    half = twin(run, tmp_path / "half", precision="bfloat16", scale=3.0)
+    settings = penalty_cost.Settings(8, 2, 10, quick=True, reference=False)
+    for _ in range(2):
+        penalty_cost.measure([run, doubled, half], settings, tmp_path / "cost.json", None)
+    assert sorted(noted) == [
+        *(("_error_rows", name) for name in ("doubled", "half", "run")),
+        *(("_step_rows", name) for name in ("half", "run")),
+    ]
+    rows = read_json(tmp_path / "cost.json")["rows"]
+    assert {row["num_classes"] for row in rows if row["kind"] == "step"} == {10}
+
+
+def test_steps_in_bfloat16_are_no_steps_in_float32():
+    def row(step: str, seconds: float, **told: Any) -> dict[str, Any]:
+        network = {"kind": "step", "model": "cnn", "activation": "gelu", "input_shape": [8, 8, 1]}
+        times = dict.fromkeys(("median", "lower", "upper"), seconds)
+        numbers = {"seconds": times, "plain_steps": seconds / 2, "operations": 10 * seconds}
+        return {**network, "step": step, **numbers, "temporary_bytes": 1, **told}
+
+    old = [row("none", 2.0), row("hessian", 8.0)]
+    new = [row(one["step"], 3 * one["seconds"]["median"], num_classes=10) for one in old]
+    half = [{**one, "precision": "bfloat16"} for one in new]
+    settings = {"batch_size": 128}
+
+    def shown(rows: list[dict[str, Any]]) -> str:
+        return "\n".join(report._penalty_section({"settings": settings, "rows": rows}))
+
+    assert "Batch 128, float32. Time" in shown(old)
+    assert "### CNN, gelu, 8×8×1\n" in shown(old)
+    assert "Batch 128, bfloat16. Time" in shown(half)
+    both = shown([*new, *half])
+    assert "Batch 128, float32 and bfloat16. Time" in both
+    assert "### CNN, gelu, 8×8×1, 10 classes\n" in both
+    assert "### CNN, gelu, 8×8×1, 10 classes, bfloat16\n" in both
+    assert targets.measured([*old, *half]) == targets.measured(old)
+    assert targets.measured(half) == []
+
+
+def test_networks_of_one_name_have_columns_of_their_own(tmp_path):
+    told = {"kind": "error", "data": "digits", "model": "mlp", "activation": "gelu", "epochs": 1}
+    rows = [
+        {**told, "method": "none", "estimate": estimates.DEFAULT, "weights": weights}
+        | {"error": {"mean": mean, "percentile_95": mean}}
+        for weights, mean in (("one", 0.01), ("two", 0.02))
+    ]
+    head, _, line = report.estimate_table([], rows).splitlines()
+    assert head.endswith(
+        "| digits mlp gelu, none, 1 epoch, one | digits mlp gelu, none, 1 epoch, two |"
+    )
+    assert line.endswith("| 1.0 / 1.0 | 2.0 / 2.0 |")
+    [alone, _, _] = report.estimate_table([], rows[:1]).splitlines()
+    assert alone.endswith("| digits mlp gelu, none, 1 epoch |")
+    drawn = []
+
+    def save(page, _):
+        drawn.extend(axes.get_title() for axes in page.get_axes() if axes.get_visible())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", save)
+        plots.accuracy(tmp_path / "estimates.png", rows)
+    titles = [title for title in drawn if "epochs" in title]
+    assert titles == [f"digits, mlp gelu\nnone, epochs: 1, {name}" for name in ("one", "two")]
 
 
 def test_every_step_and_estimate_is_written(measured):

@@ -149,13 +149,16 @@ def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: P
     loaded = [runs.load(folder) for folder in folders]
     cells: list[records.Cell] = []
     for run in loaded:
-        network = {"model": run.config.model, "activation": run.config.activation}
-        cell = {"kind": "step", **network, "input_shape": _architecture(run)["input_shape"]}
+        config, architecture = run.config, _architecture(run)
+        network = {"model": config.model, "activation": config.activation}
+        sizes = {key: architecture[key] for key in ("input_shape", "num_classes")}
+        cell = {"kind": "step", **network, "precision": config.precision, **sizes}
         cells.append((cell, partial(_step_rows, run, settings)))
     for run in () if settings.steps else loaded:
         config = run.config
         described = {"data": config.data, "method": config.name, "epochs": config.epochs}
         network = {"model": config.model, "activation": config.activation}
+        network |= {"precision": config.precision, "weights": run.weights}
         cell = {"kind": "error", **described, **network, "seed": config.seed}
         cells.append((cell, partial(_error_rows, run, settings, data_dir)))
     records.collect(NAME, settings._asdict(), cells, path)

@@ -122,10 +122,12 @@ def _cells(
         config, network = run.config, read_json(run.path / "config.json")["network"]
         shape = {"model": config.model, "activation": config.activation}
         applies = {name: _apply(network, name) for name in PRECISIONS}
-        cell = {"kind": "step", **shape, "input_shape": network["input_shape"]}
+        sizes = {key: network[key] for key in ("input_shape", "num_classes")}
+        cell = {"kind": "step", **shape, **sizes}
         cells.append((cell, partial(_step_rows, applies, run, network, settings)))
         told = {"data": config.data, "method": config.name, "epochs": config.epochs}
-        cell = {"kind": "run", **told, **shape, "seed": config.seed, "trained": config.precision}
+        told |= {"seed": config.seed, "trained": config.precision, "weights": run.weights}
+        cell = {"kind": "run", **told, **shape}
         cells.append((cell, partial(_run_rows, applies, run, settings, data_dir)))
     return cells
 
@@ -253,13 +255,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     lines += ["", f"| data | method | seed | trained in | {' | '.join(QUANTITIES)} |"]
     lines += [f"| --- | --- | --: | --- |{' --: |' * len(QUANTITIES)}"]
+    # By the weights, too, which older rows do not tell: networks of one line may be several.
     errors: dict[tuple[str, ...], dict[str, str]] = {}
     for row in (row for row in rows if "quantity" in row):
         told = f"{100 * row['median']:.2g} / {100 * row['percentile_95']:.2g}"
-        key = (row["data"], row["method"], str(row["seed"]), row["trained"])
+        shown = (row["data"], row["method"], str(row["seed"]), row["trained"])
+        key = (*shown, row.get("weights", ""))
         errors.setdefault(key, {})[row["quantity"]] = told
-    for key, found in errors.items():
-        lines.append(f"| {' | '.join([*key, *(found[name] for name in QUANTITIES)])} |")
+    for (*shown, _), found in errors.items():
+        lines.append(f"| {' | '.join([*shown, *(found[name] for name in QUANTITIES)])} |")
     return "\n".join(lines)
 
 
