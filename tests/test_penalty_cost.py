@@ -23,7 +23,7 @@ from experiments.benchmarks import (
 )
 from experiments.config import Config
 from experiments.data import load
-from experiments.files import read_json
+from experiments.files import read_json, write_json
 from experiments.train import train
 from hessjax import Lazy, second_order
 from tests import cases
@@ -329,6 +329,16 @@ def test_targets_name_steps_that_there_are():
 def test_no_results_no_report(tmp_path):
     with pytest.raises(ValueError, match="holds no results"):
         report.write(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["comparison", "precision"])
+def test_a_report_of_something_else_stays(tmp_path, name):
+    write_json(tmp_path / f"{name}.json", {"rows": []})
+    kept = tmp_path / "report.md"
+    kept.write_text("of a comparison")
+    with pytest.raises(SystemExit, match=r"error: .* holds no results of attack_cost, hvp_cost, "):
+        report.main(tmp_path)
+    assert kept.read_text() == "of a comparison"
 
 
 def test_networks_of_other_sizes_cost_the_same():

@@ -1,7 +1,7 @@
 """Tables and figures of the benchmarks, from the JSON files of a device alone."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,18 @@ def write(folder: Path) -> list[Path]:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the benchmarks in a folder by name.
+    """Return the benchmarks in a folder that have a section, by name.
 
     Raises:
         ValueError: if there are none.
     """
-    results = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    paths = {name: folder / f"{name}.json" for name in sorted(_SECTIONS)}
+    results = {name: read_json(path) for name, path in paths.items() if path.is_file()}
     if not results:
+        *others, last = paths
         raise ValueError(
-            f"{folder} holds no results, which the modules of experiments.benchmarks write"
+            f"{folder} holds no results of {', '.join(others)} or {last}, "
+            "which the modules of experiments.benchmarks write"
         )
     return results
 
@@ -60,13 +63,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 def text(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the report of these results."""
     parts = [f"# What it costs on {folder.name}\n"]
-    sections = {
-        "penalty_cost": _penalty_section,
-        "scaling": _scaling_section,
-        "hvp_cost": _hvp_section,
-        "attack_cost": _attack_section,
-    }
-    for name, section in sections.items():
+    for name, section in _SECTIONS.items():
         if name in results:
             parts += [*section(results[name]), _origin(results[name])]
     return "\n".join(parts)
@@ -258,6 +255,15 @@ def _attack_section(content: Mapping[str, Any]) -> list[str]:
         markdown(heads, lines),
         "",
     ]
+
+
+# In the order of the report.
+_SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "penalty_cost": _penalty_section,
+    "scaling": _scaling_section,
+    "hvp_cost": _hvp_section,
+    "attack_cost": _attack_section,
+}
 
 
 if __name__ == "__main__":
