@@ -192,6 +192,14 @@ def test_bad_numbers_get_one_sentence(run, options, message, tmp_path):
     assert stopped.value.code == message
 
 
+def test_another_file_is_refused_before_any_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(attack_cost, "train", lambda *_: pytest.fail("trained before"))
+    (tmp_path / "cost.json").write_text('{"cells": []}')
+    for out, message in ((tmp_path, "is a folder"), (tmp_path / "cost.json", "something else")):
+        with pytest.raises(SystemExit, match=message):
+            call("--out", out)
+
+
 def test_a_folder_that_is_no_run_gets_one_sentence(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         call(tmp_path)

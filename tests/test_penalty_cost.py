@@ -15,6 +15,7 @@ from experiments.benchmarks import (
     estimates,
     penalty_cost,
     plots,
+    records,
     reference,
     report,
     scaling,
@@ -391,10 +392,17 @@ def test_bad_settings_of_scaling(tmp_path, wrong, message):
         (partial(penalty_cost.main, (Path("nowhere"),)), "nowhere is no run directory"),
         (partial(penalty_cost.main, batch_size=0), "batch_size must be at least 1, got 0"),
         (partial(penalty_cost.main, repeats=9), "repeats must be at least 10, got 9"),
+        (partial(penalty_cost.main, out=records.RESULTS), "out must be a JSON file, but .* is a "),
+        (
+            partial(
+                penalty_cost.main, out=records.RESULTS / "cpu-amd-epyc-1-core" / "scaling.json"
+            ),
+            ".* holds something else than the results of penalty_cost",
+        ),
         (partial(scaling.main, sizes=(30,)), "sizes must be multiples of 28, got 30"),
         (partial(report.main, Path("nowhere")), "nowhere holds no results"),
     ],
-    ids=["run", "batch", "repeats", "sizes", "report"],
+    ids=["run", "batch", "repeats", "folder", "other", "sizes", "report"],
 )
 def test_mistakes_are_told_in_a_sentence_before_any_work(mistake, message, monkeypatch):
     monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))

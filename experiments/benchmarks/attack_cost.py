@@ -85,7 +85,11 @@ def main(
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
+    num_examples = (30 if quick else 200) if num_examples is None else num_examples
+    repeats = (1 if quick else 3) if repeats is None else repeats
+    path = records.place(NAME, out, quick=quick)
     try:
+        records.check(NAME, _settings(repeats, num_examples, batch_size), path)
         loaded, dataset = _network(run, data_dir, epochs=3 if quick else None)
         radii = recipe(loaded.config.data).radii[norm]
         target = choose(
@@ -93,14 +97,10 @@ def main(
             dataset,
             norm=norm,
             epsilon=radii[len(radii) // 2] if epsilon is None else epsilon,
-            num_examples=(30 if quick else 200) if num_examples is None else num_examples,
+            num_examples=num_examples,
             batch_size=batch_size,
         )
-        path = add(
-            target,
-            repeats=(1 if quick else 3) if repeats is None else repeats,
-            path=records.place(NAME, out, quick=quick),
-        )
+        add(target, repeats=repeats, path=path)
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -154,9 +154,7 @@ def add(target: Target, *, repeats: int, path: Path) -> Path:
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     config = target.run.config
-    settings = {
-        "repeats": repeats, "num_examples": len(target.y), "batch_size": target.batch_size
-    }  # fmt: skip
+    settings = _settings(repeats, len(target.y), target.batch_size)
     cell = {
         "data": config.data, "model": config.model, "activation": config.activation,
         "method": config.name, "strength": config.strength, "seed": config.seed,
@@ -165,6 +163,10 @@ def add(target: Target, *, repeats: int, path: Path) -> Path:
     }  # fmt: skip
     measured = partial(measure_attacks, target, repeats=repeats)
     return records.collect(NAME, settings, [(cell, measured)], path, shown=_summary)
+
+
+def _settings(repeats: int, num_examples: int, batch_size: int | None) -> dict[str, Any]:
+    return {"repeats": repeats, "num_examples": num_examples, "batch_size": batch_size}
 
 
 def measure_attacks(target: Target, *, repeats: int) -> list[dict[str, Any]]:

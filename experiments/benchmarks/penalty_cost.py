@@ -83,6 +83,7 @@ def main(
         images = 16 if quick else num_images
         settings = Settings(batch_size, images, repeats, quick, reference, steps)
         settings.check()
+        records.check(NAME, settings._asdict(), path)
         measure(run or _digits(quick=small), settings, path, data_dir)
     except (ValueError, ArithmeticError, ImportError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
