@@ -186,10 +186,13 @@ def test_without_a_run_the_default_network_is_trained(run, monkeypatch, tmp_path
         (["--batch-size", 0], "error: batch_size must be at least 1, got 0"),
     ],
 )
-def test_bad_numbers_get_one_sentence(run, options, message, tmp_path):
-    with pytest.raises(SystemExit) as stopped:
-        call(run, *options, "--out", tmp_path / "cost.json")
-    assert stopped.value.code == message
+def test_bad_numbers_get_one_sentence_before_any_work(run, options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(attack_cost, "train", lambda *_: pytest.fail("trained before"))
+    monkeypatch.setattr(attack_cost, "measure_attacks", lambda *_: pytest.fail("attacked before"))
+    for network in ([run], []):
+        with pytest.raises(SystemExit) as stopped:
+            call(*network, *options, "--out", tmp_path / "cost.json")
+        assert stopped.value.code == message
 
 
 def test_another_file_is_refused_before_any_training(monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """The benchmark of optimizer steps: what it measures is right, and what it writes is whole."""
 
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from experiments import models
+from experiments import models, runs
 from experiments.benchmarks import (
     estimates,
     penalty_cost,
@@ -33,6 +35,7 @@ from tests.twins import twin
 
 pytestmark = pytest.mark.usefixtures("counted")
 
+DOUBLE = "gradient, double backpropagation"
 NARROW = partial(models.create, "mlp", "gelu", input_shape=(4, 4, 1), num_classes=3, widths=(6,))
 APPLY, PARAMS = models.functional(NARROW(seed=0))
 RNG = np.random.default_rng(0)
@@ -179,13 +182,41 @@ def test_named_steps_are_measured_alone(measured, tmp_path):
 
 
 @pytest.mark.parametrize("reference", [True, False])
-@pytest.mark.parametrize("name", ["newton", "PyTorch: newton"])
-def test_unknown_names_of_steps(measured, tmp_path, reference, name):
-    settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=reference, steps=(name,))
-    with pytest.raises(ValueError, match=f"unknown steps {name}: there are none, gradient, ") as e:
-        penalty_cost.measure([measured / "run"], settings, tmp_path / "x.json", None)
-    told = "PyTorch: hessian, compiled" in str(e.value)
-    assert told == (reference and name.startswith("PyTorch"))
+@pytest.mark.parametrize("name", ["newton", "newton, parts=4", "PyTorch: newton"])
+def test_unknown_names_of_steps(reference, name, monkeypatch):
+    monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))
+    with pytest.raises(SystemExit) as stopped:
+        penalty_cost.main(steps=("none", name), reference=reference)
+    message, there = str(stopped.value.code).split(": there are ")
+    assert message == f"error: unknown steps {shlex.quote(name)}"
+    told = shlex.split(there)
+    # A name with commas and spaces is one word.
+    assert told[:5] == ["none", "gradient", DOUBLE, "hessian", "hessian, every=5"]
+    assert ("PyTorch: hessian, compiled" in told) == (reference and name.startswith("PyTorch"))
+
+
+def test_the_steps_that_are_told_are_those_that_can_be_timed(run):
+    loaded = runs.load(run)
+    settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=True)
+    own, of_pytorch = (
+        [name for name in settings.known if name.startswith("PyTorch: ") == theirs]
+        for theirs in (False, True)
+    )
+    assert own == [*steps.objectives(loaded.apply, 8), steps.ACCUMULATED]
+    assert of_pytorch == list(penalty_cost._reference_makers(loaded, np.zeros((8, 8, 8, 1)), Y))
+
+
+def test_without_pytorch_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))
+    with pytest.raises(SystemExit) as stopped:
+        penalty_cost.main(quick=True)
+    assert stopped.value.code == (
+        "error: PyTorch's forms need the extra: pip install '.[reference]', or give --no-reference"
+    )
+    settings = penalty_cost.Settings(8, 2, 10, quick=True, reference=False)
+    settings.check()
+    settings._replace(reference=True, steps=("hessian",)).check()
 
 
 def test_what_compiles_nothing_of_pytorch_is_left_out(measured, tmp_path, monkeypatch, capsys):
@@ -281,6 +312,27 @@ def test_networks_of_one_name_have_columns_of_their_own(tmp_path):
         plots.accuracy(tmp_path / "estimates.png", rows)
     titles = [title for title in drawn if "epochs" in title]
     assert titles == [f"digits, mlp gelu\nnone, epochs: 1, {name}" for name in ("one", "two")]
+
+
+def test_pytorch_does_not_stand_beside_bfloat16(run, tmp_path, monkeypatch, capsys):
+    half = twin(run, tmp_path / "half", precision="bfloat16")
+    monkeypatch.setattr(penalty_cost, "_reference_makers", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(penalty_cost, "measure_steps", lambda *_, **__: [{"step": "none"}])
+    names = ("PyTorch: hessian", "none")
+    settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=True, steps=names)
+    penalty_cost.measure([half], settings, tmp_path / "cost.json", None)
+    assert "without PyTorch's forms, which have no bfloat16" in capsys.readouterr().err
+
+
+def test_more_images_than_there_are_are_refused_before_any_step(run, tmp_path, noted):
+    settings = penalty_cost.Settings(8, 451, 10, quick=False, reference=False)
+    path = tmp_path / "cost.json"
+    with pytest.raises(ValueError, match=r"num_images must be from 1 to 450, .* got 451"):
+        penalty_cost.measure([run], settings, path, None)
+    assert noted == []
+    # Steps alone need none.
+    penalty_cost.measure([run], settings._replace(steps=("none",)), path, None)
+    assert noted == [("_step_rows", "run")]
 
 
 def test_every_step_and_estimate_is_written(measured):
@@ -392,6 +444,8 @@ def test_bad_settings_of_scaling(tmp_path, wrong, message):
         (partial(penalty_cost.main, (Path("nowhere"),)), "nowhere is no run directory"),
         (partial(penalty_cost.main, batch_size=0), "batch_size must be at least 1, got 0"),
         (partial(penalty_cost.main, repeats=9), "repeats must be at least 10, got 9"),
+        (partial(penalty_cost.main, num_images=451), "num_images must be from 1 to 450, the num"),
+        (partial(penalty_cost.main, steps=("x",), num_images=0), "num_images must be at least 1"),
         (partial(penalty_cost.main, out=records.RESULTS), "out must be a JSON file, but .* is a "),
         (
             partial(
@@ -402,7 +456,7 @@ def test_bad_settings_of_scaling(tmp_path, wrong, message):
         (partial(scaling.main, sizes=(30,)), "sizes must be multiples of 28, got 30"),
         (partial(report.main, Path("nowhere")), "nowhere holds no results"),
     ],
-    ids=["run", "batch", "repeats", "folder", "other", "sizes", "report"],
+    ids=["run", "batch", "repeats", "images", "none", "folder", "other", "sizes", "report"],
 )
 def test_mistakes_are_told_in_a_sentence_before_any_work(mistake, message, monkeypatch):
     monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))

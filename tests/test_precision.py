@@ -134,7 +134,7 @@ def test_the_table_has_every_row(rows):
     ],
 )
 def test_bad_settings_are_told_before_any_work(wrong, message, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "_step_rows", lambda *_: [])
+    monkeypatch.setattr(precision, "_step_rows", lambda *_: pytest.fail("timed first"))
     monkeypatch.setattr(precision, "withstood", lambda *_, **__: pytest.fail("attacked first"))
     with pytest.raises(SystemExit, match=f"error: {message}"):
         tyro.cli(precision.main, args=[str(run), *OPTIONS, *wrong, "--out", str(tmp_path / "x")])
