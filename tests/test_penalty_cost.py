@@ -438,6 +438,37 @@ def test_bad_settings_of_scaling(tmp_path, wrong, message):
         scaling.run(sizes, classes, 2, path=tmp_path / "x.json", **given)
 
 
+def test_what_is_given_goes_before_what_is_quick(monkeypatch):
+    seen = []
+    monkeypatch.setattr(scaling, "run", lambda *args, **_: seen.append(args))
+    scaling.main()
+    scaling.main(quick=True)
+    scaling.main(quick=True, sizes=(56,), classes=(), batch_size=3)
+    assert seen == [
+        ((28, 56, 112, 224), (10, 30, 100, 300, 1000), 16),
+        ((28, 112), (10, 100), 8),
+        ((56,), (), 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (partial(penalty_cost.main), 96),
+        (partial(penalty_cost.main, quick=True), 16),
+        (partial(penalty_cost.main, quick=True, num_images=5), 5),
+    ],
+)
+def test_given_images_go_before_those_of_a_quick_run(monkeypatch, given, expected):
+    images = []
+    monkeypatch.setattr(
+        penalty_cost, "measure", lambda _, settings, *__: images.append(settings.num_images)
+    )
+    monkeypatch.setattr(penalty_cost.records, "check", lambda *_: None)
+    given((Path("run"),), reference=False)
+    assert images == [expected]
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
