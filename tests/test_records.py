@@ -231,3 +231,10 @@ def test_a_place_where_nothing_can_be_kept_is_refused(tmp_path, file, error, mes
     (tmp_path / "file").touch()
     with pytest.raises(error, match=re.escape(message.format(tmp_path / file))):
         gather(tmp_path / file, {"a": lambda: pytest.fail("measured before")})
+
+
+def test_a_command_that_is_refused_later_leaves_nothing(tmp_path, monkeypatch):
+    records.check("cost", SETTINGS, tmp_path / "deep" / "cost.json")
+    monkeypatch.chdir(tmp_path)
+    records.check("cost", SETTINGS, records.Path("cost.json"))
+    assert list(tmp_path.iterdir()) == []

@@ -155,7 +155,7 @@ def _others(rows: Sequence[Row], done: Sequence[tuple[Row, Sequence[Row]]]) -> l
 
 
 def check(name: str, settings: dict[str, Any], path: Path) -> None:
-    """Raise unless a benchmark's rows can be kept in a file.
+    """Raise unless a benchmark's rows can be kept in a file, of which nothing is made yet.
 
     Raises:
         ValueError: if it is a folder, or holds something else than this benchmark's results.
@@ -167,8 +167,9 @@ def check(name: str, settings: dict[str, Any], path: Path) -> None:
         raise ValueError(
             f"{path} holds something else than the results of {name}: name another file"
         )
-    with _locked(path):
-        pass
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise OSError(f"{path} cannot be written: {there} is no folder that takes files")
 
 
 def _holds(content: dict[str, Any], name: str, settings: dict[str, Any]) -> bool:
