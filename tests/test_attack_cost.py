@@ -9,11 +9,12 @@ import pytest
 import tyro
 
 from experiments import runs
-from experiments.benchmarks import attack_cost, harness, records
+from experiments.benchmarks import attack_cost, harness
 from experiments.config import Config
 from experiments.files import read_json
 from experiments.train import load_for
 from hessjax.attacks import STANDARD, square_attack
+from tests.test_records import clean
 
 SHORT = (*STANDARD[:1], square_attack(num_steps=30))
 ATTACKS = ["pgd-40", "apgd-ce", "square", "auto_attack"]
@@ -118,8 +119,7 @@ def test_accuracies_are_those_of_the_attacks(target):
 
 @pytest.mark.usefixtures("short")
 def test_what_is_there_is_not_measured_again(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "conditions", records.conditions.__wrapped__)
-    monkeypatch.setattr(records.provenance, "_commit", lambda: "0123456789ab")
+    clean(monkeypatch)
     measured = []
 
     def fake(target, *, repeats):
@@ -135,6 +135,20 @@ def test_what_is_there_is_not_measured_again(run, tmp_path, monkeypatch):
     assert [row["epsilon"] for row in read_json(out)["rows"]] == [0.05, 0.1]
     call(run, "--norm", "linf", "--epsilon", 0.05, "--repeats", 1, "--out", out)
     assert measured[2:] == [(0.05, 1)]
+
+
+def test_a_network_of_other_weights_is_another_one(target, tmp_path, monkeypatch):
+    clean(monkeypatch)
+    row = {"attack": "pgd-40", "clean": 1, "robust": 1, "seconds_per_1000": {"median": 1}}
+    measured = []
+    monkeypatch.setattr(
+        attack_cost, "measure_attacks", lambda target, **_: measured.append(target) or [row]
+    )
+    doubled = jax.tree.map(lambda weight: 2 * weight, target.run.params)
+    other = target._replace(run=target.run._replace(params=doubled))
+    for one in (target, other, target):
+        attack_cost.add(one, repeats=1, path=tmp_path / "cost.json")
+    assert measured == [target, other]
 
 
 def test_without_a_run_the_default_network_is_trained(run, monkeypatch, tmp_path):
@@ -172,10 +186,21 @@ def test_without_a_run_the_default_network_is_trained(run, monkeypatch, tmp_path
         (["--batch-size", 0], "error: batch_size must be at least 1, got 0"),
     ],
 )
-def test_bad_numbers_get_one_sentence(run, options, message, tmp_path):
-    with pytest.raises(SystemExit) as stopped:
-        call(run, *options, "--out", tmp_path / "cost.json")
-    assert stopped.value.code == message
+def test_bad_numbers_get_one_sentence_before_any_work(run, options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(attack_cost, "train", lambda *_: pytest.fail("trained before"))
+    monkeypatch.setattr(attack_cost, "measure_attacks", lambda *_: pytest.fail("attacked before"))
+    for network in ([run], []):
+        with pytest.raises(SystemExit) as stopped:
+            call(*network, *options, "--out", tmp_path / "cost.json")
+        assert stopped.value.code == message
+
+
+def test_another_file_is_refused_before_any_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(attack_cost, "train", lambda *_: pytest.fail("trained before"))
+    (tmp_path / "cost.json").write_text('{"cells": []}')
+    for out, message in ((tmp_path, "is a folder"), (tmp_path / "cost.json", "something else")):
+        with pytest.raises(SystemExit, match=message):
+            call("--out", out)
 
 
 def test_a_folder_that_is_no_run_gets_one_sentence(tmp_path):

@@ -1,5 +1,7 @@
 """The benchmark of optimizer steps: what it measures is right, and what it writes is whole."""
 
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import numpy as np
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from experiments import models
+from experiments import models, runs
 from experiments.benchmarks import (
     estimates,
     penalty_cost,
+    plots,
+    records,
     reference,
     report,
     scaling,
@@ -22,13 +26,16 @@ from experiments.benchmarks import (
 )
 from experiments.config import Config
 from experiments.data import load
-from experiments.files import read_json
+from experiments.files import read_json, write_json
 from experiments.train import train
 from hessjax import Lazy, second_order
 from tests import cases
+from tests.test_records import clean
+from tests.twins import twin
 
 pytestmark = pytest.mark.usefixtures("counted")
 
+DOUBLE = "gradient, double backpropagation"
 NARROW = partial(models.create, "mlp", "gelu", input_shape=(4, 4, 1), num_classes=3, widths=(6,))
 APPLY, PARAMS = models.functional(NARROW(seed=0))
 RNG = np.random.default_rng(0)
@@ -175,13 +182,41 @@ def test_named_steps_are_measured_alone(measured, tmp_path):
 
 
 @pytest.mark.parametrize("reference", [True, False])
-@pytest.mark.parametrize("name", ["newton", "PyTorch: newton"])
-def test_unknown_names_of_steps(measured, tmp_path, reference, name):
-    settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=reference, steps=(name,))
-    with pytest.raises(ValueError, match=f"unknown steps {name}: there are none, gradient, ") as e:
-        penalty_cost.measure([measured / "run"], settings, tmp_path / "x.json", None)
-    told = "PyTorch: hessian, compiled" in str(e.value)
-    assert told == (reference and name.startswith("PyTorch"))
+@pytest.mark.parametrize("name", ["newton", "newton, parts=4", "PyTorch: newton"])
+def test_unknown_names_of_steps(reference, name, monkeypatch):
+    monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))
+    with pytest.raises(SystemExit) as stopped:
+        penalty_cost.main(steps=("none", name), reference=reference)
+    message, there = str(stopped.value.code).split(": there are ")
+    assert message == f"error: unknown steps {shlex.quote(name)}"
+    told = shlex.split(there)
+    # A name with commas and spaces is one word.
+    assert told[:5] == ["none", "gradient", DOUBLE, "hessian", "hessian, every=5"]
+    assert ("PyTorch: hessian, compiled" in told) == (reference and name.startswith("PyTorch"))
+
+
+def test_the_steps_that_are_told_are_those_that_can_be_timed(run):
+    loaded = runs.load(run)
+    settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=True)
+    own, of_pytorch = (
+        [name for name in settings.known if name.startswith("PyTorch: ") == theirs]
+        for theirs in (False, True)
+    )
+    assert own == [*steps.objectives(loaded.apply, 8), steps.ACCUMULATED]
+    assert of_pytorch == list(penalty_cost._reference_makers(loaded, np.zeros((8, 8, 8, 1)), Y))
+
+
+def test_without_pytorch_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))
+    with pytest.raises(SystemExit) as stopped:
+        penalty_cost.main(quick=True)
+    assert stopped.value.code == (
+        "error: PyTorch's forms need the extra: pip install '.[reference]', or give --no-reference"
+    )
+    settings = penalty_cost.Settings(8, 2, 10, quick=True, reference=False)
+    settings.check()
+    settings._replace(reference=True, steps=("hessian",)).check()
 
 
 def test_what_compiles_nothing_of_pytorch_is_left_out(measured, tmp_path, monkeypatch, capsys):
@@ -195,6 +230,109 @@ def test_what_compiles_nothing_of_pytorch_is_left_out(measured, tmp_path, monkey
     rows = read_json(tmp_path / "cost.json")["rows"]
     assert [row["step"] for row in rows] == ["none", "PyTorch: none"]
     assert "without PyTorch's compiled form: no compiler" in capsys.readouterr().err
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """Note what is measured instead of measuring it."""
+    clean(monkeypatch)
+    seen = []
+    for name in ("_step_rows", "_error_rows"):
+        row = {"step": "none"} if name == "_step_rows" else {"estimate": estimates.DEFAULT}
+
+        def note(run, *_, name=name, row=row):
+            seen.append((name, run.path.name))
+            return [row]
+
+        monkeypatch.setattr(penalty_cost, name, note)
+    return seen
+
+
+def test_a_network_is_known_by_its_weights_and_a_step_by_its_precision(run, tmp_path, noted):
+    doubled = twin(run, tmp_path / "doubled", scale=2.0)
+    half = twin(run, tmp_path / "half", precision="bfloat16", scale=3.0)
+    settings = penalty_cost.Settings(8, 2, 10, quick=True, reference=False)
+    for _ in range(2):
+        penalty_cost.measure([run, doubled, half], settings, tmp_path / "cost.json", None)
+    assert sorted(noted) == [
+        *(("_error_rows", name) for name in ("doubled", "half", "run")),
+        *(("_step_rows", name) for name in ("half", "run")),
+    ]
+    rows = read_json(tmp_path / "cost.json")["rows"]
+    assert {row["num_classes"] for row in rows if row["kind"] == "step"} == {10}
+
+
+def test_steps_in_bfloat16_are_no_steps_in_float32():
+    def row(step: str, seconds: float, **told: Any) -> dict[str, Any]:
+        network = {"kind": "step", "model": "cnn", "activation": "gelu", "input_shape": [8, 8, 1]}
+        times = dict.fromkeys(("median", "lower", "upper"), seconds)
+        numbers = {"seconds": times, "plain_steps": seconds / 2, "operations": 10 * seconds}
+        return {**network, "step": step, **numbers, "temporary_bytes": 1, **told}
+
+    old = [row("none", 2.0), row("hessian", 8.0)]
+    new = [row(one["step"], 3 * one["seconds"]["median"], num_classes=10) for one in old]
+    half = [{**one, "precision": "bfloat16"} for one in new]
+    settings = {"batch_size": 128}
+
+    def shown(rows: list[dict[str, Any]]) -> str:
+        return "\n".join(report._penalty_section({"settings": settings, "rows": rows}))
+
+    assert "Batch 128, float32. Time" in shown(old)
+    assert "### CNN, gelu, 8×8×1\n" in shown(old)
+    assert "Batch 128, bfloat16. Time" in shown(half)
+    both = shown([*new, *half])
+    assert "Batch 128, float32 and bfloat16. Time" in both
+    assert "### CNN, gelu, 8×8×1, 10 classes\n" in both
+    assert "### CNN, gelu, 8×8×1, 10 classes, bfloat16\n" in both
+    assert targets.measured([*old, *half]) == targets.measured(old)
+    assert targets.measured(half) == []
+
+
+def test_networks_of_one_name_have_columns_of_their_own(tmp_path):
+    told = {"kind": "error", "data": "digits", "model": "mlp", "activation": "gelu", "epochs": 1}
+    rows = [
+        {**told, "method": "none", "estimate": estimates.DEFAULT, "weights": weights}
+        | {"error": {"mean": mean, "percentile_95": mean}}
+        for weights, mean in (("one", 0.01), ("two", 0.02))
+    ]
+    head, _, line = report.estimate_table([], rows).splitlines()
+    assert head.endswith(
+        "| digits mlp gelu, none, 1 epoch, one | digits mlp gelu, none, 1 epoch, two |"
+    )
+    assert line.endswith("| 1.0 / 1.0 | 2.0 / 2.0 |")
+    [alone, _, _] = report.estimate_table([], rows[:1]).splitlines()
+    assert alone.endswith("| digits mlp gelu, none, 1 epoch |")
+    drawn = []
+
+    def save(page, _):
+        drawn.extend(axes.get_title() for axes in page.get_axes() if axes.get_visible())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", save)
+        plots.accuracy(tmp_path / "estimates.png", rows)
+    titles = [title for title in drawn if "epochs" in title]
+    assert titles == [f"digits, mlp gelu\nnone, epochs: 1, {name}" for name in ("one", "two")]
+
+
+def test_pytorch_does_not_stand_beside_bfloat16(run, tmp_path, monkeypatch, capsys):
+    half = twin(run, tmp_path / "half", precision="bfloat16")
+    monkeypatch.setattr(penalty_cost, "_reference_makers", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(penalty_cost, "measure_steps", lambda *_, **__: [{"step": "none"}])
+    names = ("PyTorch: hessian", "none")
+    settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=True, steps=names)
+    penalty_cost.measure([half], settings, tmp_path / "cost.json", None)
+    assert "without PyTorch's forms, which have no bfloat16" in capsys.readouterr().err
+
+
+def test_more_images_than_there_are_are_refused_before_any_step(run, tmp_path, noted):
+    settings = penalty_cost.Settings(8, 451, 10, quick=False, reference=False)
+    path = tmp_path / "cost.json"
+    with pytest.raises(ValueError, match=r"num_images must be from 1 to 450, .* got 451"):
+        penalty_cost.measure([run], settings, path, None)
+    assert noted == []
+    # Steps alone need none.
+    penalty_cost.measure([run], settings._replace(steps=("none",)), path, None)
+    assert noted == [("_step_rows", "run")]
 
 
 def test_every_step_and_estimate_is_written(measured):
@@ -246,6 +384,16 @@ def test_no_results_no_report(tmp_path):
         report.write(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["comparison", "precision"])
+def test_a_report_of_something_else_stays(tmp_path, name):
+    write_json(tmp_path / f"{name}.json", {"rows": []})
+    kept = tmp_path / "report.md"
+    kept.write_text("of a comparison")
+    with pytest.raises(SystemExit, match=r"error: .* holds no results of attack_cost, hvp_cost, "):
+        report.main(tmp_path)
+    assert kept.read_text() == "of a comparison"
+
+
 def test_networks_of_other_sizes_cost_the_same():
     def multiplications(size: int, classes: int) -> int:
         def network():
@@ -290,16 +438,56 @@ def test_bad_settings_of_scaling(tmp_path, wrong, message):
         scaling.run(sizes, classes, 2, path=tmp_path / "x.json", **given)
 
 
+def test_what_is_given_goes_before_what_is_quick(monkeypatch):
+    seen = []
+    monkeypatch.setattr(scaling, "run", lambda *args, **_: seen.append(args))
+    scaling.main()
+    scaling.main(quick=True)
+    scaling.main(quick=True, sizes=(56,), classes=(), batch_size=3)
+    assert seen == [
+        ((28, 56, 112, 224), (10, 30, 100, 300, 1000), 16),
+        ((28, 112), (10, 100), 8),
+        ((56,), (), 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (partial(penalty_cost.main), 96),
+        (partial(penalty_cost.main, quick=True), 16),
+        (partial(penalty_cost.main, quick=True, num_images=5), 5),
+    ],
+)
+def test_given_images_go_before_those_of_a_quick_run(monkeypatch, given, expected):
+    images = []
+    monkeypatch.setattr(
+        penalty_cost, "measure", lambda _, settings, *__: images.append(settings.num_images)
+    )
+    monkeypatch.setattr(penalty_cost.records, "check", lambda *_: None)
+    given((Path("run"),), reference=False)
+    assert images == [expected]
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
         (partial(penalty_cost.main, (Path("nowhere"),)), "nowhere is no run directory"),
         (partial(penalty_cost.main, batch_size=0), "batch_size must be at least 1, got 0"),
         (partial(penalty_cost.main, repeats=9), "repeats must be at least 10, got 9"),
+        (partial(penalty_cost.main, num_images=451), "num_images must be from 1 to 450, the num"),
+        (partial(penalty_cost.main, steps=("x",), num_images=0), "num_images must be at least 1"),
+        (partial(penalty_cost.main, out=records.RESULTS), "out must be a JSON file, but .* is a "),
+        (
+            partial(
+                penalty_cost.main, out=records.RESULTS / "cpu-amd-epyc-1-core" / "scaling.json"
+            ),
+            ".* holds something else than the results of penalty_cost",
+        ),
         (partial(scaling.main, sizes=(30,)), "sizes must be multiples of 28, got 30"),
         (partial(report.main, Path("nowhere")), "nowhere holds no results"),
     ],
-    ids=["run", "batch", "repeats", "sizes", "report"],
+    ids=["run", "batch", "repeats", "images", "none", "folder", "other", "sizes", "report"],
 )
 def test_mistakes_are_told_in_a_sentence_before_any_work(mistake, message, monkeypatch):
     monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))

@@ -11,6 +11,8 @@ from experiments.benchmarks import precision
 from experiments.files import read_json
 from experiments.train import load_for
 from hessjax import second_order
+from tests.test_records import clean
+from tests.twins import twin
 
 OPTIONS = ["--num-images", "60", "--batch-size", "16"]
 QUANTITIES = ("‖Hĝ‖, one product", "finite step 1", "finite step 0.01")
@@ -59,6 +61,33 @@ def test_norms_differ_by_what_is_rounded(rows):
     assert 10 * long["median"] < short["median"]
 
 
+def test_a_network_of_other_weights_is_another_one(run, tmp_path, monkeypatch):
+    clean(monkeypatch)
+    monkeypatch.setattr(precision, "_step_rows", lambda *_: [{"step": "none"}])
+    monkeypatch.setattr(precision, "_run_rows", lambda _, run, *__: [{"by": str(run.path)}])
+    monkeypatch.setattr(precision, "table", lambda _: "")
+    runs_ = [str(run), str(twin(run, tmp_path / "other", scale=2.0))]
+    out = tmp_path / "precision.json"
+    for _ in range(2):
+        tyro.cli(precision.main, args=[*runs_, *OPTIONS, "--out", str(out)])
+    rows = read_json(out)["rows"]
+    assert [row["by"] for row in rows if row["kind"] == "run"] == runs_
+    [step] = [row for row in rows if row["kind"] == "step"]
+    assert step["num_classes"] == 10
+
+
+def test_networks_of_one_name_have_lines_of_their_own():
+    told = {"data": "digits", "method": "none", "seed": 0, "trained": "float32", "kind": "run"}
+    rows = [
+        {**told, "weights": weights, "quantity": name, "median": median, "percentile_95": 1.0}
+        for weights, median in (("one", 0.01), ("two", 0.02))
+        for name in precision.QUANTITIES
+    ]
+    *_, first, second = precision.table(rows).splitlines()
+    assert first.startswith("| digits | none | 0 | float32 | 1 / 1e+02 | ")
+    assert second.startswith("| digits | none | 0 | float32 | 2 / 1e+02 | ")
+
+
 def test_a_step_in_bfloat16_keeps_half_the_bytes():
     batch = jnp.zeros((512, 8, 8, 1), jnp.float32), jnp.zeros(512, int)
     shape = {"input_shape": (8, 8, 1), "num_classes": 3, "widths": (16,), "seed": 0}
@@ -105,7 +134,7 @@ def test_the_table_has_every_row(rows):
     ],
 )
 def test_bad_settings_are_told_before_any_work(wrong, message, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "_step_rows", lambda *_: [])
+    monkeypatch.setattr(precision, "_step_rows", lambda *_: pytest.fail("timed first"))
     monkeypatch.setattr(precision, "withstood", lambda *_, **__: pytest.fail("attacked first"))
     with pytest.raises(SystemExit, match=f"error: {message}"):
         tyro.cli(precision.main, args=[str(run), *OPTIONS, *wrong, "--out", str(tmp_path / "x")])

@@ -46,6 +46,15 @@ def test_steps_are_those_of_the_trainings_and_their_times_go_into_the_table(fold
     assert times(folder) == ["1.00×", f"{inside / plain:.2f}×", f"{lazy / plain:.2f}×"]
 
 
+def test_steps_of_a_comparison_of_other_settings_have_their_defaults(folder):
+    """Settings that went, as these have in earlier comparisons, say nothing."""
+    content = read_json(folder / "comparison.json")
+    gone = {"norm": "l2", "method": "hessian", "strength": 2.0, "step": None, "seed": 7}
+    earlier = step_times._configs(content | {"setup": SETUP | gone})
+    assert earlier == step_times._configs(content)
+    assert {config.learning_rate for config in earlier.values()} == {Config().learning_rate}
+
+
 def test_a_lazy_penalty_is_timed_over_a_whole_cycle(folder, monkeypatch):
     def first_step(config, dataset):
         assert len(dataset.train_labels) > config.batch_size

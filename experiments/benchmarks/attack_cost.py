@@ -85,22 +85,23 @@ def main(
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
+    num_examples = (30 if quick else 200) if num_examples is None else num_examples
+    repeats = (1 if quick else 3) if repeats is None else repeats
+    path = records.place(NAME, out, quick=quick)
     try:
-        loaded, dataset = _network(run, data_dir, epochs=3 if quick else None)
+        _check(norm, epsilon, repeats, batch_size)
+        records.check(NAME, _settings(repeats, num_examples, batch_size), path)
+        loaded, dataset = _network(run, data_dir, num_examples, epochs=3 if quick else None)
         radii = recipe(loaded.config.data).radii[norm]
         target = choose(
             loaded,
             dataset,
             norm=norm,
             epsilon=radii[len(radii) // 2] if epsilon is None else epsilon,
-            num_examples=(30 if quick else 200) if num_examples is None else num_examples,
+            num_examples=num_examples,
             batch_size=batch_size,
         )
-        path = add(
-            target,
-            repeats=(1 if quick else 3) if repeats is None else repeats,
-            path=records.place(NAME, out, quick=quick),
-        )
+        add(target, repeats=repeats, path=path)
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -109,15 +110,25 @@ def main(
     print(f"written: {path}")
 
 
+def _check(norm: Norm, epsilon: float | None, repeats: int, batch_size: int | None) -> None:
+    """Raise unless the numbers that need no data are in range."""
+    if epsilon is not None:
+        LpBall(epsilon, ORDERS[norm])
+    for name, value in (("repeats", repeats), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 def _network(
-    path: Path | None, data_dir: Path | None, *, epochs: int | None
+    path: Path | None, data_dir: Path | None, num_examples: int, *, epochs: int | None
 ) -> tuple[runs.Run, Dataset]:
-    """Load a network and its data, or train one on the digits."""
+    """Load a network and its data, or train one on the digits, if there are so many test images."""
     if path is not None:
         loaded = runs.load(path)
         return loaded, load_for(loaded.config, data_dir)
     config = Config(epochs=epochs).resolved()
     dataset = load_for(config)
+    check_count("num_examples", num_examples, dataset)
     with tempfile.TemporaryDirectory() as folder:
         train(config, dataset, Path(folder, "run"))
         return runs.load(Path(folder, "run")), dataset
@@ -137,34 +148,28 @@ def choose(
     Raises:
         ValueError: if there are not so many, or the ball or the batches are none.
     """
-    LpBall(epsilon, ORDERS[norm])
+    _check(norm, epsilon, 1, batch_size)
     check_count("num_examples", num_examples, dataset)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
     return Target(run, images, labels, norm, epsilon, batch_size)
 
 
 def add(target: Target, *, repeats: int, path: Path) -> Path:
-    """Measure a target that is not in the file yet, and add it.
-
-    Raises:
-        ValueError: if there are no repeats.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    """Measure a target that is not in the file yet, and add it."""
     config = target.run.config
-    settings = {
-        "repeats": repeats, "num_examples": len(target.y), "batch_size": target.batch_size
-    }  # fmt: skip
+    settings = _settings(repeats, len(target.y), target.batch_size)
     cell = {
         "data": config.data, "model": config.model, "activation": config.activation,
         "method": config.name, "strength": config.strength, "seed": config.seed,
-        "epochs": config.epochs, "trained_at": target.run.commit,
+        "epochs": config.epochs, "trained_at": target.run.commit, "weights": target.run.weights,
         "norm": target.norm, "epsilon": target.epsilon,
     }  # fmt: skip
     measured = partial(measure_attacks, target, repeats=repeats)
     return records.collect(NAME, settings, [(cell, measured)], path, shown=_summary)
+
+
+def _settings(repeats: int, num_examples: int, batch_size: int | None) -> dict[str, Any]:
+    return {"repeats": repeats, "num_examples": num_examples, "batch_size": batch_size}
 
 
 def measure_attacks(target: Target, *, repeats: int) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """What a regularized optimizer step costs, and how accurate the estimate that it pays for is."""
 
+import importlib.util
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +13,8 @@ import numpy as np
 import tyro
 
 from experiments import runs
-from experiments.benchmarks import harness, records
+from experiments.benchmarks import harness, labels, records
+from experiments.benchmarks.datasets import data_of
 from experiments.benchmarks.estimates import DEFAULT, ESTIMATES, relative_errors, summary
 from experiments.benchmarks.steps import (
     ACCUMULATED,
@@ -24,6 +27,7 @@ from experiments.benchmarks.steps import (
     random_batch,
 )
 from experiments.config import Config
+from experiments.data import Dataset, check_count
 from experiments.files import read_json
 from experiments.interruption import exit_code
 from experiments.session import DivergedError
@@ -32,6 +36,7 @@ from experiments.train import load_for, train
 NAME = "penalty_cost"
 # What the names of PyTorch's steps begin with.
 _REFERENCE = "PyTorch: "
+_COMPILED = f"{_REFERENCE}hessian, compiled"
 # A quick look takes these alone.
 _QUICK_STEPS = (
     *("none", "gradient", "hessian", "hessian, parts=4", "hessian: Lanczos, gradient, 3"),
@@ -47,7 +52,7 @@ def main(
     quick: bool = False,
     steps: tuple[str, ...] = (),
     batch_size: int = 128,
-    num_images: int = 96,
+    num_images: int | None = None,
     repeats: int = 10,
     reference: bool = True,
     out: Path | None = None,
@@ -71,7 +76,7 @@ def main(
         steps: time these alone, by their names in the report, and compare no estimates; into
             runs/benchmarks, too.
         batch_size: examples of a step.
-        num_images: test images that the estimates are compared on.
+        num_images: test images that the estimates are compared on; 96 if not given, 16 if quick.
         repeats: measurements of each step, at least 10.
         reference: time PyTorch's forms, too; needs the extra of that name.
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
@@ -80,10 +85,11 @@ def main(
     try:
         small = quick or bool(steps)
         path = records.place(NAME, out, quick=small)
-        images = 16 if quick else num_images
+        images = (16 if quick else 96) if num_images is None else num_images
         settings = Settings(batch_size, images, repeats, quick, reference, steps)
         settings.check()
-        measure(run or _digits(quick=small), settings, path, data_dir)
+        records.check(NAME, settings._asdict(), path)
+        measure(run or _digits(settings, quick=small), settings, path, data_dir)
     except (ValueError, ArithmeticError, ImportError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
@@ -115,14 +121,33 @@ class Settings(NamedTuple):
         return self.reference and named
 
     def check(self) -> None:
-        """Raise unless the numbers are in range."""
+        """Raise unless the numbers are in range, and there are the steps that are named."""
         harness.check_repeats(self.repeats)
         for name in ("batch_size", "num_images"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.needs_reference and importlib.util.find_spec("torch") is None:
+            raise ValueError(
+                "PyTorch's forms need the extra: pip install '.[reference]', or give --no-reference"
+            )
+        there = self.known
+        if unknown := [name for name in self.steps if name not in there]:
+            # Many have commas and spaces in them: as a shell takes them.
+            raise ValueError(f"unknown steps {shlex.join(unknown)}: there are {shlex.join(there)}")
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Names of the steps that there are."""
+        own = (*objectives(lambda _, x: x, self.batch_size), ACCUMULATED)
+        return (*own, *_reference_names()) if self.needs_reference else own
+
+    def check_images(self, dataset: Dataset) -> None:
+        """Raise unless there are so many to compare estimates on."""
+        if not self.steps:
+            check_count("num_images", self.num_images, dataset)
 
 
-def _digits(*, quick: bool) -> tuple[Path, ...]:
+def _digits(settings: Settings, *, quick: bool) -> tuple[Path, ...]:
     """Train networks on the digits, unless they are there, and return their folders."""
     folder = records.SCRATCH / ("digits-quick" if quick else "digits")
     activations = ("gelu",) if quick else ("gelu", "relu", "softplus")
@@ -133,9 +158,11 @@ def _digits(*, quick: bool) -> tuple[Path, ...]:
         for activation in activations
         for method in ("none", "hessian")
     }
+    dataset = load_for(Config().resolved())
+    settings.check_images(dataset)
     for name, config in configs.items():
         if not runs.is_trained(folder / name, config):
-            train(config, load_for(config), folder / name)
+            train(config, dataset, folder / name)
     return tuple(folder / name for name in configs)
 
 
@@ -143,21 +170,29 @@ def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: P
     """Measure what is not in the file yet, and add it.
 
     Raises:
-        ValueError: if a folder holds no run.
+        ValueError: if a folder holds no run, or there are not so many images.
         ArithmeticError: if a result is not finite.
     """
     loaded = [runs.load(folder) for folder in folders]
+    # Where estimates are not compared, no data are needed.
+    compared = () if settings.steps else loaded
+    datasets = data_of([run.config for run in compared], data_dir)
+    for dataset in datasets:
+        settings.check_images(dataset)
     cells: list[records.Cell] = []
     for run in loaded:
-        network = {"model": run.config.model, "activation": run.config.activation}
-        cell = {"kind": "step", **network, "input_shape": _architecture(run)["input_shape"]}
+        config, architecture = run.config, _architecture(run)
+        network = {"model": config.model, "activation": config.activation}
+        sizes = {key: architecture[key] for key in ("input_shape", "num_classes")}
+        cell = {"kind": "step", **network, "precision": config.precision, **sizes}
         cells.append((cell, partial(_step_rows, run, settings)))
-    for run in () if settings.steps else loaded:
+    for run, dataset in zip(compared, datasets, strict=True):
         config = run.config
         described = {"data": config.data, "method": config.name, "epochs": config.epochs}
         network = {"model": config.model, "activation": config.activation}
+        network |= {"precision": config.precision, "weights": run.weights}
         cell = {"kind": "error", **described, **network, "seed": config.seed}
-        cells.append((cell, partial(_error_rows, run, settings, data_dir)))
+        cells.append((cell, partial(_error_rows, run, settings, dataset)))
     records.collect(NAME, settings._asdict(), cells, path)
 
 
@@ -172,23 +207,31 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
     known = objectives(run.apply, settings.batch_size)
     makers = {name: partial(compile_step, objective) for name, objective in known.items()}
     makers[ACCUMULATED] = partial(compile_accumulated, known["hessian"], count=4)
-    references = _reference_makers(run, x, y) if settings.needs_reference else {}
-    there = (*makers, *references)
-    if unknown := [name for name in settings.steps if name not in there]:
-        raise ValueError(f"unknown steps {', '.join(unknown)}: there are {', '.join(there)}")
-    wanted = settings.wanted or there
+    references = {}
+    if settings.needs_reference and run.config.precision == labels.USUAL:
+        references = _reference_makers(run, x, y)
+    elif settings.needs_reference:
+        # In float32 they would be those of another network.
+        print(f"without PyTorch's forms, which have no {run.config.precision}", file=sys.stderr)
+    wanted = settings.wanted or (*makers, *references)
     steps = {name: make(run.params, batch) for name, make in makers.items() if name in wanted}
     calls = {name: make() for name, make in references.items() if name in wanted}
     others = {name: call for name, call in calls.items() if call is not None}
     return measure_steps(steps, others, repeats=settings.repeats)
 
 
+def _reference_names() -> tuple[str, ...]:
+    # Not above: who does without these needs no PyTorch.
+    from experiments.benchmarks.reference import STEPS  # noqa: PLC0415
+
+    return (*(f"{_REFERENCE}{name}" for name in STEPS), _COMPILED)
+
+
 def _reference_makers(
     run: runs.Run, x: np.ndarray, y: np.ndarray
 ) -> dict[str, Callable[[], Callable[[], Any] | None]]:
     """Return what makes PyTorch's steps, by name; None where this PyTorch cannot compile one."""
-    # Not above: who does without these needs no PyTorch.
-    from experiments.benchmarks import reference  # noqa: PLC0415
+    from experiments.benchmarks import reference  # noqa: PLC0415 - as above
 
     make = partial(
         reference.steps,
@@ -208,11 +251,10 @@ def _reference_makers(
     found: dict[str, Callable[[], Callable[[], Any] | None]] = {
         f"{_REFERENCE}{name}": partial(lambda call: call, call) for name, call in make().items()
     }
-    return {**found, f"{_REFERENCE}hessian, compiled": compiled}
+    return {**found, _COMPILED: compiled}
 
 
-def _error_rows(run: runs.Run, settings: Settings, data_dir: Path | None) -> list[dict[str, Any]]:
-    dataset = load_for(run.config, data_dir)
+def _error_rows(run: runs.Run, settings: Settings, dataset: Dataset) -> list[dict[str, Any]]:
     images = dataset.test_images[: settings.num_images]
     labels = dataset.test_labels[: settings.num_images]
     chosen = _QUICK_ESTIMATES if settings.quick else ESTIMATES

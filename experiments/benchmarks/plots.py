@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from experiments.benchmarks import labels
 from experiments.benchmarks.estimates import PRODUCTS
 from experiments.canvas import STYLE_SHEET, Style, canvas, save, style
 
@@ -91,7 +92,8 @@ def _line(axes: Axes, points: Sequence[tuple[float, float]], method: str) -> Non
 def accuracy(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Draw the mean relative error of each estimate against its number of products."""
     errors = [row for row in rows if row["kind"] == "error"]
-    networks = list(dict.fromkeys(_network(row) for row in errors))
+    named = labels.apart(errors, _network)
+    networks = list(dict.fromkeys(named))
     series = list(dict.fromkeys(_series(row["estimate"]) for row in errors))
     series = [(solver, start) for solver, start in series if solver != "none"]
     columns = min(3, len(networks))
@@ -110,8 +112,8 @@ def accuracy(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         for solver, start in series:
             points = sorted(
                 (int(row["estimate"].split(", ")[2]), max(row["error"]["mean"], 1e-4))
-                for row in errors
-                if _network(row) == network and _series(row["estimate"]) == (solver, start)
+                for row, name in zip(errors, named, strict=True)
+                if name == network and _series(row["estimate"]) == (solver, start)
             )
             look = _look(solver, start)
             axes.plot(
@@ -145,4 +147,6 @@ def _look(solver: str, start: str) -> Style:
 
 def _network(row: Mapping[str, Any]) -> str:
     data = row["data"].replace("_", "-")
-    return f"{data}, {row['model']} {row['activation']}\n{row['method']}, epochs: {row['epochs']}"
+    inside = "" if labels.precision(row) == labels.USUAL else f", {labels.precision(row)}"
+    trained = f"{row['method']}, epochs: {row['epochs']}"
+    return f"{data}, {row['model']} {row['activation']}{inside}\n{trained}"

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from experiments import models, runs
 from experiments.benchmarks import harness, records
+from experiments.benchmarks.datasets import data_of
 from experiments.benchmarks.estimates import exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
 from experiments.config import ORDERS
@@ -22,7 +23,6 @@ from experiments.data import Dataset, check_count
 from experiments.evaluate import attack_settings
 from experiments.files import read_json
 from experiments.robustness import withstood
-from experiments.train import load_for
 from hessjax import (
     finite_step_operator_norm,
     hessian_operator_norm,
@@ -94,6 +94,7 @@ def main(
         settings = Settings(epsilon, num_steps, num_images, batch_size, repeats)
         _check(settings)
         path = records.place(NAME, out)
+        records.check(NAME, settings._asdict(), path)
         records.collect(NAME, settings._asdict(), _cells(run, settings, data_dir), path)
         print(table(read_json(path)["rows"]))
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
@@ -118,15 +119,18 @@ def _cells(
 ) -> list[records.Cell]:
     cells: list[records.Cell] = []
     loaded = [runs.load(folder) for folder in folders]
-    for run in loaded:
+    for run, dataset in zip(loaded, data_of([run.config for run in loaded], data_dir), strict=True):
+        check_count("num_images", settings.num_images, dataset)
         config, network = run.config, read_json(run.path / "config.json")["network"]
         shape = {"model": config.model, "activation": config.activation}
         applies = {name: _apply(network, name) for name in PRECISIONS}
-        cell = {"kind": "step", **shape, "input_shape": network["input_shape"]}
+        sizes = {key: network[key] for key in ("input_shape", "num_classes")}
+        cell = {"kind": "step", **shape, **sizes}
         cells.append((cell, partial(_step_rows, applies, run, network, settings)))
         told = {"data": config.data, "method": config.name, "epochs": config.epochs}
-        cell = {"kind": "run", **told, **shape, "seed": config.seed, "trained": config.precision}
-        cells.append((cell, partial(_run_rows, applies, run, settings, data_dir)))
+        told |= {"seed": config.seed, "trained": config.precision, "weights": run.weights}
+        cell = {"kind": "run", **told, **shape}
+        cells.append((cell, partial(_run_rows, applies, run, settings, dataset)))
     return cells
 
 
@@ -170,10 +174,8 @@ def kept_bytes(objective: Objective, params: models.Params, batch: tuple) -> int
 
 
 def _run_rows(
-    applies: Mapping[str, Apply], run: runs.Run, settings: Settings, data_dir: Path | None
+    applies: Mapping[str, Apply], run: runs.Run, settings: Settings, dataset: Dataset
 ) -> list[dict[str, Any]]:
-    dataset = load_for(run.config, data_dir)
-    check_count("num_images", settings.num_images, dataset)
     few = dataset._replace(
         test_images=dataset.test_images[: settings.num_images],
         test_labels=dataset.test_labels[: settings.num_images],
@@ -253,13 +255,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     lines += ["", f"| data | method | seed | trained in | {' | '.join(QUANTITIES)} |"]
     lines += [f"| --- | --- | --: | --- |{' --: |' * len(QUANTITIES)}"]
+    # By the weights, too, which older rows do not tell: networks of one line may be several.
     errors: dict[tuple[str, ...], dict[str, str]] = {}
     for row in (row for row in rows if "quantity" in row):
         told = f"{100 * row['median']:.2g} / {100 * row['percentile_95']:.2g}"
-        key = (row["data"], row["method"], str(row["seed"]), row["trained"])
+        shown = (row["data"], row["method"], str(row["seed"]), row["trained"])
+        key = (*shown, row.get("weights", ""))
         errors.setdefault(key, {})[row["quantity"]] = told
-    for key, found in errors.items():
-        lines.append(f"| {' | '.join([*key, *(found[name] for name in QUANTITIES)])} |")
+    for (*shown, _), found in errors.items():
+        lines.append(f"| {' | '.join([*shown, *(found[name] for name in QUANTITIES)])} |")
     return "\n".join(lines)
 
 

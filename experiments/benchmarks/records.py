@@ -4,12 +4,15 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock
 
 from experiments import provenance
 from experiments.files import read_json, write_json
@@ -89,7 +92,7 @@ def write(name: str, content: dict[str, Any], out: Path | None, *, quick: bool =
         # What is kept of an earlier command was measured by it.
         commands = [*read_json(path)["command"].split(" && "), *commands]
     joined = {"command": " && ".join(dict.fromkeys(commands))}
-    write_json(path, {**conditions(), **joined, **content})
+    write_json(path, {"benchmark": name, **conditions(), **joined, **content})
     return path
 
 
@@ -109,21 +112,85 @@ def collect(
 ) -> Path:
     """Measure the cells that are not in the file yet, and add the rows of each as they come.
 
+    Other processes may add to the same file meanwhile.
+
     Args:
         name: of the benchmark.
-        settings: what all cells share; rows of a file with other ones are dropped.
+        settings: what all cells share; rows of a file with other ones are dropped, and how many
+            is said.
         cells: what describes a cell, and the function that measures it.
         path: the JSON file.
         shown: what is printed of a cell and its rows.
+
+    Raises:
+        ValueError: as `check`, before anything is measured.
+        OSError: likewise.
     """
-    rows = earlier(path, settings)
+    check(name, settings, path)
+    done: list[tuple[Row, list[Row]]] = []
+    if said := _dropped(path, settings, done):
+        print(said, file=sys.stderr)
     for cell, measured in cells:
-        if not any(cell.items() <= row.items() for row in rows):
-            found = measured()
-            rows = [*rows, *({**cell, **row} for row in found)]
+        if any(cell.items() <= row.items() for row in _joined(earlier(path, settings), done)):
+            continue
+        found = measured()
+        with _locked(path):
+            # Again: a measurement takes minutes, and others add theirs.
+            if (lost := _dropped(path, settings, done)) and lost != said:
+                print(lost, file=sys.stderr)
+            done.append((cell, [{**cell, **row} for row in found]))
+            rows = _joined(earlier(path, settings), done)
             write(name, {"settings": settings, "rows": rows}, path)
-            print(shown(cell, found))
+        print(shown(cell, found))
     return path
+
+
+def _joined(rows: Sequence[Row], done: Sequence[tuple[Row, Sequence[Row]]]) -> list[Row]:
+    """Return the rows of a file with those of the cells that this process measured."""
+    return [*_others(rows, done), *(row for _, own in done for row in own)]
+
+
+def _others(rows: Sequence[Row], done: Sequence[tuple[Row, Sequence[Row]]]) -> list[Row]:
+    return [row for row in rows if not any(cell.items() <= row.items() for cell, _ in done)]
+
+
+def check(name: str, settings: dict[str, Any], path: Path) -> None:
+    """Raise unless a benchmark's rows can be kept in a file, of which nothing is made yet.
+
+    Raises:
+        ValueError: if it is a folder, or holds something else than this benchmark's results.
+        OSError: if it cannot be written.
+    """
+    if path.is_dir():
+        raise ValueError(f"out must be a JSON file, but {path} is a folder")
+    if path.is_file() and not _holds(read_json(path), name, settings):
+        raise ValueError(
+            f"{path} holds something else than the results of {name}: name another file"
+        )
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise OSError(f"{path} cannot be written: {there} is no folder that takes files")
+
+
+def _holds(content: dict[str, Any], name: str, settings: dict[str, Any]) -> bool:
+    """Tell whether a file is of a benchmark; older ones do not say and have its settings' names."""
+    there = content.get("settings"), content.get("rows")
+    if not isinstance(there[0], dict) or not isinstance(there[1], list):
+        return False
+    return content.get("benchmark", name) == name and (
+        "benchmark" in content or there[0].keys() <= settings.keys()
+    )
+
+
+def _dropped(
+    path: Path, settings: dict[str, Any], done: Sequence[tuple[Row, Sequence[Row]]]
+) -> str:
+    """Return a line that says how many rows of others a file loses and why, empty if none."""
+    content = read_json(path) if path.is_file() else {}
+    number, why = len(_others(content.get("rows", []), done)), _change(content, settings)
+    if not (number and why):
+        return ""
+    return f"{path}: {number} row{'s' if number > 1 else ''} will be replaced, {why}"
 
 
 def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -136,8 +203,36 @@ def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    found, here = read_json(path), conditions()
-    same = all(found.get(name) == here[name] for name in _CONDITIONS)
+    content = read_json(path)
+    return [] if _change(content, settings) else content.get("rows", [])
+
+
+def _change(content: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Return why what a file holds may come out otherwise now, nothing if it would not."""
+    here = conditions()
     # As JSON has them: a tuple comes back as a list.
-    same = same and found.get("settings") == json.loads(json.dumps(settings)) and not here["dirty"]
-    return found.get("rows", []) if same else []
+    pairs = {name: (content.get(name), here[name]) for name in _CONDITIONS}
+    pairs["settings"] = content.get("settings"), json.loads(json.dumps(settings))
+    changed = [name.replace("_", " ") for name, (was, now) in pairs.items() if was != now]
+    if changed:
+        return f"measured under other {', '.join(changed)}"
+    return "because the code is not that of a commit" if here["dirty"] else ""
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes off a file, after waiting for one that writes it: moments.
+
+    Raises:
+        OSError: if its folder cannot be made, or nothing written there.
+    """
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -13,6 +13,12 @@ from experiments.benchmarks import reference_forms as forms
 from experiments.models import Params
 from experiments.twin import torch_twin
 
+# What `steps` makes.
+STEPS = (
+    *("none", "gradient", "hessian", "hessian-forward", "hessian-power", "hessian-lanczos"),
+    *("curvature", "jacobian", "adversarial"),
+)
+
 
 class Step:
     """One whole training step: the objective, its gradient in the weights, and Adam's update.

@@ -1,13 +1,13 @@
 """Tables and figures of the benchmarks, from the JSON files of a device alone."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from experiments.benchmarks import plots, records, targets
+from experiments.benchmarks import labels, plots, records, targets
 from experiments.benchmarks.estimates import DEFAULT
 from experiments.files import read_json, replacing
 
@@ -44,15 +44,18 @@ def write(folder: Path) -> list[Path]:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the benchmarks in a folder by name.
+    """Return the benchmarks in a folder that have a section, by name.
 
     Raises:
         ValueError: if there are none.
     """
-    results = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    paths = {name: folder / f"{name}.json" for name in sorted(_SECTIONS)}
+    results = {name: read_json(path) for name, path in paths.items() if path.is_file()}
     if not results:
+        *others, last = paths
         raise ValueError(
-            f"{folder} holds no results, which the modules of experiments.benchmarks write"
+            f"{folder} holds no results of {', '.join(others)} or {last}, "
+            "which the modules of experiments.benchmarks write"
         )
     return results
 
@@ -60,13 +63,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 def text(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the report of these results."""
     parts = [f"# What it costs on {folder.name}\n"]
-    sections = {
-        "penalty_cost": _penalty_section,
-        "scaling": _scaling_section,
-        "hvp_cost": _hvp_section,
-        "attack_cost": _attack_section,
-    }
-    for name, section in sections.items():
+    for name, section in _SECTIONS.items():
         if name in results:
             parts += [*section(results[name]), _origin(results[name])]
     return "\n".join(parts)
@@ -87,10 +84,6 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _architecture(row: Row) -> str:
-    return f"{row['model'].upper()}, {row['activation']}, {'×'.join(map(str, row['input_shape']))}"
-
-
 def _number(value: float | None, form: str = ".2f") -> str:
     return _NOTHING if value is None else format(value, form)
 
@@ -99,11 +92,12 @@ def _penalty_section(content: Mapping[str, Any]) -> list[str]:
     rows = content["rows"]
     steps = [row for row in rows if row["kind"] == "step"]
     batch_size = content["settings"]["batch_size"]
+    precisions = " and ".join(dict.fromkeys(map(labels.precision, steps))) or labels.USUAL
     parts = [
         "## Optimizer steps\n",
         (
-            f"Batch {batch_size}, float32. Time, operations and temporary memory are those of the "
-            "plain step (`none`) times so much; in parentheses the quartiles of the time. "
+            f"Batch {batch_size}, {precisions}. Time, operations and temporary memory are those "
+            "of the plain step (`none`) times so much; in parentheses the quartiles of the time. "
             "Operations are XLA's count, which knows no loops and no eigendecompositions. Lazy and "
             "partial steps are means over a cycle. PyTorch's are those of "
             "`experiments/benchmarks/reference.py`.\n"
@@ -112,8 +106,9 @@ def _penalty_section(content: Mapping[str, Any]) -> list[str]:
     if ratios := targets.measured(rows):
         heads = ["ratio, of time where nothing else is said", "network", "wanted", "measured"]
         parts += [markdown(heads, ratios), ""]
-    for name in dict.fromkeys(map(_architecture, steps)):
-        parts += [f"### {name}\n", step_table(s for s in steps if _architecture(s) == name), ""]
+    for name in dict.fromkeys(map(labels.architecture, steps)):
+        own = [row for row in steps if labels.architecture(row) == name]
+        parts += [f"### {name}\n", step_table(own), ""]
     errors = [row for row in rows if row["kind"] == "error"]
     if errors:
         parts += [
@@ -162,10 +157,11 @@ def _quartiles(row: Row, unit: float) -> str:
 
 def estimate_table(steps: Sequence[Row], errors: Sequence[Row]) -> str:
     """Return the errors of each estimate on each network, beside the cost of its step."""
-    networks = list(dict.fromkeys(_network(row) for row in errors))
-    architectures = list(dict.fromkeys(map(_architecture, steps)))
-    found = {(row["estimate"], _network(row)): row["error"] for row in errors}
-    cost = {(row["step"], _architecture(row)): row["plain_steps"] for row in steps}
+    named = labels.apart(errors, labels.network)
+    networks = list(dict.fromkeys(named))
+    architectures = list(dict.fromkeys(map(labels.architecture, steps)))
+    found = {(row["estimate"], name): row["error"] for row, name in zip(errors, named, strict=True)}
+    cost = {(row["step"], labels.architecture(row)): row["plain_steps"] for row in steps}
     lines = []
     for estimate in dict.fromkeys(row["estimate"] for row in errors):
         cells = [estimate]
@@ -183,11 +179,6 @@ def estimate_table(steps: Sequence[Row], errors: Sequence[Row]) -> str:
         lines.append(cells)
     heads = ["estimate", *(f"time, {name}" for name in architectures), *networks]
     return markdown(heads, lines)
-
-
-def _network(row: Row) -> str:
-    epochs = f"{row['epochs']} epoch{'s' if row['epochs'] > 1 else ''}"
-    return f"{row['data']} {row['model']} {row['activation']}, {row['method']}, {epochs}"
 
 
 def _scaling_section(content: Mapping[str, Any]) -> list[str]:
@@ -241,16 +232,18 @@ def _product_cell(row: Row | None) -> str:
 
 
 def _attack_section(content: Mapping[str, Any]) -> list[str]:
+    rows = content["rows"]
+    networks = labels.apart(rows, lambda row: f"{row['data']} {row['model']}, {row['method']}")
     lines = [
         [
-            f"{row['data']} {row['model']}, {row['method']}",
+            network,
             f"{row['norm']} {row['epsilon']:g}",
             row["attack"],
             f"{row['seconds_per_1000']['median']:.1f}",
             f"{100 * row['robust']:.1f}",
             f"{row['compile_seconds']:.1f}",
         ]
-        for row in content["rows"]
+        for row, network in zip(rows, networks, strict=True)
     ]
     heads = ["network", "ball", "attack", "s for 1,000 images", "accuracy, %", "compile, s"]
     return [
@@ -262,6 +255,15 @@ def _attack_section(content: Mapping[str, Any]) -> list[str]:
         markdown(heads, lines),
         "",
     ]
+
+
+# In the order of the report.
+_SECTIONS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "penalty_cost": _penalty_section,
+    "scaling": _scaling_section,
+    "hvp_cost": _hvp_section,
+    "attack_cost": _attack_section,
+}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ NAME = "scaling"
 _SIDE = 28
 # Multiplications of the dense layers of the CNN with 10 classes, which the hidden width keeps.
 _FEATURES, _DENSE = 7 * 7 * 32, (7 * 7 * 32 + 10) * 100
+# Sizes, numbers of classes and examples of a step, where none are given.
+_USUAL = (28, 56, 112, 224), (10, 30, 100, 300, 1000), 16
+_QUICK = (28, 112), (10, 100), 8
 STEPS = (
     "none",
     "gradient",
@@ -35,9 +38,9 @@ STEPS = (
 def main(
     *,
     quick: bool = False,
-    sizes: tuple[int, ...] = (28, 56, 112, 224),
-    classes: tuple[int, ...] = (10, 30, 100, 300, 1000),
-    batch_size: int = 16,
+    sizes: tuple[int, ...] | None = None,
+    classes: tuple[int, ...] | None = None,
+    batch_size: int | None = None,
     repeats: int = 10,
     out: Path | None = None,
 ) -> None:
@@ -51,18 +54,23 @@ def main(
         python -m experiments.benchmarks.scaling --sizes 28 224 --classes 10
 
     Args:
-        quick: two of each, in under two minutes, into runs/benchmarks.
-        sizes: sides of the images, multiples of 28, with 10 classes.
-        classes: numbers of classes, with images of 28x28.
-        batch_size: examples of a step.
+        quick: two of each where they are not given, in under two minutes, into runs/benchmarks.
+        sizes: sides of the images, multiples of 28, with 10 classes; 28, 56, 112 and 224 if not
+            given.
+        classes: numbers of classes, with images of 28x28; 10, 30, 100, 300 and 1000 if not given.
+        batch_size: examples of a step; 16 if not given, 8 if quick.
         repeats: measurements of each, at least 10.
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
     """
-    if quick:
-        sizes, classes, batch_size = (28, 112), (10, 100), 8
+    usual = _QUICK if quick else _USUAL
     try:
         path = run(
-            sizes, classes, batch_size, repeats=repeats, path=records.place(NAME, out, quick=quick)
+            # None is not an empty one.
+            usual[0] if sizes is None else sizes,
+            usual[1] if classes is None else classes,
+            usual[2] if batch_size is None else batch_size,
+            repeats=repeats,
+            path=records.place(NAME, out, quick=quick),
         )
     except (ValueError, ArithmeticError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -14,7 +14,7 @@ from experiments.config import Config, parse_method
 from experiments.data import Dataset
 from experiments.files import write_json
 from experiments.interruption import exit_code
-from experiments.reading import STEP_TIMES, read
+from experiments.reading import STEP_TIMES, read, setup_of
 from experiments.train import first_step, load_for
 from hessjax.lazy import Metrics
 
@@ -76,7 +76,7 @@ def _configs(comparison: dict[str, Any]) -> dict[str, Config]:
     for run in comparison["runs"]:
         numbers = (f":{run[name]}" for name in ("strength", "step") if run[name] is not None)
         method = ",".join(["".join([run["method"], *numbers]), *run.get("options", ())])
-        config = Config(**comparison["setup"], **parse_method(method), seed=run["seed"]).resolved()
+        config = Config(**setup_of(comparison), **parse_method(method), seed=run["seed"]).resolved()
         configs.setdefault(Path(run["path"]).parent.name, config)
     return configs
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.benchmarks import labels
 from experiments.benchmarks.steps import ACCUMULATED, CHUNKED
 
 
@@ -55,8 +56,12 @@ TARGETS = (
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return label, network, limit and ratio of each target that is among the rows."""
-    known = {(r["step"], r["model"], r["activation"]): r for r in rows if r["kind"] == "step"}
+    """Return label, network, limit and ratio of each target that is among the rows in float32."""
+    known = {
+        (row["step"], row["model"], row["activation"]): row
+        for row in rows
+        if row["kind"] == "step" and labels.precision(row) == labels.USUAL
+    }
     lines = []
     for target in TARGETS:
         step, unit = (known.get((name, *target.network)) for name in (target.step, target.unit))
