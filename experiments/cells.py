@@ -1,16 +1,13 @@
 """Measurements of trained networks that gather in one JSON file, a cell for each."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from experiments import provenance, runs
-from experiments.data import Dataset, check_count
-from experiments.files import read_json, write_json
-from experiments.train import load_for
+from experiments.data import check_count
+from experiments.files import read_json, shared, write_json
+from experiments.train import data_of
 from experiments.twin import run_twin
 
 Cell = Mapping[str, Any]
@@ -56,10 +53,10 @@ def measure_each(
     measured = [runs.load(path) for path in paths]
     for run in measured:
         run_twin(run)  # what is measured here is held against packages for PyTorch
-    datasets = _data(measured, data_dir)
+    datasets = data_of([run.config for run in measured], data_dir)
     for dataset, setting in zip(datasets, settings, strict=True):
         check_count("num_examples", setting["num_examples"], dataset)
-    with _locked(out):
+    with shared(out):
         pass  # nor can a measurement be kept where this is not possible
     for run, dataset, setting in zip(measured, datasets, settings, strict=True):
         cell = {
@@ -75,7 +72,7 @@ def measure_each(
         if _place(cell, cells) < len(cells) and (kept is None or kept(run, **setting)):
             continue
         whole = {**cell, **by(run, dataset, **setting), **provenance.collect()}
-        with _locked(out):
+        with shared(out):
             cells = _read(out, shown)  # again: a measurement takes minutes, and others add theirs
             place = _place(cell, cells)
             write_json(out, {"cells": [*cells[:place], whole, *cells[place + 1 :]]})
@@ -107,32 +104,3 @@ def _place(cell: Cell, cells: Sequence[Cell]) -> int:
     """Return where the measurement of a cell is, or the place behind all if it is not there."""
     there = (place for place, done in enumerate(cells) if cell.items() <= done.items())
     return next(there, len(cells))
-
-
-def _data(measured: Sequence[runs.Run], data_dir: Path | None) -> list[Dataset]:
-    """Load the data of each run, those that several have in common once."""
-    kinds = [(run.config.data, run.config.validation) for run in measured]
-    found: dict[tuple[str, int], Dataset] = {}
-    for kind, run in zip(kinds, measured, strict=True):
-        if kind not in found:
-            found[kind] = load_for(run.config, data_dir)
-    return [found[kind] for kind in kinds]
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep other processes off a file, after waiting for one that writes it: moments.
-
-    Raises:
-        OSError: if its folder cannot be made, or nothing written there.
-    """
-    lock = FileLock(out.with_name(f"{out.name}.lock"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise OSError(f"{out} cannot be written: {error}") from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -8,8 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 UNFINISHED = ".part"
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Keep other processes off a file to which several add, after waiting for one that does.
+
+    Raises:
+        OSError: if its folder cannot be made, or nothing written there.
+    """
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Train one network by one method."""
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,6 +114,15 @@ def load_for(
     check_batch((dataset.train_images, dataset.train_labels), num_classes=dataset.num_classes)
     check_batch((dataset.test_images, dataset.test_labels), num_classes=dataset.num_classes)
     return dataset
+
+
+def data_of(configs: Sequence[Config], data_dir: Path | None) -> list[Dataset]:
+    """Load the data of each configuration, those that several have in common once."""
+    found: dict[tuple[str, int], Dataset] = {}
+    for config in configs:
+        if (kind := (config.data, config.validation)) not in found:
+            found[kind] = load_for(config, data_dir)
+    return [found[config.data, config.validation] for config in configs]
 
 
 def train(

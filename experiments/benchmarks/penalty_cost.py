@@ -14,7 +14,6 @@ import tyro
 
 from experiments import runs
 from experiments.benchmarks import harness, labels, records
-from experiments.benchmarks.datasets import data_of
 from experiments.benchmarks.estimates import DEFAULT, ESTIMATES, relative_errors, summary
 from experiments.benchmarks.steps import (
     ACCUMULATED,
@@ -31,7 +30,7 @@ from experiments.data import Dataset, check_count
 from experiments.files import read_json
 from experiments.interruption import exit_code
 from experiments.session import DivergedError
-from experiments.train import load_for, train
+from experiments.train import data_of, load_for, train
 
 NAME = "penalty_cost"
 # What the names of PyTorch's steps begin with.

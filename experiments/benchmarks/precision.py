@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 
 from experiments import models, runs
 from experiments.benchmarks import harness, records
-from experiments.benchmarks.datasets import data_of
 from experiments.benchmarks.estimates import exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
 from experiments.config import ORDERS
@@ -23,6 +22,7 @@ from experiments.data import Dataset, check_count
 from experiments.evaluate import attack_settings
 from experiments.files import read_json
 from experiments.robustness import withstood
+from experiments.train import data_of
 from hessjax import (
     finite_step_operator_norm,
     hessian_operator_norm,

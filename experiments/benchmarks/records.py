@@ -5,17 +5,15 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
-from filelock import FileLock
 
 from experiments import provenance
-from experiments.files import read_json, write_json
+from experiments.files import read_json, shared, write_json
 
 Row = dict[str, Any]
 Cell = tuple[Row, Callable[[], Sequence[Row]]]
@@ -134,7 +132,7 @@ def collect(
         if any(cell.items() <= row.items() for row in _joined(earlier(path, settings), done)):
             continue
         found = measured()
-        with _locked(path):
+        with shared(path):
             # Again: a measurement takes minutes, and others add theirs.
             if (lost := _dropped(path, settings, done)) and lost != said:
                 print(lost, file=sys.stderr)
@@ -217,22 +215,3 @@ def _change(content: dict[str, Any], settings: dict[str, Any]) -> str:
     if changed:
         return f"measured under other {', '.join(changed)}"
     return "because the code is not that of a commit" if here["dirty"] else ""
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes off a file, after waiting for one that writes it: moments.
-
-    Raises:
-        OSError: if its folder cannot be made, or nothing written there.
-    """
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
