@@ -168,6 +168,30 @@ def sphere_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
     return project(ball, center, center + jnp.asarray(ball.epsilon, center.dtype) * noise)
 
 
+def contains(ball: LpBall, center: jax.Array, x: jax.Array) -> jax.Array:
+    r"""Tell whether a point lies in ball ∩ box, up to the rounding of what attacks return.
+
+    .. math:: \|x - c\|_p \le \epsilon + 2 n u\, (\epsilon + \|c\|_\infty)
+
+    with u the spacing of numbers at 1, and n the square root of the number of entries for p = 2,
+    1 for p = ∞. In the box it lies exactly.
+
+    Args:
+        ball: the ball.
+        center: the example.
+        x: the point, of the shape and dtype of the center.
+
+    Returns:
+        A boolean scalar; False if an entry is NaN.
+    """
+    wide = widen(center)
+    epsilon = widen(jnp.asarray(ball.epsilon, center.dtype))  # as the attacks round it
+    rounding = float(jnp.finfo(center.dtype).eps) * (math.sqrt(x.size) if ball.order == 2 else 1)
+    limit = epsilon + 2 * rounding * (epsilon + jnp.max(jnp.abs(wide)))
+    low, high = ball.bounds
+    return jnp.all((low <= x) & (x <= high)) & (distance(ball, widen(x) - wide) <= limit)
+
+
 def distance(ball: LpBall, difference: jax.Array) -> jax.Array:
     """Return the norm of a difference of two inputs, of the order of the ball."""
     if ball.order == 2:
