@@ -367,6 +367,10 @@ def test_an_attack_without_a_stand_in_is_told_what_it_lacks(examples):
             "sum to 1 for every example",
         ),
         (
+            {"logits_fn": lambda f: lambda x: (f(x), {})},
+            "the logits alone, got a tuple: a model that returns its state",
+        ),
+        (
             {"logits_fn": lambda f: lambda x: f(x)[None]},
             r"logits of shape \(C,\), C at least 2, got",
         ),
@@ -378,6 +382,24 @@ def test_bad_input_is_named_before_any_work(examples, change, message):
     given = {**given, **{name: f(given.get(name)) for name, f in change.items()}}
     with pytest.raises((ValueError, TypeError), match=message):
         attacked(ball=LpBall(0.1, 2), **given)
+
+
+def test_inside_of_traced_code_it_says_where_to_call_it(examples):
+    x, y = examples
+
+    def robust(params, x, epsilon):
+        logits_fn = jax.tree_util.Partial(originals.logits_fn, params)
+        return attacked(logits_fn, x, y, LpBall(epsilon, 2), attacks=SHORT[:1]).robust
+
+    calls = (
+        lambda: jax.jit(lambda x: robust(PARAMS, x, 0.1))(x),
+        lambda: jax.jit(lambda params: robust(params, x, 0.1))(PARAMS),
+        lambda: jax.jit(lambda epsilon: robust(PARAMS, x, epsilon))(0.1),
+        lambda: jax.vmap(lambda x: robust(PARAMS, x, 0.1))(x[None]),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"loops in Python .* outside of jax\.jit"):
+            call()
 
 
 @pytest.mark.parametrize("epsilon", [0, -1.0, np.inf])

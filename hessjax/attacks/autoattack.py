@@ -139,7 +139,8 @@ def auto_attack(
             not match, the outputs are probabilities instead of logits, there are no attacks,
             ``resume`` belongs to another call or has a point outside the ball or the box.
         TypeError: if x is not floating point, y not whole numbers, an entry of ``attacks`` no
-            `Attack`, or ``resume`` neither progress nor a result.
+            `Attack`, ``resume`` neither progress nor a result, the outputs no single array, or the
+            call traced, as inside `jax.jit`.
 
     Cost: for an example that withstands everything and ten classes 1,900 gradients and 5,900
     evaluations; a few gradients for one that does not. Source: Croce, Hein, Reliable evaluation of
@@ -157,13 +158,14 @@ def auto_attack(
     attacks = checks.check_attacks(attacks)
     x, y = checks.check_examples(x, y, ball)
     given = batches.problem(logits_fn, ball, x.dtype)
+    checks.check_outside(given, x, y, key)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x)))
     mesh = mesh_of(x)
     given, examples = replicated(mesh, (given, batches.Examples(x, y, keys)))
     x, size = examples.x, _size(batch_size, mesh)
 
     clean = _logits(given, x, size)
-    checks.check_logits(clean, np.asarray(y))
+    checks.check_classes(clean, np.asarray(y))
     num_classes = clean.shape[1]
     chosen = [fitting(attack, num_classes) for attack in attacks]
     runs = [

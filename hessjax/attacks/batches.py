@@ -12,7 +12,7 @@ import numpy as np
 from hessjax._compilation import as_partial, compiled
 from hessjax._numerics import safe_norm
 from hessjax._placement import each, following, gathered, mesh_of
-from hessjax.attacks.attack import Attack, Logits, Outcome, State
+from hessjax.attacks.attack import Attack, Logits, Outcome, State, check_logits
 from hessjax.attacks.balls import LpBall, contains
 from hessjax.losses import misclassified
 
@@ -145,7 +145,9 @@ def run_batch(
 def _logits(given: Problem, x: jax.Array, index: jax.Array) -> jax.Array:
     def one(shared: tuple[Problem, jax.Array], i: jax.Array) -> jax.Array:
         given, x = shared
-        return given.logits_fn(x[i])
+        outputs = given.logits_fn(x[i])
+        check_logits(outputs)
+        return outputs
 
     return gathered(each(one, (given, x), index))
 

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from hessjax.attacks.attack import Attack
@@ -15,6 +16,14 @@ from hessjax.attacks.balls import LpBall, check_center, contains, distance
 _PROBABILITY = 1e-5
 _RANDOM = 1e-4
 _SQUARE_SHARE = 0.002
+
+
+def check_outside(*given: object) -> None:
+    """Raise inside of `jax.jit` or `jax.vmap`, where arrays are traced."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
+        raise TypeError(
+            "auto_attack loops in Python and reads results: call it outside of jax.jit and jax.vmap"
+        )
 
 
 def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
@@ -45,13 +54,8 @@ def check_examples(x: ArrayLike, y: ArrayLike, ball: LpBall) -> tuple[jax.Array,
     return check_center(ball, x), labels
 
 
-def check_logits(logits: np.ndarray, y: np.ndarray) -> None:
-    """Raise if the outputs are no logits of the classes that the labels name."""
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            "logits_fn must map one example to logits of shape (C,), C at least 2, "
-            f"got shape {logits.shape[1:]}"
-        )
+def check_classes(logits: np.ndarray, y: np.ndarray) -> None:
+    """Raise if labels name no class of the logits, ``(N, C)``, or these are probabilities."""
     num_classes = logits.shape[1]
     if np.min(y) < 0 or np.max(y) >= num_classes:
         raise ValueError(
