@@ -244,7 +244,7 @@ def _described(attacks: Sequence[Attack], ball: LpBall) -> str:
     """Return what a call is to do, in words."""
     named = [f"{a.name} ({a.num_runs} × {a.num_steps} steps)" for a in attacks]
     order = "l2" if ball.order == 2 else "linf"
-    low, high = map(float, ball.bounds)
+    low, high = ball.bounds
     where = f"in the {order} ball of {float(ball.epsilon)} and the box [{low}, {high}]"
     return f"{', '.join(named)} {where}"
 

@@ -72,9 +72,7 @@ class Kept(NamedTuple):
 def problem(logits_fn: Logits, ball: LpBall, dtype: jnp.dtype) -> Problem:
     """Return the problem, with the weights as data if the function is a `jax.tree_util.Partial`."""
     logits_fn = as_partial(logits_fn)
-    low, high = ball.bounds
-    epsilon = jnp.asarray(ball.epsilon, dtype)
-    return Problem(logits_fn, epsilon, float(ball.order), (float(low), float(high)))
+    return Problem(logits_fn, jnp.asarray(ball.epsilon, dtype), ball.order, ball.bounds)
 
 
 def split(left: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -136,7 +136,7 @@ def check_points(points: jax.Array, x: jax.Array, ball: LpBall) -> None:
         "resume must be of the same examples, in the same ball and box or smaller ones, got a "
         f"point at distance {float(distance(ball, points[first] - x[first])):g} for a radius of "
         f"{float(ball.epsilon):g}, with entries from {float(jnp.min(points[first])):g} to "
-        f"{float(jnp.max(points[first])):g} for the box [{low}, {high}]"
+        f"{float(jnp.max(points[first])):g} for the box [{low:g}, {high:g}]"
     )
 
 
