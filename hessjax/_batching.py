@@ -100,6 +100,9 @@ def _without_padding(batch: PyTree, mask: jax.Array) -> PyTree:
 
     def replace(leaf: ArrayLike) -> jax.Array:
         leaf = jnp.asarray(leaf)
+        # Those of an example's own chance: there are no keys to add up, and none is NaN.
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
 
         def rows(chosen: jax.Array) -> jax.Array:
             return chosen.reshape(chosen.shape + (1,) * (jnp.ndim(leaf) - 1))
@@ -189,6 +192,10 @@ def _evaluate(
                 raise ValueError(
                     f"the penalty {name!r} must return one number for one example, "
                     f"got shape {jnp.shape(value)}"
+                )
+            if not jnp.issubdtype(dtype := jnp.result_type(value), jnp.floating):
+                raise TypeError(
+                    f"the penalty {name!r} must return a floating-point number, got dtype {dtype}"
                 )
         return values
 

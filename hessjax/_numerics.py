@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -129,6 +129,27 @@ def check_count(name: str, value: int, *, at_most: int | None = None) -> int:
     return count
 
 
+def as_number(value: object) -> float | None:
+    """Return one real number that is not traced as a float of Python, None for anything else."""
+    if isinstance(value, Tracer):
+        return None
+    # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
+    entry = np.asarray(value)
+    kinds = (jnp.integer, jnp.floating)
+    if entry.shape or not any(jnp.issubdtype(entry.dtype, kind) for kind in kinds):
+        return None
+    return float(entry)
+
+
+def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return the bounds of a box as floats, or raise unless they are two growing numbers."""
+    ends = [as_number(end) for end in bounds] if isinstance(bounds, Sequence) else []
+    match ends:
+        case [float(low), float(high)] if low < high:
+            return low, high
+    raise ValueError(f"bounds must be two numbers, the lower one first, got {bounds}")
+
+
 def check_number(name: str, value: float | jax.Array, *, positive: bool) -> None:
     """Raise unless ``value`` is finite and positive (or, if not asked, nonnegative).
 
@@ -136,11 +157,8 @@ def check_number(name: str, value: float | jax.Array, *, positive: bool) -> None
     """
     if isinstance(value, Tracer):
         return
-    # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
-    entry = np.asarray(value)
-    kinds = (jnp.integer, jnp.floating)
-    if entry.shape or not any(jnp.issubdtype(entry.dtype, kind) for kind in kinds):
+    if (number := as_number(value)) is None:
         raise TypeError(f"{name} must be a number, got {value!r}")
-    wanted, number = "positive" if positive else "nonnegative", float(entry)
+    wanted = "positive" if positive else "nonnegative"
     if not math.isfinite(number) or number < 0 or (positive and number == 0):
         raise ValueError(f"{name} must be a finite {wanted} number, got {value}")

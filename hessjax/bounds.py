@@ -18,6 +18,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from hessjax._numerics import widen
+
 
 def cross_entropy_gap(loss: ArrayLike) -> jax.Array:
     r"""Return by how much the cross-entropy may grow before the prediction can change.
@@ -55,16 +57,16 @@ def first_order_distance_estimate(gap: ArrayLike, gradient_norm: ArrayLike) -> j
         infinite gap and where there is a gap and no gradient (with zero derivatives there).
 
     Raises:
-        ValueError: if a gradient norm is negative. A traced one gives NaN.
+        ValueError: if a gradient norm is negative. A traced one gives NaN, as NaN does.
 
     >>> first_order_distance_estimate(3.0, jnp.array([1.5, 0.0])).tolist()
     [2.0, inf]
     """
-    gap, gradient_norm = _prepare(gap, gradient_norm=gradient_norm)
+    dtype, (gap, gradient_norm) = _prepare(gap, gradient_norm=gradient_norm)
     flat = gradient_norm == 0
     endless = (flat & (gap > 0)) | jnp.isinf(gap)
     distance = jnp.where(endless, 1, gap) / jnp.where(endless | flat, 1, gradient_norm)
-    return jnp.where(endless, jnp.inf, distance)
+    return jnp.where(endless, jnp.inf, distance).astype(dtype)
 
 
 def second_order_distance_estimate(
@@ -90,12 +92,13 @@ def second_order_distance_estimate(
         derivatives there).
 
     Raises:
-        ValueError: if a norm is negative. A traced one gives NaN.
+        ValueError: if a norm is negative. A traced one gives NaN, as NaN does.
 
     >>> print(second_order_distance_estimate(1.5, 1.0, jnp.array([0.0, 1.0])).round(2))
     [1.5 1. ]
     """
-    gap, gradient_norm, curvature = _prepare(gap, gradient_norm=gradient_norm, curvature=curvature)
+    norms = {"gradient_norm": gradient_norm, "curvature": curvature}
+    dtype, (gap, gradient_norm, curvature) = _prepare(gap, **norms)
     # An infinite one decides: no scale would take it to a number.
     decided = jnp.isinf(gap) | jnp.isinf(gradient_norm) | jnp.isinf(curvature)
     limit = jnp.where(jnp.isinf(gap), jnp.inf, 0)
@@ -111,21 +114,31 @@ def second_order_distance_estimate(
     slope, level, bend = gradient_norm / scale, gap / scale, curvature / scale
     # One of the two may overflow where the other vanishes, and ∞ × 0 is NaN.
     most = jnp.finfo(scale.dtype).max / 4
-    endless = (flat & (gap > 0)) | (level > most)
-    level, bend = jnp.minimum(level, most), jnp.minimum(bend, most)
+    near, bend = jnp.minimum(level, most), jnp.minimum(bend, most)
     # The inner `where` keeps the infinite slope of sqrt at 0 out of the backward pass.
-    root = jnp.sqrt(jnp.where(flat, 1, slope**2 + 2 * level * bend))
-    distance = jnp.where(endless, jnp.inf, level / (0.5 * (slope + root)))
-    return jnp.where(decided, limit, distance)
+    root = jnp.sqrt(jnp.where(flat, 1, slope**2 + 2 * near * bend))
+    distance = near / (0.5 * (slope + root))
+    # At the end of the range the level has to do, no more than the first-order estimate.
+    distance = jnp.where(level > most, level, distance)
+    distance = jnp.where(flat & (gap > 0), jnp.inf, distance)
+    return jnp.where(decided, limit, distance).astype(dtype)
 
 
-def _prepare(gap: ArrayLike, **norms: ArrayLike) -> list[jax.Array]:
-    """Return floating-point arrays of one dtype, the gap at least 0, and refuse negative norms."""
+def _prepare(gap: ArrayLike, **norms: ArrayLike) -> tuple[np.dtype, list[jax.Array]]:
+    """Return the dtype of the result, gap and norms, and refuse negative norms.
+
+    In float32 at least: float16 ends at 65,504. The gap is at least 0, and where a number is NaN or
+    a norm negative all are NaN, so that no infinity decides.
+    """
     for name, value in norms.items():
         # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
         if not isinstance(value, Tracer) and (least := np.min(np.asarray(value), initial=0)) < 0:
             raise ValueError(f"{name} is a norm and cannot be negative, got {least}")
     dtype = jnp.result_type(float, gap, *norms.values())
-    gap, *rest = (jnp.asarray(value, dtype) for value in (gap, *norms.values()))
+    gap, *rest = (widen(jnp.asarray(value, dtype)) for value in (gap, *norms.values()))
+    unknown = jnp.isnan(gap)
+    for norm in rest:
+        unknown |= ~(norm >= 0)
     # Not `maximum`, whose derivative at 0 is one half.
-    return [jnp.where(gap < 0, 0, gap), *(jnp.where(norm < 0, jnp.nan, norm) for norm in rest)]
+    gap = jnp.where(gap < 0, 0, gap)
+    return dtype, [jnp.where(unknown, jnp.nan, value) for value in (gap, *rest)]

@@ -173,6 +173,15 @@ def test_a_start_is_where_it_begins():
     np.testing.assert_allclose(far.x, x.ravel() + 0.1)
 
 
+@pytest.mark.parametrize("options", [{"num_targets": 9}, {"loss": dlr_loss}])
+def test_a_start_is_also_that_of_another_loss(options):
+    """It is misclassified, and so what comes back."""
+    x, start = jnp.array([[0.6, 0.4], [0.5, 0.3]]), jnp.array([[0.4, 0.4], [0.3, 0.3]])
+    assert linear(start)[0] < linear(start)[1]
+    run = partial(apgd, lambda x: linear(x)[:2], ball=LpBall(0.4, 2), num_steps=1, **options)
+    np.testing.assert_array_equal(run(x=x, y=0, key=KEY, start=start), start)
+
+
 def test_random_starts_lie_on_the_surface():
     x = jnp.full((50, 2, 2), 0.5)
     for order in RADII:

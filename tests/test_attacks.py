@@ -12,7 +12,18 @@ import numpy as np
 import optax
 import pytest
 
-from hessjax.attacks import LpBall, fgsm, pgd, pgd_init, pgd_result, pgd_step, random_point
+from hessjax.attacks import (
+    LpBall,
+    apgd,
+    fab,
+    fgsm,
+    pgd,
+    pgd_init,
+    pgd_result,
+    pgd_step,
+    random_point,
+    square,
+)
 from hessjax.losses import dlr_loss, margin, misclassified
 from tests import cases
 
@@ -314,16 +325,35 @@ def test_bad_input_is_refused():
             function(linear, x=EXAMPLE * np.nan, y=LABEL)
         with pytest.raises(TypeError, match="x must hold floating-point numbers, got dtype int"):
             function(linear, x=np.zeros(7, int), y=LABEL)
-    with pytest.raises(ValueError, match="one example has logits of shape"):
-        pgd(lambda x: linear(x)[None], EXAMPLE, LABEL, ball, KEY)
+    one: Any = partial(fgsm, loss=lambda z, y: jnp.stack([cross_entropy(z, y)] * 2))
     with pytest.raises(ValueError, match=r"a scalar for one example, got shape \(2,\); batch with"):
-        fgsm(lambda x: jnp.stack([linear(x)] * 2), EXAMPLE, np.full(2, LABEL), ball)
+        one(linear, EXAMPLE, LABEL, ball)
     wrong: Any = 0.1
     for attack in (partial(fgsm, ball=wrong), partial(pgd, ball=wrong, key=KEY)):
         with pytest.raises(TypeError, match=r"the ball must be an LpBall, such as .*, got 0\.1"):
             attack(linear, EXAMPLE, LABEL)
     with pytest.raises(ValueError, match="at least 3 classes, got 2 logits"):
         pgd(lambda x: linear(x)[:2], EXAMPLE, 0, ball, KEY, loss=dlr_loss)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        fgsm,
+        partial(pgd, key=KEY),
+        partial(apgd, key=KEY),
+        partial(fab, key=KEY, num_targets=0),
+        partial(square, key=KEY),
+    ],
+)
+def test_outputs_that_are_no_logits_are_told(attack):
+    ball = LpBall(0.1, 2)
+    with pytest.raises(TypeError, match="must return the logits alone, got a tuple: a model that"):
+        attack(lambda x: (linear(x), {}), EXAMPLE, LABEL, ball)
+    for outputs, shape in ((lambda x: linear(x)[None], "1, 4"), (lambda x: linear(x)[:1], "1,")):
+        told = rf"to logits of shape \(C,\), C at least 2, got shape \({shape}\)"
+        with pytest.raises(ValueError, match=told):
+            attack(outputs, EXAMPLE, LABEL, ball)
 
 
 def test_a_constant_example_is_checked_under_jit_too():

@@ -221,6 +221,12 @@ def test_progress_only_grows(examples):
     assert np.all(seen[-1].tried[seen[-1].broken_by == -1] == seen[-1].num_runs)
 
 
+def test_attacks_may_come_one_by_one(examples):
+    x, y = examples
+    run = partial(attacked, LOGITS, x, y, LpBall(RADII[2], 2))
+    same(run(attacks=(attack for attack in SHORT[:1])), run(attacks=SHORT[:1]))
+
+
 def test_what_a_smaller_ball_broke_is_not_attacked_again(examples):
     x, y = examples
     small = attacked(LOGITS, x, y, LpBall(0.05, 2))
@@ -233,12 +239,49 @@ def test_what_a_smaller_ball_broke_is_not_attacked_again(examples):
     assert jnp.sum(large.robust) < jnp.sum(small.robust)
 
 
-def test_the_result_of_a_larger_ball_is_refused(examples):
+@pytest.mark.parametrize(
+    ("before", "ball", "others"),
+    [
+        (LpBall(0.2, 2), LpBall(0.1, 2), False),
+        (LpBall(0.05, np.inf), LpBall(0.1, 2), False),
+        (LpBall(0.3, np.inf, (-1, 2)), LpBall(0.3, np.inf), False),
+        (LpBall(0.2, 2), LpBall(0.2, 2), True),
+    ],
+    ids=["radius", "norm", "box", "examples"],
+)
+def test_points_outside_this_ball_or_box_are_refused(examples, before, ball, others):
     x, y = examples
-    large = attacked(LOGITS, x, y, LpBall(0.2, 2), attacks=SHORT[:1])
-    attacked(LOGITS, x, y, LpBall(0.2, 2), attacks=SHORT[:1], resume=large)
-    with pytest.raises(ValueError, match=r"in the same ball or a smaller one, .* radius of 0\.1$"):
-        attacked(LOGITS, x, y, LpBall(0.1, 2), attacks=SHORT[:1], resume=large)
+    run, seen = partial(attacked, LOGITS, attacks=SHORT[:1]), []
+    earlier = [run(x=x, y=y, ball=before, on_batch=seen.append)]
+    if others:
+        x, earlier = 1 - x, [*earlier, seen[-1]]
+        # The same are misclassified from the start: only the points tell.
+        y = np.asarray(jax.vmap(LOGITS)(x)).argmax(axis=1)
+        y = np.where(np.asarray(earlier[0].broken_by) == -2, (y + 1) % 10, y)
+    told = rf"the same examples, .* a point at distance \S+ for a radius of {ball.epsilon}, with en"
+    for resume in earlier:
+        with pytest.raises(ValueError, match=told):
+            run(x=x, y=y, ball=ball, resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "order", "epsilon"),
+    [(jnp.float32, np.inf, 1e-5), (jnp.float32, 2, 1e-5), (jnp.bfloat16, np.inf, 0.01)],
+)
+def test_a_result_in_the_same_ball_is_taken(dtype, order, epsilon):
+    """Its points lie outside by the rounding of their entries, which are far larger than ε."""
+    shares = np.linspace(0.1, 0.9, 9)[:, None]
+    x = jnp.asarray(0.75 - shares * epsilon / 2 * np.ones(4), dtype)
+
+    def logits_fn(x):
+        score = jnp.sum(x.astype(jnp.float32) - 0.75)
+        return jnp.stack([-score, score])
+
+    run = partial(attacked, logits_fn, x, np.zeros(9, int), LpBall(epsilon, order))
+    first = run(attacks=(apgd_attack(num_steps=9),))
+    assert np.any(np.asarray(first.broken_by) == 0)
+    assert np.max(first.distance.astype(jnp.float32)) > epsilon * 1.001
+    same(run(attacks=SHORT[:1], resume=first), first)
 
 
 def test_another_calls_progress_is_refused(examples):
@@ -254,17 +297,20 @@ def test_another_calls_progress_is_refused(examples):
     others = "resume must be the progress of a call with the same examples and model, got inputs of"
     refused(others, x=x[:5], y=y[:5])
     refused(others, logits_fn=jax.tree_util.Partial(originals.logits_fn, originals.weights(seed=1)))
-    told = r"resume is the progress of 'apgd-ce \(1 × 4 steps\) in the l2 ball of 0\.1'"
+    box = r"the box \[0\.0, 1\.0\]"
+    told = rf"resume is the progress of 'apgd-ce \(1 × 4 steps\) in the l2 ball of 0\.1 and {box}'"
     # As many runs of another attack, or of other steps; balls of either size, and of another norm.
     for attack in (fab_attack(num_steps=4, num_targets=0), apgd_attack(num_steps=5)):
         refused(f"{told}, expected one of '{attack.name} ", attacks=(attack,))
     for epsilon, order, name in ((0.2, 2, "l2"), (0.05, 2, "l2"), (0.1, np.inf, "linf")):
-        expected = f"{told}, expected one of '.* in the {name} ball of {epsilon}'"
+        expected = f"{told}, expected one of '.* in the {name} ball of {epsilon} and {box}'"
         refused(expected, ball=LpBall(epsilon, order))
+    refused(rf"{told}, expected one of '.* the box \[-1\.0, 2\.0\]'", ball=LpBall(0.1, 2, (-1, 2)))
 
 
-def test_an_attack_of_ones_own(examples):
-    """Anything made of an init, a step and an outcome takes part."""
+@pytest.mark.parametrize("bounds", [(0, 1), (0.05, 0.95)])
+def test_an_attack_of_ones_own(examples, bounds):
+    """Anything of an init, a step and an outcome takes part; outside the box nothing counts."""
     x, y = examples
 
     def init(*given, run):
@@ -277,12 +323,15 @@ def test_an_attack_of_ones_own(examples):
         return Outcome(given[1], jnp.zeros(()), jnp.bool(1))
 
     lame = Attack("lame", init, step, outcome, num_steps=1)
-    ball = LpBall(0.03, np.inf)
+    ball = LpBall(0.03, np.inf, bounds)
     result = attacked(LOGITS, x, y, ball, attacks=(lame,))
-    moved = np.asarray(jax.vmap(LOGITS)(x + 0.03 * CORNER)).argmax(axis=1) != y
+    points = x + 0.03 * CORNER
+    moved = np.asarray(jax.vmap(LOGITS)(points)).argmax(axis=1) != y
     moved &= np.asarray(result.broken_by) != -2
-    np.testing.assert_array_equal(np.asarray(result.broken_by) == 0, moved)
     assert moved.any()
+    inside = np.all((bounds[0] <= points) & (points <= bounds[1]), axis=(1, 2, 3))
+    assert np.all(inside) == (bounds == (0, 1))
+    np.testing.assert_array_equal(np.asarray(result.broken_by) == 0, moved & inside)
 
 
 def test_an_attack_without_a_stand_in_is_told_what_it_lacks(examples):
@@ -295,6 +344,7 @@ def test_an_attack_without_a_stand_in_is_told_what_it_lacks(examples):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"resume": lambda _: {}}, "resume must be a Progress or an AttackResult, got {}"),
         ({"x": lambda x: x + 1}, r"x must lie in the box \[0, 1\], got entries from 1.0"),
         ({"x": lambda x: x * np.nan}, r"x must lie in the box \[0, 1\], got entries from nan"),
         ({"x": lambda x: (255 * x).astype(np.uint8) // 255}, "floating-point numbers, got dtype u"),
@@ -307,12 +357,18 @@ def test_an_attack_without_a_stand_in_is_told_what_it_lacks(examples):
         ({"y": lambda y: y[:-1]}, r"x and y must be a batch, of shapes \(N, ...\) and \(N,\), got"),
         ({"x": lambda x: x[0, 0, 0]}, "x and y must be a batch"),
         ({"attacks": lambda _: ()}, "attacks must hold at least one attack, got none"),
+        ({"attacks": lambda _: iter(())}, "attacks must hold at least one attack, got none"),
+        ({"attacks": lambda _: None}, r"attacks must be a tuple such as .*, got None"),
         ({"attacks": lambda some: some[0]}, r"attacks must be a tuple such as \(square_attack"),
         ({"attacks": lambda _: ("apgd",)}, r"must be a tuple such as .*, got \('apgd',\)"),
         ({"batch_size": lambda _: 0}, "batch_size must be at least 1, got 0"),
         (
             {"logits_fn": lambda f: lambda x: jax.nn.softmax(f(x))},
             "sum to 1 for every example",
+        ),
+        (
+            {"logits_fn": lambda f: lambda x: (f(x), {})},
+            "the logits alone, got a tuple: a model that returns its state",
         ),
         (
             {"logits_fn": lambda f: lambda x: f(x)[None]},
@@ -326,6 +382,24 @@ def test_bad_input_is_named_before_any_work(examples, change, message):
     given = {**given, **{name: f(given.get(name)) for name, f in change.items()}}
     with pytest.raises((ValueError, TypeError), match=message):
         attacked(ball=LpBall(0.1, 2), **given)
+
+
+def test_inside_of_traced_code_it_says_where_to_call_it(examples):
+    x, y = examples
+
+    def robust(params, x, epsilon):
+        logits_fn = jax.tree_util.Partial(originals.logits_fn, params)
+        return attacked(logits_fn, x, y, LpBall(epsilon, 2), attacks=SHORT[:1]).robust
+
+    calls = (
+        lambda: jax.jit(lambda x: robust(PARAMS, x, 0.1))(x),
+        lambda: jax.jit(lambda params: robust(params, x, 0.1))(PARAMS),
+        lambda: jax.jit(lambda epsilon: robust(PARAMS, x, epsilon))(0.1),
+        lambda: jax.vmap(lambda x: robust(PARAMS, x, 0.1))(x[None]),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"loops in Python .* outside of jax\.jit"):
+            call()
 
 
 @pytest.mark.parametrize("epsilon", [0, -1.0, np.inf])

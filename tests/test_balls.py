@@ -1,6 +1,7 @@
 """Balls, projections, steepest directions and random starts against their definitions."""
 
 import math
+import re
 from functools import partial
 from typing import Any
 
@@ -131,15 +132,19 @@ def test_a_ball_must_make_sense():
     for epsilon in (0, -0.1, math.inf, math.nan, np.float32(0)):
         with pytest.raises(ValueError, match="epsilon must be a finite positive number, got"):
             make(epsilon, 2)
-    for order in (1, 0, "inf", math.nan):
-        with pytest.raises(ValueError, match=f"order must be 2 or infinity, got {order}"):
+    for order in (1, 0, "inf", math.nan, [2], None):
+        told = f"order must be 2 or infinity, got {order}"
+        with pytest.raises(ValueError, match=re.escape(told)):
             make(0.1, order)
-    for bounds in ((1, 0), (0, 0), (0, math.nan), (0, 1, 2), 0.5):
+    vectors = (np.zeros(3), np.ones(3))
+    for bounds in (
+        (1, 0), (0, 0), (0, math.nan), (0, 1, 2), 0.5, ("a", "b"), "01", (0, None), vectors,
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="bounds must be two numbers, the lower one first"):
             make(0.1, 2, bounds)
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.float64, jnp.float32])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, jnp.float32, np.asarray])
 def test_the_type_of_its_bounds_does_not_matter(kind):
     """Those of normalized images are NumPy scalars, which would refuse what they round to."""
     bounds = tuple(kind((end - 0.1307) / 0.3081) for end in (0.0, 1.0))
@@ -154,5 +159,5 @@ def test_the_type_of_its_bounds_does_not_matter(kind):
 def test_a_ball_is_a_value():
     box: Any = [0, 1]
     assert LpBall(0.1, np.inf) == LpBall(0.1, jnp.inf, (0, 1)) == LpBall(0.1, math.inf, box)
-    assert len({LpBall(0.1, 2), LpBall(0.1, 2, box)}) == 1
+    assert len({LpBall(0.1, 2), LpBall(0.1, 2, box), LpBall(0.1, jnp.asarray(2.0))}) == 1
     assert len({LpBall(0.1, 2), LpBall(0.1, 2), LpBall(0.2, 2)}) == 2

@@ -113,6 +113,18 @@ def test_never_larger_than_the_first_order():
     assert np.all(second_order(gap, norm, curvature) <= first_order(gap, norm))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_never_larger_than_the_first_order_at_either_end_of_the_range(dtype):
+    ends = np.array([1e-3, 1, 20, 2e4, 6e4], dtype)
+    if dtype == np.float32:
+        ends = np.array([1e-37, 1e-3, 1, 20, 8e37, 2e38], dtype)
+    gap, norm, curvature = np.array(list(itertools.product(ends, ends, [0, *ends[:2]])), dtype).T
+    got, most = second_order(gap, norm, curvature), first_order(gap, norm)
+    assert got.dtype == most.dtype == dtype
+    assert np.all(got <= most)
+    np.testing.assert_array_equal(got[curvature == 0], most[curvature == 0])
+
+
 @pytest.mark.parametrize("argument", [0, 1, 2])
 def test_derivatives_by_finite_differences(argument):
     for point in itertools.product(GAPS, (0.2, 3.0), (0.2, 3.0)):
@@ -152,6 +164,14 @@ def test_infinities():
         for argument in range(2):
             assert jax.grad(first_order, argument)(np.inf, norm) == 0
         assert first_order(gap, np.inf) == 0
+
+
+def test_nan_is_hidden_by_no_infinity():
+    entries = (1.0, 0.0, np.inf, np.nan)
+    for point in itertools.product(entries, repeat=3):
+        assert np.isnan(second_order(*point)) == np.isnan(point).any(), point
+    for point in itertools.product(entries, repeat=2):
+        assert np.isnan(first_order(*point)) == np.isnan(point).any(), point
 
 
 def test_no_gap_left_is_no_distance():
@@ -204,8 +224,10 @@ def test_a_negative_norm_is_refused():
     with pytest.raises(ValueError, match=r"curvature is a norm and cannot be negative, got -0\.5"):
         # A constant, also where the call is traced.
         jax.jit(partial(second_order, curvature=jnp.array(-0.5)))(1.0, 1.0)
-    assert np.isnan(jax.jit(second_order)(1.0, 1.0, -0.01))
-    assert np.isnan(jax.jit(first_order)(1.0, -1.0))
+    for gap in (1.0, np.inf):
+        assert np.isnan(jax.jit(second_order)(gap, 1.0, -0.01))
+        assert np.isnan(jax.jit(second_order)(gap, -1.0, np.inf))
+        assert np.isnan(jax.jit(first_order)(gap, -1.0))
 
 
 def test_the_gap_of_cross_entropy_is_sufficient_and_exact_for_two_classes():

@@ -528,6 +528,43 @@ def test_a_penalty_that_is_no_number(options: Any) -> None:
         jax.eval_shape(objective, PARAMS, BATCH, KEY)
 
 
+@pytest.mark.parametrize("mask", [(), (jnp.ones(6, bool),)])
+@pytest.mark.parametrize(("kind", "name"), [(bool, "bool"), (jnp.int32, "int32")])
+def test_a_penalty_of_whole_numbers(mask: Any, kind: Any, name: str) -> None:
+    def rounded(f: Any, x: Any, key: Any = None) -> Any:
+        del f, key
+        return (x[0] > 0).astype(kind)
+
+    objective = regularized(APPLY, LOSS, {"rounded": (1.0, rounded)})
+    message = f"^the penalty 'rounded' must return a floating-point number, got dtype {name}"
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(objective, PARAMS, (*BATCH, *mask), KEY)
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0), (0, 0.3), (0.7, 0.3)])
+@pytest.mark.parametrize("options", [{}, {"solver": None}])
+def test_inputs_of_whole_numbers(weights: Any, options: Any) -> None:
+    objective = second_order(APPLY, LOSS, *weights, **options)
+    message = "^x must hold floating-point numbers, got dtype uint8"
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(objective, PARAMS, (X.astype(jnp.uint8), Y), KEY)
+
+
+def test_keys_among_the_labels_stay_under_a_mask() -> None:
+    """One of each example, of a noise that its loss draws by itself."""
+    keys = jax.random.split(KEY, 6)
+
+    def noisy(z: jax.Array, y_and_key: Any) -> jax.Array:
+        y, key = y_and_key
+        return LOSS(z + jax.random.normal(key, z.shape), y)
+
+    objective = regularized(APPLY, noisy, {})
+    kept = jnp.arange(6) < 4
+    masked, _ = objective(PARAMS, (X.at[4:].set(jnp.nan), (Y, keys), kept), KEY)
+    wanted, _ = objective(PARAMS, (X[:4], (Y[:4], keys[:4])), KEY)
+    np.testing.assert_allclose(masked, wanted, rtol=1e-12)
+
+
 OBJECTIVES = {
     "shared": SHARED,
     "parts": regularized(APPLY, LOSS, {"slope": (1.0, hessjax.input_gradient_norm)}),

@@ -455,5 +455,5 @@ def test_bad_input_is_refused():
         attack(x + 1)
     with pytest.raises(TypeError, match="x must hold floating-point numbers"):
         attack(np.zeros((3, 3), int))
-    with pytest.raises(ValueError, match="one example has logits of shape"):
+    with pytest.raises(ValueError, match="one example, without a batch axis, to logits"):
         square(lambda x: network(x)[None], x, 0, ball, KEY)

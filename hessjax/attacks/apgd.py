@@ -115,8 +115,15 @@ def apgd(
         loss=loss, num_targets=num_targets, num_steps=num_steps, num_restarts=num_restarts
     )
     if start is not None:
-        attack = attack._replace(init=partial(attack.init, start=start))
+        attack = _started(attack, start)
     return search(attack, logits_fn, x, y, ball=ball, key=key, unroll=unroll)
+
+
+def _started(attack: Attack, start: ArrayLike) -> Attack:
+    """Return the attack, and what may stand in for it, with a start that is given."""
+    if attack.otherwise is not None:
+        attack = attack._replace(otherwise=_started(attack.otherwise, start))
+    return attack._replace(init=partial(attack.init, start=start))
 
 
 def _logit_difference(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:

@@ -58,6 +58,22 @@ class Attack(NamedTuple):
     differentiates: bool = True
 
 
+def check_logits(outputs: object) -> int:
+    """Return the number of classes, or raise unless the outputs are the logits of one example."""
+    shape = getattr(outputs, "shape", None)
+    if shape is None:
+        raise TypeError(
+            f"logits_fn must return the logits alone, got a {type(outputs).__name__}: a model that "
+            "returns its state, too?"
+        )
+    if len(shape) != 1 or shape[0] < 2:
+        raise ValueError(
+            "logits_fn must map one example, without a batch axis, to logits of shape (C,), C at "
+            f"least 2, got shape {shape}"
+        )
+    return shape[0]
+
+
 def likely_class(logits: jax.Array, rank: jax.Array) -> jax.Array:
     """Return the class of a rank among the logits, 0 for the likeliest; the last one beyond it."""
     ranked = jnp.argsort(-logits, stable=True).astype(jnp.int32)
@@ -97,7 +113,8 @@ def search(
     The example itself, if it is misclassified.
     """
     x, y = check_center(ball, x), jnp.asarray(y)
-    attack = fitting(attack, jax.eval_shape(logits_fn, x).size)
+    logits = logits_fn(x)
+    attack = fitting(attack, check_logits(logits))
     precision = jnp.promote_types(x.dtype, jnp.float32)
 
     def step(_: jax.Array, state: State) -> State:
@@ -111,6 +128,6 @@ def search(
         better = new.score > best.score
         return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
 
-    wrong = misclassified(logits_fn(x), y)
+    wrong = misclassified(logits, y)
     nothing = Outcome(x, jnp.where(wrong, jnp.inf, -jnp.inf).astype(precision), wrong)
     return jax.lax.fori_loop(0, attack.num_runs, run, nothing).x

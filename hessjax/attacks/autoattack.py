@@ -1,6 +1,6 @@
 """AutoAttack: four attacks, one after the other, on what withstood those before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -71,7 +71,8 @@ class Progress(NamedTuple):
             all attacks; a run is a restart or a target.
         num_runs: of all attacks.
         attack: name of the attack that is at work.
-        call: the attacks and the ball, in words; those of another call are refused by them.
+        call: the attacks by name and steps, the ball and the box, in words; the progress of
+            another call is refused by them.
     """
 
     x: jax.Array
@@ -89,7 +90,7 @@ def auto_attack(
     ball: LpBall,
     key: jax.Array,
     *,
-    attacks: Sequence[Attack] = STANDARD,
+    attacks: Iterable[Attack] = STANDARD,
     batch_size: int | None = None,
     resume: Progress | AttackResult | None = None,
     on_batch: Callable[[Progress], None] | None = None,
@@ -122,7 +123,8 @@ def auto_attack(
         batch_size: examples at a time; 64 on a CPU, 1024 elsewhere for each device if not given.
         resume: what an interrupted call with the same arguments gave to ``on_batch`` last; or the
             result of other attacks on the same examples, or in a smaller ball: what is broken
-            there is not attacked again and keeps its entry in ``broken_by``.
+            there is not attacked again and keeps its point and its entry in ``broken_by``. Points
+            have to lie in this ball and box; whether they are misclassified is not asked again.
         on_batch: called after each batch, to show or save the progress.
 
     Returns:
@@ -135,9 +137,10 @@ def auto_attack(
     Raises:
         ValueError: if x has entries outside the box, y labels that are no class, their lengths do
             not match, the outputs are probabilities instead of logits, there are no attacks,
-            ``resume`` belongs to another call, or it is a result of a larger ball.
-        TypeError: if x is not floating point, y not whole numbers, or an entry of ``attacks`` no
-            `Attack`.
+            ``resume`` belongs to another call or has a point outside the ball or the box.
+        TypeError: if x is not floating point, y not whole numbers, an entry of ``attacks`` no
+            `Attack`, ``resume`` neither progress nor a result, the outputs no single array, or the
+            call traced, as inside `jax.jit`.
 
     Cost: for an example that withstands everything and ten classes 1,900 gradients and 5,900
     evaluations; a few gradients for one that does not. Source: Croce, Hein, Reliable evaluation of
@@ -152,20 +155,17 @@ def auto_attack(
     >>> result.robust.tolist(), result.broken_by.tolist()
     ([True, False, False], [-1, 0, -2])
     """
-    if not attacks:
-        raise ValueError("attacks must hold at least one attack, got none")
-    # An attack alone is a tuple, too.
-    if isinstance(attacks, Attack) or not all(isinstance(attack, Attack) for attack in attacks):
-        raise TypeError(f"attacks must be a tuple such as (square_attack(),), got {attacks!r}")
+    attacks = checks.check_attacks(attacks)
     x, y = checks.check_examples(x, y, ball)
     given = batches.problem(logits_fn, ball, x.dtype)
+    checks.check_outside(given, x, y, key)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x)))
     mesh = mesh_of(x)
     given, examples = replicated(mesh, (given, batches.Examples(x, y, keys)))
     x, size = examples.x, _size(batch_size, mesh)
 
     clean = _logits(given, x, size)
-    checks.check_logits(clean, np.asarray(y))
+    checks.check_classes(clean, np.asarray(y))
     num_classes = clean.shape[1]
     chosen = [fitting(attack, num_classes) for attack in attacks]
     runs = [
@@ -177,10 +177,9 @@ def auto_attack(
     broken_by, call = np.where(wrong, MISCLASSIFIED, ROBUST), _described(chosen, ball)
     progress = Progress(x, broken_by, np.zeros(len(x), int), len(runs), "", call)
     if isinstance(resume, AttackResult):
-        checks.check_earlier(resume.broken_by, resume.distance, ball, x.dtype)
         resume = progress._replace(x=resume.x, broken_by=np.asarray(resume.broken_by))
     if resume is not None:
-        progress = _resumed(resume, progress)
+        progress = _resumed(resume, progress, ball)
     warnings = [
         *checks.class_warnings(attacks, num_classes),
         *checks.randomness_warnings(clean, _logits(given, x, size)),
@@ -245,11 +244,15 @@ def _described(attacks: Sequence[Attack], ball: LpBall) -> str:
     """Return what a call is to do, in words."""
     named = [f"{a.name} ({a.num_runs} × {a.num_steps} steps)" for a in attacks]
     order = "l2" if ball.order == 2 else "linf"
-    return f"{', '.join(named)} in the {order} ball of {float(ball.epsilon)}"
+    low, high = ball.bounds
+    where = f"in the {order} ball of {float(ball.epsilon)} and the box [{low}, {high}]"
+    return f"{', '.join(named)} {where}"
 
 
-def _resumed(given: Progress, fresh: Progress) -> Progress:
+def _resumed(given: Progress, fresh: Progress, ball: LpBall) -> Progress:
     """Return the earlier progress, or raise if it is no progress of this call."""
+    if not isinstance(given, Progress):
+        raise TypeError(f"resume must be a Progress or an AttackResult, got {given!r}")
     if given.call != fresh.call:
         raise ValueError(
             f"resume is the progress of {given.call!r}, expected one of {fresh.call!r}"
@@ -265,4 +268,5 @@ def _resumed(given: Progress, fresh: Progress) -> Progress:
             "the model misclassifies"
         )
     x = replicated(mesh_of(fresh.x), jnp.asarray(given.x, fresh.x.dtype))
+    checks.check_points(x, fresh.x, ball)
     return given._replace(x=x, broken_by=broken_by, tried=tried)

@@ -1,7 +1,6 @@
 """The set that an attack may search: an ℓp ball around the example, cut by the box of inputs."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -10,7 +9,15 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from hessjax._numerics import as_point, check_number, normalize, safe_norm, widen
+from hessjax._numerics import (
+    as_number,
+    as_point,
+    check_bounds,
+    check_number,
+    normalize,
+    safe_norm,
+    widen,
+)
 
 
 @dataclass(frozen=True)
@@ -22,15 +29,15 @@ class LpBall:
 
     Attributes:
         epsilon: the radius, positive, in input units.
-        order: 2 or infinity.
-        bounds: the least and greatest entry of an input; ``(-inf, inf)`` for no box.
+        order: 2 or infinity; kept as a float of Python.
+        bounds: the least and greatest entry of an input; ``(-inf, inf)`` for no box. Likewise.
 
     Raises:
         ValueError: if epsilon is not positive and finite, the order neither 2 nor infinity, or the
             bounds not increasing.
 
     >>> LpBall(0.3, jnp.inf)
-    LpBall(epsilon=0.3, order=inf, bounds=(0, 1))
+    LpBall(epsilon=0.3, order=inf, bounds=(0.0, 1.0))
     """
 
     epsilon: float | jax.Array
@@ -40,14 +47,11 @@ class LpBall:
     def __post_init__(self) -> None:
         """Check what is not traced."""
         check_number("epsilon", self.epsilon, positive=True)
-        if self.order not in {2, math.inf}:
+        if (order := as_number(self.order)) not in {2, math.inf}:
             raise ValueError(f"order must be 2 or infinity, got {self.order}")
-        bounds = self.bounds
-        if not isinstance(bounds, Sequence) or len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds must be two numbers, the lower one first, got {bounds}")
-        # A NumPy scalar would impose its precision on the examples.
-        plain = (b.item() if isinstance(b, np.generic | jax.Array) else b for b in bounds)
-        object.__setattr__(self, "bounds", tuple(plain))
+        # Arrays would impose their precision on the examples, and are not hashable.
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "bounds", check_bounds(self.bounds))
 
 
 def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
@@ -63,7 +67,7 @@ def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
         low, high = ball.bounds
         if not np.all((low <= entries) & (entries <= high)):
             raise ValueError(
-                f"x must lie in the box [{low}, {high}], "
+                f"x must lie in the box [{low:g}, {high:g}], "
                 f"got entries from {np.min(entries)} to {np.max(entries)}"
             )
     return as_point(jnp.asarray(center))
@@ -166,6 +170,30 @@ def sphere_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
         largest = jnp.max(jnp.abs(noise))
         noise = noise / jnp.where(largest == 0, 1, largest)
     return project(ball, center, center + jnp.asarray(ball.epsilon, center.dtype) * noise)
+
+
+def contains(ball: LpBall, center: jax.Array, x: jax.Array) -> jax.Array:
+    r"""Tell whether a point lies in ball ∩ box, up to the rounding of what attacks return.
+
+    .. math:: \|x - c\|_p \le \epsilon + 2 n u\, (\epsilon + \|c\|_\infty)
+
+    with u the spacing of numbers at 1, and n the square root of the number of entries for p = 2,
+    1 for p = ∞. In the box it lies exactly.
+
+    Args:
+        ball: the ball.
+        center: the example.
+        x: the point, of the shape and dtype of the center.
+
+    Returns:
+        A boolean scalar; False if an entry is NaN.
+    """
+    wide = widen(center)
+    epsilon = widen(jnp.asarray(ball.epsilon, center.dtype))  # as the attacks round it
+    rounding = float(jnp.finfo(center.dtype).eps) * (math.sqrt(x.size) if ball.order == 2 else 1)
+    limit = epsilon + 2 * rounding * (epsilon + jnp.max(jnp.abs(wide)))
+    low, high = ball.bounds
+    return jnp.all((low <= x) & (x <= high)) & (distance(ball, widen(x) - wide) <= limit)
 
 
 def distance(ball: LpBall, difference: jax.Array) -> jax.Array:

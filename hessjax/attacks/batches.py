@@ -1,6 +1,5 @@
 """Run an attack on a batch of examples: compiled once for a shape, looped over by Python."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +12,8 @@ import numpy as np
 from hessjax._compilation import as_partial, compiled
 from hessjax._numerics import safe_norm
 from hessjax._placement import each, following, gathered, mesh_of
-from hessjax.attacks.attack import Attack, Logits, Outcome, State
-from hessjax.attacks.balls import LpBall, distance
+from hessjax.attacks.attack import Attack, Logits, Outcome, State, check_logits
+from hessjax.attacks.balls import LpBall, contains
 from hessjax.losses import misclassified
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -73,9 +72,7 @@ class Kept(NamedTuple):
 def problem(logits_fn: Logits, ball: LpBall, dtype: jnp.dtype) -> Problem:
     """Return the problem, with the weights as data if the function is a `jax.tree_util.Partial`."""
     logits_fn = as_partial(logits_fn)
-    low, high = ball.bounds
-    epsilon = jnp.asarray(ball.epsilon, dtype)
-    return Problem(logits_fn, epsilon, float(ball.order), (float(low), float(high)))
+    return Problem(logits_fn, jnp.asarray(ball.epsilon, dtype), ball.order, ball.bounds)
 
 
 def split(left: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -119,8 +116,8 @@ def run_batch(
 ) -> Kept:
     """Run an attack once on the examples of an index.
 
-    What is found counts only if it lies in the ball and, evaluated anew, is misclassified. Chance
-    is that of the attack's place among the attacks and of the run.
+    What is found counts only if it lies in ball and box and, evaluated anew, is misclassified.
+    Chance is that of the attack's place among the attacks and of the run.
     """
     numbers = np.int32(place), np.int32(run)
     with following(mesh_of(examples)):
@@ -146,7 +143,9 @@ def run_batch(
 def _logits(given: Problem, x: jax.Array, index: jax.Array) -> jax.Array:
     def one(shared: tuple[Problem, jax.Array], i: jax.Array) -> jax.Array:
         given, x = shared
-        return given.logits_fn(x[i])
+        outputs = given.logits_fn(x[i])
+        check_logits(outputs)
+        return outputs
 
     return gathered(each(one, (given, x), index))
 
@@ -199,10 +198,7 @@ def _look(
 ) -> tuple[Kept, jax.Array]:
     def one(given: Problem, x: jax.Array, state: State, kept: Kept) -> Kept:
         seen = outcome(x, state, given.ball)
-        # Of rounding, not more: that of ε, and that of the entries of a point.
-        rounding = jnp.finfo(x.dtype).eps * (1 if given.order != 2 else math.sqrt(x.size))
-        limit = given.epsilon + 2 * rounding * (given.epsilon + jnp.max(jnp.abs(x)))
-        broken = seen.found & (distance(given.ball, seen.x - x) <= limit)
+        broken = seen.found & contains(given.ball, x, seen.x)
         point = jnp.where(broken & ~kept.broken, seen.x, kept.x)
         return Kept(point, kept.broken | broken)
 

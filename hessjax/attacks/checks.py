@@ -1,19 +1,44 @@
 """What AutoAttack refuses to work on, and what makes its result doubtful."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from hessjax.attacks.attack import Attack
-from hessjax.attacks.balls import LpBall, check_center
+from hessjax.attacks.balls import LpBall, check_center, contains, distance
 
 # The thresholds of the reference implementation.
 _PROBABILITY = 1e-5
 _RANDOM = 1e-4
 _SQUARE_SHARE = 0.002
+
+
+def check_outside(*given: object) -> None:
+    """Raise inside of `jax.jit` or `jax.vmap`, where arrays are traced."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
+        raise TypeError(
+            "auto_attack loops in Python and reads results: call it outside of jax.jit and jax.vmap"
+        )
+
+
+def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
+    """Return the attacks, or raise if there are none or an entry is none."""
+    told = "attacks must be a tuple such as (square_attack(),)"
+    # An attack alone is a tuple, too.
+    if isinstance(attacks, Attack) or not isinstance(attacks, Iterable):
+        raise TypeError(f"{told}, got {attacks!r}")
+    # A generator can be read only once.
+    attacks = tuple(attacks)
+    if not attacks:
+        raise ValueError("attacks must hold at least one attack, got none")
+    if not all(isinstance(attack, Attack) for attack in attacks):
+        raise TypeError(f"{told}, got {attacks!r}")
+    return attacks
 
 
 def check_examples(x: ArrayLike, y: ArrayLike, ball: LpBall) -> tuple[jax.Array, jax.Array]:
@@ -29,13 +54,8 @@ def check_examples(x: ArrayLike, y: ArrayLike, ball: LpBall) -> tuple[jax.Array,
     return check_center(ball, x), labels
 
 
-def check_logits(logits: np.ndarray, y: np.ndarray) -> None:
-    """Raise if the outputs are no logits of the classes that the labels name."""
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            "logits_fn must map one example to logits of shape (C,), C at least 2, "
-            f"got shape {logits.shape[1:]}"
-        )
+def check_classes(logits: np.ndarray, y: np.ndarray) -> None:
+    """Raise if labels name no class of the logits, ``(N, C)``, or these are probabilities."""
     num_classes = logits.shape[1]
     if np.min(y) < 0 or np.max(y) >= num_classes:
         raise ValueError(
@@ -102,17 +122,22 @@ def nan_warnings(clean: np.ndarray, attacked: np.ndarray, broken_by: np.ndarray)
     ]
 
 
-def check_earlier(
-    broken_by: ArrayLike, distance: ArrayLike, ball: LpBall, dtype: DTypeLike
-) -> None:
-    """Raise if a result has broken examples at points that are not in the ball."""
-    farthest = float(np.max(np.where(np.asarray(broken_by) >= 0, distance, 0), initial=0))
-    epsilon, rounding = float(ball.epsilon), float(jnp.finfo(dtype).eps) ** 0.5
-    if farthest > epsilon * (1 + rounding):
-        raise ValueError(
-            "resume must be a result in the same ball or a smaller one, got one with a point at "
-            f"distance {farthest:g} for a radius of {epsilon:g}"
-        )
+def check_points(points: jax.Array, x: jax.Array, ball: LpBall) -> None:
+    """Raise unless all that an earlier call found lies in the ball around its example, and the box.
+
+    Whether it is misclassified is not looked at: what is marked as broken is not attacked.
+    """
+    outside = ~np.asarray(jax.vmap(partial(contains, ball))(x, points))
+    if not np.any(outside):
+        return
+    first = int(np.argmax(outside))
+    low, high = ball.bounds
+    raise ValueError(
+        "resume must be of the same examples, in the same ball and box or smaller ones, got a "
+        f"point at distance {float(distance(ball, points[first] - x[first])):g} for a radius of "
+        f"{float(ball.epsilon):g}, with entries from {float(jnp.min(points[first])):g} to "
+        f"{float(jnp.max(points[first])):g} for the box [{low:g}, {high:g}]"
+    )
 
 
 def square_warnings(attacks: Sequence[Attack], broken_by: np.ndarray, count: int) -> list[str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hessjax._numerics import check_count, safe_norm
+from hessjax._numerics import check_count, safe_norm, widen
 from hessjax.attacks.attack import Attack, Logits, Outcome, likely_class, search
 from hessjax.attacks.balls import LpBall, check_center, distance, sphere_point
 from hessjax.attacks.hyperplane import to_hyperplane
@@ -99,8 +99,9 @@ def fab_step(
     # The hyperplane where the linearized excess vanishes, seen from the iterate and the example.
     from_here = to_hyperplane(ball, state.x, slope, excess)
     from_start = to_hyperplane(ball, x, slope, excess + jnp.vdot(slope, x - state.x))
-    near, far = (jnp.maximum(distance(ball, move), 1e-8) for move in (from_here, from_start))
-    pull = jnp.minimum(near / (near + far), _MAX_PULL)
+    # float16 would round the constant to zero.
+    near, far = (jnp.maximum(widen(distance(ball, move)), 1e-8) for move in (from_here, from_start))
+    pull = jnp.minimum(near / (near + far), _MAX_PULL).astype(x.dtype)
     here, start = (
         point + _OVERSHOOT * move for point, move in ((state.x, from_here), (x, from_start))
     )

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from hessjax._numerics import check_count, check_number, check_scalar
-from hessjax.attacks.attack import Logits
+from hessjax.attacks.attack import Logits, check_logits
 from hessjax.attacks.balls import LpBall, ascent_direction, check_center, project, random_point
 from hessjax.losses import misclassified
 
@@ -69,7 +69,9 @@ def fgsm(
     x, y = check_center(ball, x), jnp.asarray(y)
 
     def value(point: jax.Array) -> jax.Array:
-        return loss(logits_fn(point), y)
+        logits = logits_fn(point)
+        check_logits(logits)
+        return loss(logits, y)
 
     check_scalar(value, x)
     gradient = jax.grad(value)(x)
@@ -97,7 +99,9 @@ def pgd_init(
     Cost: one evaluation, which the compiler drops where only the iterate is used.
     """
     x, y = check_center(ball, x), jnp.asarray(y)
-    found = misclassified(logits_fn(x), y)
+    logits = logits_fn(x)
+    check_logits(logits)
+    found = misclassified(logits, y)
     # In float32 at least: rounded to the digits of a short x, losses tie.
     least = jnp.asarray(-jnp.inf, jnp.promote_types(x.dtype, jnp.float32))
     return AttackState(random_point(ball, x, key), x, least, found)
