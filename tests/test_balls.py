@@ -158,6 +158,7 @@ def test_the_type_of_its_bounds_does_not_matter(kind):
 
 def test_a_ball_is_a_value():
     box: Any = [0, 1]
+    two: Any = jnp.asarray(2.0)
     assert LpBall(0.1, np.inf) == LpBall(0.1, jnp.inf, (0, 1)) == LpBall(0.1, math.inf, box)
-    assert len({LpBall(0.1, 2), LpBall(0.1, 2, box), LpBall(0.1, jnp.asarray(2.0))}) == 1
+    assert len({LpBall(0.1, 2), LpBall(0.1, 2, box), LpBall(0.1, two)}) == 1
     assert len({LpBall(0.1, 2), LpBall(0.1, 2), LpBall(0.2, 2)}) == 2

@@ -123,7 +123,7 @@ def test_the_scale_of_the_logits_changes_nothing(num_targets, scale):
 def test_where_no_boundary_is_nearer_it_stays(dtype, num_targets):
     """A flat model leads nowhere, neither from the iterate nor from the example."""
     attack, x = fab_attack(num_targets=num_targets), jnp.full(4, 0.5, dtype)
-    given = (lambda x: 0 * x[:3], x, 0, LpBall(0.5, 2))
+    given = (lambda x: 0 * x[:3], x, jnp.asarray(0), LpBall(0.5, 2))
     state = attack.step(*given, attack.init(*given, jax.random.key(0)))
     np.testing.assert_array_equal(state.x, x)
 
