@@ -114,9 +114,9 @@ def boundaries(
     ``epsilon`` adds the circle of that ℓ2 radius around the example.
     """
     largest = max(float(np.max(np.abs(one.margin))) for one in drawn)
-    # Halving, for the margins of one network may be a tenth of another's.
-    halves = max(largest, 1e-12) * 0.5 ** np.arange(8)
-    levels = np.concatenate([-halves, [0], halves[::-1]])
+    # A half every other time, for the margins of one network may be a tenth of another's.
+    falling = max(largest, 1e-12) * 0.5 ** (np.arange(16) / 2)
+    levels = np.concatenate([-falling, [0], falling[::-1]])
     colors = mpl.colormaps["PuOr"]
     norm = BoundaryNorm(levels, colors.N)
     page, body, axes = _panels(len(drawn), title=title, note=note)
@@ -132,9 +132,9 @@ def boundaries(
     body.supxlabel(r"along the attack (input units, $\ell_2$)", fontsize=14)
     body.supylabel("along a random direction\n(input units, $\\ell_2$)", fontsize=14)
     bar = body.colorbar(
-        ScalarMappable(norm, colors), ax=axes, ticks=levels[::2], spacing="uniform", shrink=0.95
+        ScalarMappable(norm, colors), ax=axes, ticks=levels[::4], spacing="uniform", shrink=0.95
     )
-    bar.ax.set_yticklabels([f"{level:.2g}".replace("-", "−") for level in levels[::2]])
+    bar.ax.set_yticklabels([f"{level:.2g}".replace("-", "−") for level in levels[::4]])
     bar.set_label("margin of the label (logits), doubling from 0")
     save(page, path)
 
