@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from experiments.files import replacing
 
@@ -127,7 +128,8 @@ def canvas(
     # So many characters an inch, digits and capitals too.
     lines = textwrap.wrap(note, int(10.7 * width))
     columns = _columns([len(label) for label, _ in legend], width)
-    bands = (0.6 + 0.23 * len(lines), height, 0.32 * ceil(len(legend) / columns) + 0.1)
+    # No whole number of pixels below: half of one more is where the last digits of a layout tell.
+    bands = (0.6 + 0.23 * len(lines), height, 0.32 * ceil(len(legend) / columns) + 0.102)
     page = Figure(figsize=(width, sum(bands)), dpi=_DPI, layout="constrained")
     grid = page.add_gridspec(3, 1, height_ratios=bands, hspace=0)
     header, body, footer = (page.add_subfigure(grid[i]) for i in range(3))
@@ -157,6 +159,15 @@ def frame(ax: Axes, color: str) -> None:
 
 
 def save(page: Figure, path: Path) -> None:
-    """Write the PNG in one move: a reader never meets half a file."""
+    """Write the PNG in one move: a reader never meets half a file.
+
+    The same page is the same file, although the layout's last digits differ from time to time.
+    """
+    if engine := page.get_layout_engine():
+        engine.execute(page)
+    page.set_layout_engine("none")
+    for ax in (ax for part in page.subfigs for ax in part.axes):
+        bounds = ax.get_position(original=True).bounds
+        ax.set_position(Bbox.from_bounds(*(round(float(value), 9) for value in bounds)))
     with replacing(path) as partial:
         page.savefig(partial, format="png")
