@@ -76,13 +76,21 @@ def _draw_accuracy(folder: Path, comparison: dict[str, Any], methods: Sequence[M
 def draw_cost(path: Path, comparison: dict[str, Any]) -> Path:
     """Draw accuracy in the ball of AutoAttack, or in the middle one, against the time of a step.
 
+    What was not timed, or not attacked so, is left out.
+
     Raises:
-        ValueError: if no training without a penalty was timed.
+        ValueError: if no training without a penalty was timed, or there are several networks.
     """
-    methods = _timed(group(comparison))
     told = comparison.get("auto", {}).get("norms")
     norm, radii = next(iter((told or comparison["norms"]).items()))
     radius = radii[len(radii) // 2]
+    methods = [
+        method
+        for method in _timed(group(comparison))
+        if not told or all(radius in run["auto"].get(norm, {}) for run in method.runs)
+    ]
+    if len({method.network for method in methods}) > 1:
+        raise ValueError("a step of one network is no measure for another's: draw costs of one")
     plain = [method for method in methods if method.runs[0]["method"] == "none"]
     if not plain:
         raise ValueError("there is no time of a step without a penalty, in which costs are told")

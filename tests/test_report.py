@@ -264,6 +264,15 @@ def test_comparisons_of_one_network_join_at_the_radii_that_all_have(tmp_path, dr
     assert (told["norm"], told["radius"]) == ("l2", 1.0)
     assert told["note"].startswith("Test images of digits; seed 0. Attack: AutoAttack")
 
+    # What AutoAttack did not attack has no place in the figure.
+    report.main(headline, (part("e", "gradient", both, [], 0.03),), cost=tmp_path / "cost.png")
+    assert [point.label for point in drawn["frontier"][0][0]] == ["none"]
+    other = part("f", "jacobian", both, both, 0.05)
+    content = read_json(other / "comparison.json") | {"setup": {"model": "mlp"}}
+    write_json(other / "comparison.json", content)
+    with pytest.raises(SystemExit, match="a step of one network is no measure for another's"):
+        report.main(headline, (other,), cost=tmp_path / "cost.png")
+
     with pytest.raises(SystemExit, match="no time of a step without a penalty"):
         report.main(push, (part("c", "jacobian", both, both, 0.05),), cost=tmp_path / "cost.png")
     with pytest.raises(SystemExit, match="comparisons without a radius in common"):
