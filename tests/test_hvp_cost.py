@@ -156,7 +156,6 @@ def test_results_are_complete(tmp_path, capsys):
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "conditions", records.conditions.__wrapped__)
     monkeypatch.setattr(records.provenance, "_commit", lambda: "0123456789ab")
     out, measured = tmp_path / "cost.json", []
 

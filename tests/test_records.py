@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 
 import pytest
 from filelock import FileLock, Timeout
@@ -39,7 +40,6 @@ def test_accelerators_have_names(monkeypatch, count, expected):
 
 
 def clean(monkeypatch, commit="0123456789ab"):
-    monkeypatch.setattr(records, "conditions", records.conditions.__wrapped__)
     monkeypatch.setattr(records.provenance, "_commit", lambda: commit)
 
 
@@ -68,7 +68,11 @@ def test_changes_make_the_code_dirty(monkeypatch, commit, dirty):
 
 def test_a_commit_meanwhile_changes_nothing(monkeypatch):
     before = records.conditions()
-    monkeypatch.setattr(records.provenance, "_commit", lambda: "another")
+
+    def another(arguments, **_):
+        return subprocess.CompletedProcess(arguments, 0, stdout="another")
+
+    monkeypatch.setattr(subprocess, "run", another)
     assert records.conditions() == before
 
 

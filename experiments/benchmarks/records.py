@@ -6,7 +6,6 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +64,11 @@ def place(name: str, out: Path | None, *, quick: bool = False) -> Path:
     return out or (SCRATCH if quick else RESULTS / device_name()) / f"{name}.json"
 
 
-@cache
 def conditions() -> dict[str, Any]:
     """Return under which conditions this process measures.
 
     What `experiments.provenance.collect` tells, ``device_name``, what the ``environment`` sets, and
-    ``dirty``: whether the code may be another than the commit's. Asked for once: what runs is the
-    code from before a commit made meanwhile.
+    ``dirty``: whether the code may be another than the commit's.
     """
     collected = provenance.collect()
     commit = collected["commit"]
