@@ -21,8 +21,8 @@ from experiments.table import table
 from experiments.words import attacked, explained, failures_of, under_apgd
 
 Network = Literal["cnn", "mlp"]
-Part = Literal["headline", "wider", "activations", "mlp"]
-PARTS: tuple[Part, ...] = ("headline", "wider", "activations", "mlp")
+Part = Literal["headline", "activations", "wider", "mlp"]
+PARTS: tuple[Part, ...] = ("headline", "activations", "wider", "mlp")
 HEADLINE = ("none", "gradient", "hessian", "hessian-inside", "finite-step", "adversarial")
 # The folders of a data set's study that make its table, one network after the other.
 _TABLED = ("headline", "wider", "mlp", "relu", "softplus")
@@ -50,10 +50,10 @@ def main(
 
     Args:
         data: the data sets; mnist and fashion_mnist if not given.
-        parts: headline (six methods, five seeds, AutoAttack too), wider (the other methods, two
-            seeds), activations (the headline's methods with relu and softplus), mlp (all methods on
-            the smaller network). Each chooses the weights that it needs first; activations takes
-            those of gelu.
+        parts: headline (six methods, five seeds, AutoAttack too), activations (the same methods
+            with relu and softplus, two seeds), wider (the other methods, likewise), mlp (all
+            methods on the smaller network). Each chooses the weights that it needs first, wider and
+            mlp for one row after the other; activations takes those of gelu.
         quick: everything small, on the digits, in some 20 minutes: a try of the program, not of the
             methods.
         out: folder of the study; it gets a folder for each data set, with its table, report.md.
@@ -117,20 +117,22 @@ def study(
         # What failed is told at the end; no weight is chosen among fewer than the others' tries.
         return [best(found, setup, plan, row) for row in rows if _tried(found, setup, plan, row)]
 
-    every, few = ["none", *plan.candidates], plan.seeds[: plan.few]
+    few = plan.seeds[: plan.few]
     # Once: the folder of the choice is then free for another process that chooses the others.
     headline = chosen("cnn", HEADLINE) if {"headline", "activations"} & set(parts) else []
     if "headline" in parts:
         strong = Attacks(plan.radii, long, strongest, plan.auto_examples, plan.apgd_examples)
         done("headline", shared, headline, plan.seeds, strong)
-    if "wider" in parts:
-        others = [row for row in every if row not in HEADLINE]
-        done("wider", shared, chosen("cnn", others), few, attacks)
     for activation in ("relu", "softplus") if "activations" in parts else ():
-        setup = replace(shared, activation=activation)
-        done(activation, setup, headline, few, attacks)
-    if "mlp" in parts:
-        done("mlp", replace(shared, model="mlp"), chosen("mlp", every), few, attacks)
+        done(activation, replace(shared, activation=activation), headline, few, attacks)
+    every = ["none", *plan.candidates]
+    others = [row for row in every if row not in HEADLINE]
+    by_row: tuple[tuple[Part, Network, list[str]], ...]
+    by_row = (("wider", "cnn", others), ("mlp", "mlp", every))
+    # These take days: interrupted, they have some rows whole, and not a part of every one.
+    for part, model, rows in by_row:
+        for row in rows if part in parts else ():
+            done(part, replace(shared, model=model), chosen(model, [row]), few, attacks)
     _write_table(out, data, plan, failed)
     return failed
 
