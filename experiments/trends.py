@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, radius_name, save
+
+# So many times apart, values have ticks at powers of ten alone, and no axis in common with others.
+_FAR = 200
 
 
 class Point(NamedTuple):
@@ -204,10 +207,10 @@ def calibration(
                 ax.plot(*zip(*medians, strict=True), ms=7, **network.style.curve)
             drawn.extend(medians)
         estimates, found = np.array(drawn or [(1.0, 1.0)]).T
-        # The lines tell more than the diagonal, which may lie far off.
-        for values, limits in ((estimates, ax.set_xlim), (found, ax.set_ylim)):
-            positive = values[values > 0]
-            limits(0.8 * positive.min(initial=1e9), 1.25 * positive.max(initial=1e-9))
+        for limits, values in zip(
+            (ax.set_xlim, ax.set_ylim), _limits(estimates, found), strict=True
+        ):
+            limits(values)
         ax.axline((1, 1), (2, 2), color="black", lw=1)
         ax.set(xscale="log", yscale="log", title=name)
         unit = f"{norm_name(2)} (input units)"
@@ -216,11 +219,24 @@ def calibration(
         ax.text(0.03, 0.97, "estimate too small", va="top", **told)
         ax.text(0.97, 0.03, "estimate too large", ha="right", **told)
         for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-            wide = high > 200 * low
+            wide = high > _FAR * low
             axis.set_major_locator(
                 LogLocator(subs=(1,), numticks=6) if wide else LogLocator(subs=(1, 2, 5))
             )
             axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
+            axis.set_minor_locator(NullLocator())
         ax.grid(visible=True)
     save(page, path)
+
+
+def _limits(estimates: np.ndarray, found: np.ndarray) -> list[tuple[float, float]]:
+    """Return the limits of the axes: the same, but for estimates that are far off.
+
+    There the lines tell more than a diagonal at 45 degrees, beside which they would be flat.
+    """
+    of_both = [
+        (0.8 * values[values > 0].min(initial=1e9), 1.25 * values.max(initial=1e-9))
+        for values in (estimates, found)
+    ]
+    lowest, highest = min(low for low, _ in of_both), max(high for _, high in of_both)
+    return of_both if highest > _FAR * lowest else [(lowest, highest)] * 2

@@ -129,8 +129,11 @@ def draw_calibration(path):
     found = np.array([0.1, 0.3, 0.2, 0.8, 0.4, 0.6])
     networks = [
         # Of the second panel, only four are finite; of the last network none of them is.
-        trends.Distances("none", NONE, found, {"a": 2 * found, "b": np.array([1, 2, 3, 4, *INF])}),
-        trends.Distances("hessian", HESSIAN, found, {"a": found, "b": np.array(3 * INF)}),
+        trends.Distances(label, look, found, {"a": a * found, "b": np.array(b), "c": 1000 * found})
+        for label, look, a, b in (
+            ("none", NONE, 2, [1, 2, 3, 4, *INF]),
+            ("hessian", HESSIAN, 1, 3 * INF),
+        )
     ]
     trends.calibration(path, networks, groups=3, **TEXT)
 
@@ -512,16 +515,21 @@ def test_a_trajectory_is_a_mean_over_seeds_in_a_band_of_all(pages, tmp_path):
 
 def test_calibration_shows_medians_of_groups_of_like_estimates(pages, tmp_path):
     draw_calibration(tmp_path / "one.png")
-    first, second = pages[0].subfigs[1].axes
-    assert [ax.get_title() for ax in (first, second)] == ["a", "b"]
+    panels = pages[0].subfigs[1].axes[:3]
+    assert [ax.get_title() for ax in panels] == ["a", "b", "c"]
+    first, second, third = panels
     none, hessian, diagonal = first.lines
     np.testing.assert_allclose(none.get_xydata(), [(0.3, 0.15), (0.7, 0.35), (1.4, 0.7)])
     np.testing.assert_allclose(*np.transpose(hessian.get_xydata()))
     assert (diagonal.get_xy1(), diagonal.get_xy2()) == ((1, 1), (2, 2))
     none, _ = second.lines
     np.testing.assert_allclose(none.get_xydata(), [(1.5, 0.2), (3, 0.2), (4, 0.8)])
-    for ax, (low, high) in ((first, (0.15, 1.4)), (second, (1.5, 4))):
-        np.testing.assert_allclose(ax.get_xlim(), (0.8 * low, 1.25 * high))
+    # The diagonal goes from corner to corner, but where estimates are far off.
+    same = (0.15, 1.4), (0.2, 4)
+    limits = [(ends, ends) for ends in same] + [((150, 700), (0.15, 0.7))]
+    for ax, ends in zip((first, second, third), limits, strict=True):
+        for (low, high), found in zip(ends, (ax.get_xlim(), ax.get_ylim()), strict=True):
+            np.testing.assert_allclose(found, (0.8 * low, 1.25 * high))
 
 
 def test_a_legend_of_many_long_labels_stays_on_the_page(pages, tmp_path):
