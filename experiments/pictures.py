@@ -158,15 +158,21 @@ def _draw_tradeoff(
     least = max(one.clean.max() for one in drawn) - _MOST_LOST
     lost = sum(int(np.sum(one.clean < least)) for one in drawn)
     left_out = f" Not shown: {lost} of less than {100 * least:.1f} % clean." if lost else ""
+    joined = len(drawn) <= _MOST_LINES
+    read_so = (
+        "A line joins the strengths of a method."
+        if joined
+        else "Gray: strengths of methods that are behind another in both accuracies."
+    )
     path = folder / "tradeoff.png"
     trends.tradeoff(
         path,
         drawn,
         radii=radii,
         least=least,
+        joined=joined,
         title="Robust against clean accuracy",
-        note=f"{about(comparison)}. Attack: {attack_of(comparison['attack'])}. A line joins the "
-        f"strengths of a method.{left_out}",
+        note=f"{about(comparison)}. Attack: {attack_of(comparison['attack'])}. {read_so}{left_out}",
     )
     return [path]
 

@@ -131,22 +131,36 @@ def tradeoff(
     *,
     radii: Mapping[str, float],
     least: float,
+    joined: bool,
     title: str,
     note: str,
 ) -> None:
-    """Draw robust against clean accuracy, one panel a norm; a line joins a method's settings.
+    """Draw robust against clean accuracy, one panel a norm.
 
-    Settings whose clean accuracy is below ``least`` are left out.
+    Settings whose clean accuracy is below ``least`` are left out. A line joins those of a method,
+    or else, where lines would hide each other, all are gray but those that no other is above in
+    both accuracies.
     """
-    legend = [(method.label, method.style) for method in methods]
+    shown = [one.clean >= least for one in methods]
+    named = [
+        {norm: kept & (joined | _ahead(one, methods, norm)) for norm in radii}
+        for one, kept in zip(methods, shown, strict=True)
+    ]
+    looks = [one.style if joined else one.style._replace(line="") for one in methods]
+    legend = [
+        (one.label, look)
+        for one, look, masks in zip(methods, looks, named, strict=True)
+        if any(mask.any() for mask in masks.values())
+    ]
     page, body = canvas(13.0, 5.6, title=title, note=note, legend=legend)
     for ax, (norm, radius) in zip(
         body.subplots(1, len(radii), squeeze=False)[0], radii.items(), strict=True
     ):
-        for method in methods:
-            shown = method.clean >= least
-            percent = 100 * method.clean[shown], 100 * method.robust[norm][shown]
-            ax.plot(*percent, lw=1, ms=8, **method.style.curve)
+        for one, kept, masks, look in zip(methods, shown, named, looks, strict=True):
+            percent = 100 * np.array([one.clean, one.robust[norm]])
+            if not joined:
+                ax.plot(*percent[:, kept], "o", color="#BBBBBB", ms=5, mew=0, zorder=1)
+            ax.plot(*percent[:, masks[norm]], lw=1, ms=8, **look.curve)
         ax.set(
             title=f"{norm_name(norm)} attack, radius ε = {radius_name(radius)}",
             xlabel="clean accuracy, % of images",
@@ -154,6 +168,14 @@ def tradeoff(
         )
         ax.grid(visible=True)
     save(page, path)
+
+
+def _ahead(one: Settings, methods: Sequence[Settings], norm: str) -> np.ndarray:
+    """Return which settings of a method no other is above in both accuracies, a boolean each."""
+    clean = np.concatenate([method.clean for method in methods])
+    robust = np.concatenate([method.robust[norm] for method in methods])
+    above = (clean > one.clean[:, None]) & (robust > one.robust[norm][:, None])
+    return np.logical_not(above.any(1))
 
 
 @mpl.rc_context(STYLE_SHEET)

@@ -113,7 +113,7 @@ def draw_tradeoff(path):
             "hessian", HESSIAN, np.array([0.6, 0.8, 0.85]), {"l2": np.array([0.5, 0.7, 0.4])}
         ),
     ]
-    trends.tradeoff(path, methods, radii={"l2": 1.5}, least=0.8, **TEXT)
+    trends.tradeoff(path, methods, radii={"l2": 1.5}, least=0.8, joined=True, **TEXT)
 
 
 def draw_trajectories(path):
@@ -497,6 +497,33 @@ def test_a_line_joins_the_strengths_that_keep_enough_clean_accuracy(pages, tmp_p
     none, hessian = ax.lines
     np.testing.assert_allclose(none.get_xydata(), [[90, 10]])
     np.testing.assert_allclose(hessian.get_xydata(), [[80, 70], [85, 40]])
+
+
+def test_of_many_settings_those_ahead_of_all_others_stand_out(pages, tmp_path):
+    def settings(label, look, clean, robust):
+        return trends.Settings(label, look, np.array(clean), {"l2": np.array(robust)})
+
+    methods = [
+        settings("none", NONE, [0.7, 0.8, 0.9], [0.9, 0.3, 0.1]),
+        settings("hessian", HESSIAN, [0.85, 0.88], [0.6, 0.6]),
+        # What is not behind another has lost too much, so it has no place in the legend.
+        settings("gradient", canvas.style("gradient"), [0.84, 0.87, 0.6], [0.5, 0.5, 0.95]),
+    ]
+    trends.tradeoff(
+        tmp_path / "one.png", methods, radii={"l2": 1.5}, least=0.75, joined=False, **TEXT
+    )
+    [ax] = pages[0].subfigs[1].axes
+    gray = [line for line in ax.lines if line.get_color() == "#BBBBBB"]
+    every = [[80, 30], [90, 10], [85, 60], [88, 60], [84, 50], [87, 50]]
+    np.testing.assert_allclose(np.concatenate([line.get_xydata() for line in gray]), every)
+    none, hessian, gradient = (line for line in ax.lines if line not in gray)
+    np.testing.assert_allclose(none.get_xydata(), [[90, 10]])
+    # Above one another in one accuracy alone, both stand out.
+    np.testing.assert_allclose(hessian.get_xydata(), [[85, 60], [88, 60]])
+    assert not len(gradient.get_xydata())
+    assert {line.get_linestyle() for line in ax.lines} == {"None"}
+    [legend] = pages[0].subfigs[2].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["none", "hessian"]
 
 
 def test_a_trajectory_is_a_mean_over_seeds_in_a_band_of_all(pages, tmp_path):

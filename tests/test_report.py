@@ -754,6 +754,19 @@ def test_strengths_of_a_method_are_told_by_clean_and_robust_accuracy(tmp_path, d
 
 
 @pytest.mark.parametrize("count", [12, 13])
+def test_strengths_of_many_methods_are_not_joined(tmp_path, drawn, count):
+    runs = [
+        run("hessian", 0, options=[f"parts={i}"], strength=strength, path=f"{i}-{strength}")
+        for i in range(count)
+        for strength in (1.0, 2.0)
+    ]
+    report.main(store(tmp_path, comparison(runs), {}))
+    _, told = drawn["tradeoff"]
+    assert told["joined"] == (count == 12) == ("A line joins the strengths" in told["note"])
+    assert ("Gray: strengths of methods that are behind" in told["note"]) == (count == 13)
+
+
+@pytest.mark.parametrize("count", [12, 13])
 def test_many_methods_are_ranked_where_lines_would_hide_each_other(tmp_path, drawn, count):
     watched = {"step": [1], "test_gradient_norm": [2.0], "test_hessian_norm": [4.0]}
     runs = [
