@@ -2,6 +2,9 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from scipy.stats import spearmanr
 from experiments import runs
 from experiments.canvas import style
 from experiments.cells import measure_each
-from experiments.config import kind_of_images
+from experiments.config import Config, kind_of_images
 from experiments.data import Dataset
 from experiments.distances import ESTIMATES, measure
 from experiments.files import read_arrays, write_arrays
@@ -106,7 +109,7 @@ def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
     Raises:
         ValueError: if a folder does not hold those of so many examples and of its weights.
     """
-    networks, names = [], []
+    alike: dict[Config, list[dict[str, np.ndarray]]] = {}
     for run in measured:
         arrays = _arrays(run, num_examples)
         if arrays is None:  # another process was there
@@ -114,10 +117,14 @@ def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
                 f"{run.path / _ARRAYS} holds no distances of {num_examples} examples of this "
                 "network: the same command measures them again"
             )
-        names.append(run.config.method)
-        look = style(run.config.method, names.count(run.config.method) - 1)
-        estimates = {_TITLES[name]: arrays[name] for name in ESTIMATES}
-        networks.append(Distances(run.config.name, look, arrays["found"], estimates))
+        alike.setdefault(replace(run.config, seed=0), []).append(arrays)
+    networks, names = [], []
+    for config, seeds in alike.items():
+        names.append(config.method)
+        look = style(config.method, names.count(config.method) - 1)
+        whole = {name: np.concatenate([arrays[name] for arrays in seeds]) for name in seeds[0]}
+        estimates = {_TITLES[name]: whole[name] for name in ESTIMATES}
+        networks.append(Distances(config.name, look, whole["found"], estimates))
     if networks:
         data = ", ".join(dict.fromkeys(run.config.data for run in measured))
         kind = kind_of_images(measured[0].config.validation)
@@ -125,8 +132,8 @@ def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
             f"Distance to the decision boundary of the first rightly classified {kind} images: "
             "estimated from gap, gradient and (second order) Hessian of the loss or of the margins "
             "at the image, against the nearest wrongly classified point that FAB, DDN and APGD "
-            f"find. Medians of {_GROUPS} groups of like estimates; infinite ones are left out, "
-            "those of 0 are beyond the left border. "
+            f"find. Medians of {_GROUPS} groups of like estimates, all seeds of a method together; "
+            "infinite ones are left out, those of 0 are beyond the left border. "
             "The estimate is right on the diagonal."
         )
         calibration(path, networks, groups=_GROUPS, title=f"Distances on {data}", note=note)
@@ -170,30 +177,44 @@ def summary(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Return the summaries as a Markdown table."""
+    """Return the summaries as a Markdown table: means over the networks of a method."""
     lines = [
         "| data | method | found | ‖H‖ | "
         + " | ".join(f"{name.replace('_', ' ')}: ρ, ratio, too large" for name in ESTIMATES)
-        + " | ρ of ‖H‖ | off | warned | false alarms |",
-        f"| --- | --- | --: | --: |{' --: |' * (len(ESTIMATES) + 4)}",
+        + " | ρ of ‖H‖ | off | warned | false alarms | seeds |",
+        f"| --- | --- | --: | --: |{' --: |' * (len(ESTIMATES) + 5)}",
     ]
+    alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for cell in cells:
+        key = tuple(cell.get(name) for name in ("data", "model", "method", "num_examples"))
+        alike.setdefault(key, []).append(cell)
+    for (data, _, method, _), networks in alike.items():
+        mean = partial(_mean, networks)
         told = [
-            f"{_rounded(found['rank_correlation'])}, {_rounded(found['ratio'])}, "
-            f"{_share(found['too_large'])}"
-            for found in (cell["estimates"][name] for name in ESTIMATES)
+            f"{_rounded(mean('estimates', name, 'rank_correlation'))}, "
+            f"{_rounded(mean('estimates', name, 'ratio'))}, "
+            f"{_share(mean('estimates', name, 'too_large'))}"
+            for name in ESTIMATES
         ]
         values = [
-            cell["data"],
-            cell["method"],
-            f"{cell['found']:.2f}",
-            f"{cell['hessian_norm']:.3g}",
+            data,
+            method,
+            f"{mean('found'):.2f}",
+            f"{mean('hessian_norm'):.3g}",
             *told,
-            _rounded(cell["curvature_correlation"]),
-            *(_share(cell[name]) for name in ("off", "warned", "false_alarms")),
+            _rounded(mean("curvature_correlation")),
+            *(_share(mean(name)) for name in ("off", "warned", "false_alarms")),
+            f"{len(networks)}",
         ]
         lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def _mean(cells: Sequence[Any], *path: str) -> float | None:
+    """Return the mean of what is there of a number, None if there is none."""
+    values = [reduce(getitem, path, cell) for cell in cells]
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
 
 
 def across(cells: Sequence[Mapping[str, Any]]) -> float | None:

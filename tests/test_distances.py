@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,33 @@ def test_a_summary_counts_what_it_says() -> None:
     flat = theory.summary({**arrays, "loss_first": np.full(4, np.inf)})["estimates"]["loss_first"]
     assert flat == {"rank_correlation": None, "ratio": None, "too_large": 1}
     cell = {"data": "digits", "method": "none", **told}
-    assert theory.table([cell]).splitlines()[-1].endswith("| -1.00 | 50 % | 50 % | 50 % |")
+    assert theory.table([cell]).splitlines()[-1].endswith("| -1.00 | 50 % | 50 % | 50 % | 1 |")
+
+
+def test_a_table_has_means_over_the_networks_of_a_method() -> None:
+    def cell(method: str, value: float, **given: Any) -> dict[str, Any]:
+        estimate = {"rank_correlation": value, "ratio": value, "too_large": value}
+        return {
+            "data": "digits",
+            "method": method,
+            **dict.fromkeys(("found", "hessian_norm", "curvature_correlation", "off"), value),
+            "estimates": dict.fromkeys(distances.ESTIMATES, estimate),
+            "warned": None,
+            "false_alarms": value,
+            **given,
+        }
+
+    lost = cell("none", 0.6, false_alarms=None)
+    cells = [cell("none", 0.2), cell("none", 0.4), cell("hessian", 0.1), lost]
+    _, _, *rows = theory.table([*cells, cell("none", 0.7, num_examples=9)]).splitlines()
+    estimate = "0.40, 0.40, 40 %"
+    mean = f"| digits | none | 0.40 | 0.4 |{f' {estimate} |' * 4} 0.40 | 40 % | - | 30 % | 3 |"
+    assert rows[0] == mean
+    assert [row.split("|")[2:4] for row in rows[1:]] == [
+        [" hessian ", " 0.10 "],
+        [" none ", " 0.70 "],
+    ]
+    assert [row.split("|")[-2] for row in rows] == [" 3 ", " 1 ", " 1 "]
 
 
 def test_across_networks_means_are_ranked() -> None:
@@ -187,6 +214,13 @@ def test_arrays_that_are_gone_or_of_others_are_measured_again(
     assert (measured, drawn) == ([12, 3], [12, 3])
     command(12, out)
     assert (measured, drawn) == ([12, 3, 12], [12, 3, 12])
+    # Another seed of the method is a part of the same curve.
+    again = shutil.copytree(copy, tmp_path / "again")
+    content = read_json(again / "config.json")
+    content["config"]["seed"] += 1
+    write_json(again / "config.json", content)
+    theory.draw(tmp_path / "theory.png", [runs.load(copy), runs.load(again)], 12)
+    assert drawn.pop() == 24
     with pytest.raises(ValueError, match=r"distances.npz holds no distances of 3 examples"):
         theory.draw(tmp_path / "theory.png", [runs.load(copy)], 3)
     archive = copy / "distances.npz"
