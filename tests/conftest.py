@@ -8,9 +8,9 @@ import jax
 import pytest
 import tyro
 
-from experiments import report, train
+from experiments import figures, report, surfaces, train, trends
 from hessjax import _compilation
-from tests import cases
+from tests import cases, stored
 
 jax.config.update("jax_enable_x64", True)
 # Simulated, for tests/test_devices.py. What is put nowhere stays on the first of them.
@@ -69,3 +69,30 @@ def run(tmp_path_factory):
     options = ["--model", "mlp", "--activation", "relu", "--epochs", "3", "--method", "none"]
     tyro.cli(train.main, args=[*options, "--out", str(path)])
     return path
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Return the folder of a comparison of two methods with what its figures show."""
+    content = stored.comparison()
+    landscapes = {one["path"]: stored.landscape(i) for i, one in enumerate(content["runs"])}
+    return stored.store(tmp_path, content, landscapes)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Catch what the figures are given."""
+    calls = {}
+    drawings = {
+        figures: ("accuracy", "ranking", "histograms", "attacks"),
+        surfaces: ("planes", "boundaries"),
+        trends: ("frontier", "tradeoff", "trajectories"),
+    }
+    for module, names in drawings.items():
+        for name in names:
+
+            def catch(_, *data, name=name, **told):
+                calls[name] = (data, told)
+
+            monkeypatch.setattr(module, name, catch)
+    return calls

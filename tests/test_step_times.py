@@ -10,7 +10,7 @@ from experiments.files import read_json, write_json
 from experiments.reading import read
 from experiments.table import table
 from experiments.words import explained
-from tests.test_report import comparison, run
+from tests.stored import comparison, run
 
 METHODS = ("none", "hessian-inside:0.5:0.25", "gradient:2,every=3")
 SETUP = {"data": "digits", "model": "mlp", "activation": "relu", "batch_size": 8, "epochs": 1}
