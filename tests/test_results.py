@@ -9,7 +9,7 @@ from experiments.benchmarks import precision, records, report
 from experiments.files import read_json
 from experiments.plans import PLANS
 from experiments.reading import read
-from experiments.study import tuning, winners
+from experiments.study import HEADLINE, tuning, winners
 from experiments.table import group, table
 from experiments.words import about
 
@@ -54,15 +54,31 @@ def test_published_tables_are_those_of_the_results(folder):
 @pytest.mark.parametrize("folder", STUDY, ids=lambda path: f"{path.parent.name} {path.name}")
 def test_tables_of_the_study_are_those_of_the_results(folder):
     found, page = read(folder), (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    if folder.name == "tuning-mlp":  # All that was tried; the page has what was chosen, attacked.
-        data = folder.parent.name
-        chosen = winners(found, tuning(data, PLANS[data], "mlp"), PLANS[data])
-        there = {Path(run["path"]).parent for run in read(folder.parent / "mlp")["runs"]}
-        assert {Path(run["path"]).parent for run in chosen["runs"]} == there - {Path("none")}
-        assert len(chosen["runs"]) == len(PLANS[data].candidates)
-    else:
+    # Of the candidates the page has the headline's alone, and of the others what was chosen.
+    if folder.name == "tuning-cnn":
+        candidates = PLANS[folder.parent.name].candidates
+        methods = {row for row in HEADLINE if row in candidates}
+        shown = [run for run in found["runs"] if run["method"] in methods and not run["options"]]
+        assert len(shown) == sum(len(candidates[row]) for row in methods)
+        assert table({**found, "runs": shown}) in page
+    elif folder.name != "tuning-mlp":
         assert table(found) in page
     assert table(found) in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("data", ["mnist", "fashion_mnist"])
+def test_the_study_trained_with_the_weights_that_it_chose(data, model):
+    folder, plan = ROOT / "experiments" / "results" / "study" / data, PLANS[data]
+    chosen = winners(read(folder / f"tuning-{model}"), tuning(data, plan, model), plan)
+    parts = {"mlp": ["mlp"], "cnn": ["headline", "wider"]}[model]
+    trained = [
+        {Path(run["path"]).parent for run in read(folder / part)["runs"]} - {Path("none")}
+        for part in parts
+        if (folder / part).is_dir()
+    ]
+    assert [len(part) for part in trained[:1]] == [5 if model == "cnn" else len(plan.candidates)]
+    assert set.union(*trained) <= {Path(run["path"]).parent for run in chosen["runs"]}
 
 
 def test_the_study_tells_what_autoattack_found():
