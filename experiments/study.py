@@ -41,9 +41,9 @@ def main(
 
     It takes days on a CPU. Stop it with Ctrl-C and give the same command again: what is done is not
     done twice, and what the comparison.json files of the folder tell of counts as done, although
-    the folders of its runs may be gone. Processes that work on different data sets, or on
-    different parts once the weights are chosen, may run side by side. A row with a candidate that
-    fails is left out, and the others go on. For example:
+    the folders of its runs may be gone. Processes that work on different data sets or networks may
+    run side by side, and so may headline and activations, once their weights are chosen, and wider.
+    A row with a candidate that fails is left out, and the others go on. For example:
 
         python -m experiments.study --quick --out runs/study-quick
         python -m experiments.study --data mnist --parts headline mlp
