@@ -252,7 +252,8 @@ def test_parts_alone_and_data_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(study, "compare", made_up(calls, middling))
     arguments = ["--data", "mnist", "--out", str(tmp_path), "--parts"]
     tyro.cli(study.main, args=[*arguments, "mlp"])
-    assert {call["out"] for call in calls} == {"tuning-mlp", "mlp"}
+    rows = len(PLANS["mnist"].candidates)
+    assert [call["out"] for call in calls] == ["mlp", *(["tuning-mlp", "mlp"] * rows)]
     calls.clear()
     with pytest.raises(SystemExit, match=r"1 of the runs failed:\n  .*headline.none.seed-9: no re"):
         tyro.cli(study.main, args=[*arguments, "headline"])
