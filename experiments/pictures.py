@@ -109,9 +109,8 @@ def draw_cost(path: Path, comparison: dict[str, Any]) -> Path:
         for method in methods
     ]
     by = auto_of(comparison) if told else attack_of(comparison["attack"])
-    seeds = seeds_of(run["seed"] for method in methods for run in method.runs)
     # AutoAttack says itself how many of the images.
-    of = f"{images_of(comparison)}; {seeds}" if told else about(comparison)
+    of = f"{images_of(comparison)}; {_seeds_of_each(methods)}" if told else about(comparison)
     trends.frontier(
         path,
         points,
@@ -123,6 +122,14 @@ def draw_cost(path: Path, comparison: dict[str, Any]) -> Path:
         "seeds. Gray: the most that is to be had for so much time.",
     )
     return path
+
+
+def _seeds_of_each(methods: Sequence[Method]) -> str:
+    """Return which seeds were trained or, where methods differ, how many of each."""
+    seeds = [sorted(run["seed"] for run in method.runs) for method in methods]
+    if all(one == seeds[0] for one in seeds):
+        return seeds_of(seeds[0])
+    return f"{' or '.join(map(str, sorted({len(one) for one in seeds})))} seeds a method"
 
 
 def _draw_tradeoff(

@@ -36,7 +36,11 @@ def _timed(comparison: dict[str, Any]) -> str:
     if "time/step" not in table(comparison):
         return ""
     times = comparison.get("step_times")
-    turns = f", measured in turns on {times['device']}, commit {times['commit']}" if times else ""
+    turns = ""
+    if times:
+        # The name of the machine says how many of its cores were given.
+        machine = times.get("device_name", times["device"])
+        turns = f", measured in turns on {machine}, commit {times['commit']}"
     return f" time/step: seconds per training step over those of `none`{turns}."
 
 

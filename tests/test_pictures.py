@@ -89,7 +89,9 @@ def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(t
     assert [point.label for point in points] == ["none", "hessian"]
     np.testing.assert_array_equal(points[0].accuracy, [0.25, 0.25, 0.25])
     assert (told["norm"], told["radius"]) == ("linf", 0.1)
-    assert "AutoAttack, standard version, on the first 500 images" in told["note"]
+    # Neither method has the seeds of both.
+    by = "Attack: AutoAttack, standard version, on the first 500 images"
+    assert told["note"].startswith(f"Test images of digits; 3 seeds a method. {by}")
     (lines,), told = drawn["trajectories"]
     assert [line.label for line in lines] == ["none", "hessian"]
     for line, steps, gradient_norm, curvature in (

@@ -111,13 +111,16 @@ def test_the_study_tells_what_its_steps_cost(name):
     assert {"command", "commit", "versions", "device", "environment"} <= set(results)
 
 
-@pytest.mark.parametrize("data", ["mnist", "fashion_mnist"])
-def test_the_study_tells_how_the_estimates_of_the_distance_did(data):
+@pytest.mark.parametrize(("data", "name"), [("mnist", "MNIST"), ("fashion_mnist", "Fashion-MNIST")])
+def test_the_study_tells_how_the_estimates_of_the_distance_did(data, name):
     folder = ROOT / "experiments" / "results" / "study" / data
     cells = read_json(folder / "theory.json")["cells"]
     published = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
     assert theory.table(cells) in published
-    assert f"{theory.across(cells):.2f} over {len(cells)} networks" in published
+    trained = [cell for cell in cells if cell["method"] != "none"]
+    told = f"{theory.across(cells):.2f} on {name} ({theory.across(trained):.2f} without `none`)"
+    assert told.replace("-0.", "−0.") in published
+    assert f"the {len(cells)} networks of a data set" in published
     assert f"results/study/{data}/theory.png" in published
     assert (folder / "theory.png").is_file()
     for cell in cells:

@@ -3,7 +3,7 @@
 import pytest
 import tyro
 
-from experiments.benchmarks import harness, step_times
+from experiments.benchmarks import harness, records, step_times
 from experiments.benchmarks.harness import Timing
 from experiments.config import Config, parse_method
 from experiments.files import read_json, write_json
@@ -73,7 +73,7 @@ def test_a_lazy_penalty_is_timed_over_a_whole_cycle(folder, monkeypatch):
     monkeypatch.setattr(harness, "measure", measured)
     tyro.cli(step_times.main, args=[str(folder)])
     assert times(folder) == ["1.00×", "1.00×", "0.33×"]
-    assert "`none`, measured in turns on CPU" in explained(read(folder))
+    assert f"`none`, measured in turns on {records.device_name()}, " in explained(read(folder))
 
 
 def test_a_method_that_came_later_has_no_time(folder):
