@@ -1,0 +1,89 @@
+"""The report of the benchmarks, from rows written by hand."""
+
+from typing import Any
+
+import pytest
+
+from experiments.benchmarks import estimates, plots, report, targets
+from experiments.files import write_json
+
+
+def test_steps_in_bfloat16_are_no_steps_in_float32():
+    def row(step: str, seconds: float, **told: Any) -> dict[str, Any]:
+        network = {"kind": "step", "model": "cnn", "activation": "gelu", "input_shape": [8, 8, 1]}
+        times = dict.fromkeys(("median", "lower", "upper"), seconds)
+        numbers = {"seconds": times, "plain_steps": seconds / 2, "operations": 10 * seconds}
+        return {**network, "step": step, **numbers, "temporary_bytes": 1, **told}
+
+    old = [row("none", 2.0), row("hessian", 8.0)]
+    new = [row(one["step"], 3 * one["seconds"]["median"], num_classes=10) for one in old]
+    half = [{**one, "precision": "bfloat16"} for one in new]
+    settings = {"batch_size": 128}
+
+    def shown(rows: list[dict[str, Any]]) -> str:
+        return "\n".join(report._penalty_section({"settings": settings, "rows": rows}))
+
+    assert "Batch 128, float32. Time" in shown(old)
+    assert "### CNN, gelu, 8×8×1\n" in shown(old)
+    assert "Batch 128, bfloat16. Time" in shown(half)
+    both = shown([*new, *half])
+    assert "Batch 128, float32 and bfloat16. Time" in both
+    assert "### CNN, gelu, 8×8×1, 10 classes\n" in both
+    assert "### CNN, gelu, 8×8×1, 10 classes, bfloat16\n" in both
+    assert targets.measured([*old, *half]) == targets.measured(old)
+    assert targets.measured(half) == []
+
+
+def test_networks_of_one_name_have_columns_of_their_own(tmp_path):
+    told = {"kind": "error", "data": "digits", "model": "mlp", "activation": "gelu", "epochs": 1}
+    rows = [
+        {**told, "method": "none", "estimate": estimates.DEFAULT, "weights": weights}
+        | {"error": {"mean": mean, "percentile_95": mean}}
+        for weights, mean in (("one", 0.01), ("two", 0.02))
+    ]
+    head, _, line = report.estimate_table([], rows).splitlines()
+    assert head.endswith(
+        "| digits mlp gelu, none, 1 epoch, one | digits mlp gelu, none, 1 epoch, two |"
+    )
+    assert line.endswith("| 1.0 / 1.0 | 2.0 / 2.0 |")
+    [alone, _, _] = report.estimate_table([], rows[:1]).splitlines()
+    assert alone.endswith("| digits mlp gelu, none, 1 epoch |")
+    drawn = []
+
+    def save(page, _):
+        drawn.extend(axes.get_title() for axes in page.get_axes() if axes.get_visible())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", save)
+        plots.accuracy(tmp_path / "estimates.png", rows)
+    titles = [title for title in drawn if "epochs" in title]
+    assert titles == [f"digits, mlp gelu\nnone, epochs: 1, {name}" for name in ("one", "two")]
+
+
+def test_targets_are_ratios_of_what_was_measured():
+    def row(step: str, seconds: float, operations: float) -> dict[str, Any]:
+        network = {"kind": "step", "model": "cnn", "activation": "gelu"}
+        return {**network, "step": step, "seconds": {"median": seconds}, "operations": operations}
+
+    rows = [row("none", 2.0, 10.0), row("hessian", 9.0, 48.0), {"kind": "error"}]
+    assert targets.measured(rows) == [
+        ["surrogate / plain, operations", "CNN, gelu", "≤ 5.0", "4.80"],
+        ["surrogate / plain", "CNN, gelu", "≤ 7", "4.50"],
+    ]
+
+
+def test_no_results_no_report(tmp_path):
+    with pytest.raises(ValueError, match="holds no results"):
+        report.write(tmp_path)
+    with pytest.raises(SystemExit, match=r"error: .*nowhere holds no results"):
+        report.main(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["comparison", "precision"])
+def test_a_report_of_something_else_stays(tmp_path, name):
+    write_json(tmp_path / f"{name}.json", {"rows": []})
+    kept = tmp_path / "report.md"
+    kept.write_text("of a comparison")
+    with pytest.raises(SystemExit, match=r"error: .* holds no results of attack_cost, hvp_cost, "):
+        report.main(tmp_path)
+    assert kept.read_text() == "of a comparison"
