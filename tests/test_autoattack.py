@@ -20,7 +20,8 @@ from hessjax.attacks import (
     fab_attack,
     square_attack,
 )
-from hessjax.attacks.checks import randomness_warnings
+from hessjax.attacks.batches import put
+from hessjax.attacks.checks import check_classes, randomness_warnings
 from tests import originals
 
 KEY = jax.random.key(0)
@@ -131,6 +132,33 @@ def test_the_batch_size_changes_nothing(examples, batch_size):
     x, y = examples
     ball = LpBall(RADII[2], 2)
     same(attacked(LOGITS, x, y, ball, batch_size=batch_size), attacked(LOGITS, x, y, ball))
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_nor_does_it_with_keys_whose_numbers_depend_on_the_batch(examples, impl):
+    x, y = examples
+    ball, key = LpBall(RADII[2], 2), jax.random.key(0, impl=impl)
+    results = [
+        attacked(LOGITS, x, y, ball, key=key, batch_size=size, attacks=SHORT[2:])
+        for size in (8, 64)
+    ]
+    same(*results)
+
+
+def test_what_fills_a_batch_is_not_kept():
+    """A randomized model may break the copy of an example that it leaves."""
+    points = jnp.arange(4.0)[:, None]
+    kept = put(jnp.full((3, 1), 9.0), np.array([0, 2, 2, 2]), points, 2)
+    np.testing.assert_array_equal(kept, [[0], [9], [1]])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_probabilities_are_refused_in_any_precision(dtype):
+    logits = np.random.default_rng(0).normal(size=(9, 10))
+    outputs = np.asarray(jax.nn.softmax(jnp.asarray(logits, dtype)))
+    with pytest.raises(ValueError, match="sum to 1 for every example, probabilities"):
+        check_classes(outputs, np.zeros(9, int))
+    check_classes(np.asarray(jnp.asarray(np.abs(logits), dtype)), np.zeros(9, int))
 
 
 def test_keys_are_those_of_places(examples):
@@ -391,11 +419,16 @@ def test_inside_of_traced_code_it_says_where_to_call_it(examples):
         logits_fn = jax.tree_util.Partial(originals.logits_fn, params)
         return attacked(logits_fn, x, y, LpBall(epsilon, 2), attacks=SHORT[:1]).robust
 
+    def closed(scale):
+        ball = LpBall(0.1, 2)
+        return attacked(lambda t: scale * LOGITS(t), x, y, ball, attacks=SHORT[:1]).robust
+
     calls = (
         lambda: jax.jit(lambda x: robust(PARAMS, x, 0.1))(x),
         lambda: jax.jit(lambda params: robust(params, x, 0.1))(PARAMS),
         lambda: jax.jit(lambda epsilon: robust(PARAMS, x, epsilon))(0.1),
         lambda: jax.vmap(lambda x: robust(PARAMS, x, 0.1))(x[None]),
+        lambda: jax.vmap(closed)(jnp.ones(1)),
     )
     for call in calls:
         with pytest.raises(TypeError, match=r"loops in Python .* outside of jax\.jit"):

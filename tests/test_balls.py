@@ -12,6 +12,7 @@ import pytest
 
 from hessjax._numerics import safe_norm
 from hessjax.attacks import LpBall, ascent_direction, pgd, project, random_point
+from hessjax.attacks.balls import check_center
 
 ORDERS = (2, math.inf)
 NO_BOX = (-math.inf, math.inf)
@@ -133,14 +134,16 @@ def test_a_ball_must_make_sense():
         with pytest.raises(ValueError, match="epsilon must be a finite positive number, got"):
             make(epsilon, 2)
     for order in (1, 0, "inf", math.nan, [2], None):
-        told = f"order must be 2 or infinity, got {order}"
+        told = f"order must be 2 or infinity, got {order!r}"
         with pytest.raises(ValueError, match=re.escape(told)):
             make(0.1, order)
     vectors = (np.zeros(3), np.ones(3))
     for bounds in (
         (1, 0), (0, 0), (0, math.nan), (0, 1, 2), 0.5, ("a", "b"), "01", (0, None), vectors,
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="bounds must be two numbers, the lower one first"):
+        with pytest.raises(
+            ValueError, match="bounds must be a pair of numbers, the lower one first"
+        ):
             make(0.1, 2, bounds)
 
 
@@ -154,6 +157,17 @@ def test_the_type_of_its_bounds_does_not_matter(kind):
     assert x_adv.dtype == jnp.float32
     assert ball == LpBall(0.3, 2, (float(bounds[0]), float(bounds[1])))
     assert len({ball}) == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_what_is_clipped_to_the_box_lies_in_it(dtype):
+    """Though the precision of the example rounds the bounds of the box outwards."""
+    bounds = (-2.1179, 2.64)
+    x = jnp.clip(jnp.array([-9, 0, 9], dtype), *bounds)
+    assert check_center(LpBall(0.1, jnp.inf, bounds), x).dtype == dtype
+    outside = jnp.nextafter(x, jnp.array([-9, 0, 9], dtype))
+    with pytest.raises(ValueError, match="x must lie in the box"):
+        check_center(LpBall(0.1, jnp.inf, bounds), outside)
 
 
 def test_a_ball_is_a_value():

@@ -142,6 +142,18 @@ def test_a_masked_class_hides_no_other():
     assert int(jnp.argmax(masked(attacked(x)))) in {1, 2}
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
+def test_labels_may_be_of_fewer_bits_than_classes(dtype):
+    """Class 261 is class 5 in eight bits."""
+
+    def logits_fn(x: jax.Array) -> jax.Array:
+        return jnp.full(300, -9.0).at[5].set(0.0).at[261].set(x[0] + x[1] - 1.2)
+
+    search = partial(fab, logits_fn, ball=LpBall(0.2, 2), num_targets=0, num_steps=10)
+    attacked = jax.jit(search)(jnp.full(2, 0.5), dtype(5), key=jax.random.key(0))
+    assert int(jnp.argmax(logits_fn(attacked))) == 261
+
+
 def test_each_wrong_class_is_a_target_once():
     """Three classes have two wrong ones, and the tenth run of nine targets no other."""
     calls = []

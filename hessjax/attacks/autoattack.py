@@ -116,7 +116,7 @@ def auto_attack(
         x: the examples, ``(N, ...)``, floating point, in the box of the ball.
         y: their labels, ``(N,)``, whole numbers from 0 to C - 1.
         ball: where to search, ℓ2 or ℓ∞.
-        key: source of randomness.
+        key: source of randomness; of another generator than Threefry, it seeds one of these.
         attacks: what to run, in this order: `STANDARD`, `PLUS` or your own tuple of
             ``apgd_attack(...)``, ``fab_attack(...)``, ``square_attack(...)`` or of any `Attack`.
             Build it once: what is compiled belongs to the object.
@@ -132,7 +132,7 @@ def auto_attack(
         warning tells. Further warnings, with the reference's thresholds: outputs that differ from
         call to call, vanishing gradients, too few classes for an attack (there are never more
         targets than wrong classes, and losses that are not defined are replaced), Square breaking
-        more than 0.2 % of the examples that attacks by gradients before it left.
+        more than 0.2 % of all examples, which attacks by gradients before it had left.
 
     Raises:
         ValueError: if x has entries outside the box, y labels that are no class, their lengths do
@@ -159,7 +159,7 @@ def auto_attack(
     x, y = checks.check_examples(x, y, ball)
     given = batches.problem(logits_fn, ball, x.dtype)
     checks.check_outside(given, x, y, key)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(x)))
+    keys = jax.vmap(partial(jax.random.fold_in, _by_itself(key)))(jnp.arange(len(x)))
     mesh = mesh_of(x)
     given, examples = replicated(mesh, (given, batches.Examples(x, y, keys)))
     x, size = examples.x, _size(batch_size, mesh)
@@ -194,7 +194,7 @@ def auto_attack(
             tried, broken_by = progress.tried.copy(), progress.broken_by.copy()
             tried[index] = position + 1
             broken_by[index[:used][np.asarray(kept.broken)[:used]]] = place
-            x_adv = batches.put(progress.x, index, kept.x)
+            x_adv = batches.put(progress.x, index, kept.x, used)
             progress = Progress(x_adv, broken_by, tried, len(runs), attack.name, call)
             if on_batch is not None:
                 on_batch(progress)
@@ -211,6 +211,14 @@ def auto_attack(
     )
 
 
+def _by_itself(key: jax.Array) -> jax.Array:
+    """Return a key of Threefry, whose numbers do not depend on what else is in a batch."""
+    threefry = "threefry2x32"
+    if str(jax.random.key_impl(key)) == threefry:
+        return key
+    return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl=threefry)
+
+
 def _size(given: int | None, mesh: Mesh | None) -> int:
     """Return the size of batches: what is given, or more for every device to have its share."""
     devices = 1 if mesh is None else mesh.size
@@ -223,8 +231,11 @@ def _size(given: int | None, mesh: Mesh | None) -> int:
 
 def _logits(given: batches.Problem, x: jax.Array, size: int) -> np.ndarray:
     """Return the logits of all examples, ``(N, C)``, on the host."""
-    parts = batches.split(np.arange(len(x)), size)
-    return np.concatenate([np.asarray(batches.logits(given, x, i))[:used] for i, used in parts])
+    parts = [
+        (batches.logits(given, x, i), used) for i, used in batches.split(np.arange(len(x)), size)
+    ]
+    checks.check_outside(parts)  # weights that the function closes over may be traced
+    return np.concatenate([np.asarray(found)[:used] for found, used in parts])
 
 
 def _slopes(

@@ -48,7 +48,7 @@ class LpBall:
         """Check what is not traced."""
         check_number("epsilon", self.epsilon, positive=True)
         if (order := as_number(self.order)) not in {2, math.inf}:
-            raise ValueError(f"order must be 2 or infinity, got {self.order}")
+            raise ValueError(f"order must be 2 or infinity, got {self.order!r}")
         # Arrays would impose their precision on the examples, and are not hashable.
         object.__setattr__(self, "order", order)
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
@@ -65,7 +65,10 @@ def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
         # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
         entries = np.asarray(center)
         low, high = ball.bounds
-        if not np.all((low <= entries) & (entries <= high)):
+        # The bounds as the attacks clip to them: bfloat16 rounds them, and numpy would not.
+        rounding = entries.dtype if jnp.issubdtype(entries.dtype, jnp.floating) else np.float64
+        least, greatest = np.asarray(ball.bounds, rounding)
+        if not np.all((least <= entries) & (entries <= greatest)):
             raise ValueError(
                 f"x must lie in the box [{low:g}, {high:g}], "
                 f"got entries from {np.min(entries)} to {np.max(entries)}"

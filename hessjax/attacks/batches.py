@@ -106,9 +106,12 @@ def slopes(given: Problem, examples: Examples, index: np.ndarray, loss: Loss) ->
 
 
 @jax.jit
-def put(x: jax.Array, index: np.ndarray, points: jax.Array) -> jax.Array:
-    """Replace the examples of an index, where filling repeats what stands there."""
-    return x.at[index].set(points)
+def put(x: jax.Array, index: np.ndarray, points: jax.Array, used: int) -> jax.Array:
+    """Replace the examples of an index, of which so many are no filling.
+
+    The filling repeats the last of them, but a randomized model may have answered it otherwise.
+    """
+    return x.at[index].set(points[jnp.minimum(jnp.arange(len(index)), used - 1)])
 
 
 def run_batch(

@@ -219,10 +219,8 @@ def _to_nearest(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the same for the class whose linearized boundary is nearest."""
     logits, pullback = jax.vjp(logits_fn, point)
-    differences = jnp.eye(logits.size, dtype=logits.dtype) - jax.nn.one_hot(
-        y, logits.size, dtype=logits.dtype
-    )
-    (slopes,) = jax.vmap(pullback)(differences)
+    units = jnp.eye(logits.size, dtype=logits.dtype)
+    (slopes,) = jax.vmap(pullback)(units - units[y])
     # No product of the differences with the logits: a class may be masked by an infinite one.
     excess = logits - logits[y]
     flat = jnp.abs(slopes.reshape(logits.size, -1))
