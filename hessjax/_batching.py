@@ -149,16 +149,15 @@ def batched(
     if chunk_size is not None:
         chunk_size = check_count("chunk_size", chunk_size)
     evaluate = partial(_evaluate, apply, loss, chunk_size)
+    plain = _mean_objective(_means(evaluate, _loss_alone), {})
     if not weights:
-        return _mean_objective(_means(evaluate, terms), weights)
+        return plain
     means = (
         _means(evaluate, terms) if parts == 1 else _means_by_parts(evaluate, terms, parts, every)
     )
     heavier = {name: _multiplied(weight, every) for name, weight in weights.items()}
     penalized = _mean_objective(means, heavier)
-    if every == 1:
-        return penalized
-    return Lazy(penalized, _mean_objective(_means(evaluate, _loss_alone), {}), every)
+    return penalized if every == 1 else Lazy(penalized, plain, every)
 
 
 def _multiplied(weight: Weight, factor: int) -> Weight:
@@ -218,6 +217,7 @@ def _mean_objective(means: _Means, weights: Mapping[str, Weight]) -> Objective:
         total = metrics["loss"]
         for name, weight in weights.items():
             number = weight(step) if callable(weight) else weight
+            check_number(f"the weight of {name!r} at this step", number, positive=False)
             total = total + jnp.asarray(number, total.dtype) * metrics[name]
         return _nan_of_weights(total, *batch[2:]), metrics
 

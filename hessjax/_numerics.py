@@ -147,7 +147,7 @@ def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     match ends:
         case [float(low), float(high)] if low < high:
             return low, high
-    raise ValueError(f"bounds must be two numbers, the lower one first, got {bounds}")
+    raise ValueError(f"bounds must be a pair of numbers, the lower one first, got {bounds!r}")
 
 
 def check_number(name: str, value: float | jax.Array, *, positive: bool) -> None:

@@ -78,7 +78,7 @@ def gauss_newton_operator_norm(
     outputs, rows, unravel = _jacobian_rows(f, x)
     rows = widen(rows)
     curvature, basis = jnp.linalg.eigh(widen(jax.hessian(f.loss)(outputs)))
-    factor = basis * jnp.sqrt(jnp.maximum(curvature, 0))
+    factor = basis * jnp.sqrt(jnp.maximum(curvature, 0))[None]
     reduced = matmul(factor.T, rows)
     # Scaled, because the product of tiny rows would underflow before the eigenproblem sees it.
     reduced = reduced / jnp.maximum(jnp.max(jnp.abs(reduced)), jnp.finfo(reduced.dtype).tiny)

@@ -84,7 +84,7 @@ def _random_signs(tree: PyTree, key: jax.Array) -> PyTree:
     """Return a unit direction of random signs: it takes one random bit an entry."""
     flat, unravel = ravel_pytree(tree)
     words = jax.random.bits(key, (-(-flat.size // 32),), jnp.uint32)
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
     signs = 1 - 2 * bits.ravel()[: flat.size].astype(flat.dtype)
     return unravel(signs / jnp.sqrt(flat.size).astype(flat.dtype))
 
@@ -193,10 +193,12 @@ def norm_ascent(
     check_number("step_size", step_size, positive=True)
     matvec, start, as_pair = _flatten(matvec, v0)
     step_size = jnp.asarray(step_size, start.dtype)
+    # One of the two is 1: a long step times a large image would overflow.
+    kept, moved = jnp.minimum(1, 1 / step_size), jnp.minimum(1, step_size)
 
     def step(v: jax.Array) -> jax.Array:
         ascent = matvec(normalize(matvec(v))[0])
-        return _direction(v + step_size * ascent, v)
+        return _direction(kept * v + moved * ascent, v)
 
     return _image_norm_pair(matvec, _iterate(step, start, num_iters), as_pair)
 

@@ -168,8 +168,6 @@ def second_order(
         return {"loss": value, "gradient_norm": slope}
 
     def terms(f: Composite, x: PyTree, key: jax.Array) -> Metrics:
-        if not weights:
-            return {"loss": f(x)}
         x = as_point(x)
         if "hessian_norm" not in weights:
             return gradient_terms(f, x)

@@ -8,11 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
 from hessjax._compilation import compiler_options
 from hessjax._numerics import PyTree
 from hessjax._placement import following, mesh_of
 from hessjax.lazy import Lazy, Objective
+
+# Outside of every transformation.
+_EAGER = get_opaque_trace_state()
 
 
 class TrainState(NamedTuple):
@@ -56,7 +60,8 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 
     Args:
         objective: ``objective(params, batch, key, step) -> (value, metrics)``.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation; those that ask for them are told the ``value``, the
+            ``grad`` and the ``value_fn`` of the objective, as line searches do.
 
     Returns:
         The step. The state's buffers are donated: use the returned state, not the old one. The
@@ -73,7 +78,14 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
         key = jax.random.fold_in(state.key, state.step)
         gradient_of = jax.value_and_grad(objective, has_aux=True)
         (value, metrics), gradient = gradient_of(state.params, batch, key, state.step)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            gradient,
+            state.opt_state,
+            state.params,
+            value=value,
+            grad=gradient,
+            value_fn=lambda params: objective(params, batch, key, state.step)[0],
+        )
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1, state.key), {
             **metrics,
@@ -89,8 +101,10 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
     )
 
     def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
-        # A caller that compiles a larger program brings options of its own.
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, batch))):
+        # A caller that compiles a larger program brings options of its own, also for arguments
+        # that are constants there.
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, batch)))
+        if traced or get_opaque_trace_state() != _EAGER:
             return advance(objective, state, batch)
         with following(mesh_of(batch)):
             return steps(state, batch)

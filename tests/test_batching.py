@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 import hessjax
 from hessjax import Lazy, regularized, second_order
 from tests import cases
+from tests.penalties import PENALTIES
 
 CASE = cases.mlp("gelu")
 SIZE = 7
@@ -95,6 +97,44 @@ def test_a_mask_needs_no_promotion_of_numbers() -> None:
     batch = (jnp.ones((3, 2), jnp.float32), jnp.zeros(3, jnp.int32), jnp.arange(3) > 0)
     with jax.numpy_dtype_promotion("strict"):
         assert objective(jnp.ones(2, jnp.float32), batch, KEY)[0] == 2
+
+
+def test_nothing_promotes_ranks() -> None:
+    """Under a setting of JAX that refuses it."""
+
+    def apply(params: Any, x: Any) -> Any:
+        return params @ x
+
+    every = {name: (1.0, penalty) for name, penalty in PENALTIES.items()}
+    objective = partial(second_order, apply, cross_entropy, 1.0, 0.5)
+    objectives = (
+        regularized(apply, cross_entropy, every),
+        objective(),
+        objective(parts=2),
+        objective(solver=None, chunk_size=2),
+    )
+    batch = jnp.ones((4, 8)), jnp.zeros(4, int), jnp.arange(4) > 0
+    with jax.numpy_rank_promotion("raise"):
+        for each in objectives:
+            value, _ = jax.eval_shape(each, jnp.ones((2, 8)), batch, KEY)
+            assert value.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (None, "got None"),
+        (-1.0, "a finite nonnegative number, got -1.0"),
+        (jnp.ones(2), "a number"),
+    ],
+)
+def test_a_schedule_of_what_is_no_weight_is_told(weight: Any, message: str) -> None:
+    penalty = {"slope": (lambda _: weight, hessjax.input_gradient_norm)}
+    objective = hessjax.regularized(lambda params, x: params * x, lambda z, _: z.sum(), penalty)
+    batch = (jnp.ones((3, 2)), jnp.zeros(3, int))
+    with pytest.raises((TypeError, ValueError), match="the weight of 'slope' at this step") as told:
+        objective(jnp.ones(2), batch, KEY)
+    assert message in str(told.value)
 
 
 def test_a_part_is_one_of_so_many_in_a_row() -> None:

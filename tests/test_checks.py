@@ -190,7 +190,9 @@ def test_bad_data_on_the_host(images: Any, labels: Any, message: str) -> None:
 
 def test_bounds_of_the_check() -> None:
     for bounds in ((1, 0), (0, 0), (0, None)):
-        with pytest.raises(ValueError, match="bounds must be two numbers, the lower one first, go"):
+        with pytest.raises(
+            ValueError, match="bounds must be a pair of numbers, the lower one first"
+        ):
             check(bounds=bounds)
     with pytest.raises(ValueError, match=r"2\.0"):
         check(np.full((4, 2), 2.0), bounds=(-1, 1))

@@ -153,6 +153,17 @@ def test_norm_ascent_is_gradient_ascent_on_the_norm(num_iters: int) -> None:
     np.testing.assert_allclose(abs(pair.value), jnp.linalg.norm(matrix @ vector), rtol=1e-12)
 
 
+@pytest.mark.parametrize("step_size", [1e-38, 1e38])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_norm_ascent_survives_any_step(scale: float, step_size: float) -> None:
+    diagonal = scale * jnp.array([10.0, 1.0], jnp.float32)
+    start = jnp.ones(2, jnp.float32)
+    pair = norm_ascent(lambda v: diagonal * v, start, num_iters=3, step_size=step_size)
+    # A step of nothing stays where it began.
+    wanted = 10.0 if step_size > 1 else np.sqrt(101 / 2)
+    np.testing.assert_allclose(pair.value / scale, wanted, rtol=1e-4)
+
+
 def test_norm_ascent_with_a_large_step_is_power_iteration_on_the_square() -> None:
     matvec = product(cases.symmetric(cases.SPECTRA["indefinite"]))
     ascent = norm_ascent(matvec, START, num_iters=3, step_size=1e12)

@@ -53,6 +53,43 @@ def test_steps_are_those_by_hand() -> None:
             np.testing.assert_allclose(got["objective"], value, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("counted")  # with options for the compiler
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_step_may_stand_in_a_larger_program(every: int) -> None:
+    """Also one of whose arguments nothing is traced."""
+    optimizer = optax.sgd(1e-2)
+
+    def stepped(weight: Any) -> jax.Array:
+        objective = hessjax.second_order(CASE.apply, CASE.loss, weight, 0.0, every=every)
+        return hessjax.train_step(objective, optimizer)(start(optimizer), BATCH)[1]["objective"]
+
+    wanted = stepped(0.3)
+    np.testing.assert_allclose(jax.jit(lambda: stepped(0.3))(), wanted, rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(stepped)(0.3), wanted, rtol=1e-9)
+    slope = (stepped(0.4) - wanted) / 0.1
+    np.testing.assert_allclose(jax.grad(stepped)(0.3), slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau()),
+        optax.polyak_sgd(1.0),
+        optax.lbfgs(),
+        optax.MultiSteps(optax.adam(1e-2), 2),
+    ],
+    ids=["plateau", "polyak", "lbfgs", "multi"],
+)
+def test_an_optimizer_is_told_what_it_asks_for(optimizer: Any) -> None:
+    objective = hessjax.second_order(CASE.apply, CASE.loss, 0.1, 0.01)
+    step, state = hessjax.train_step(objective, optimizer), start(optimizer)
+    values = []
+    for _ in range(6):
+        state, metrics = step(state, BATCH)
+        values.append(float(metrics["objective"]))
+    assert values[-1] < values[0]
+
+
 def test_the_schedule_sees_the_step() -> None:
     weights = optax.piecewise_constant_schedule(0.0, {2: 1.0})
     seen = []
