@@ -71,7 +71,8 @@ def measure_each(
         cells = _read(out, shown)
         if _place(cell, cells) < len(cells) and (kept is None or kept(run, **setting)):
             continue
-        whole = {**cell, **by(run, dataset, **setting), **provenance.collect()}
+        told = {"setup": run.config.setup}
+        whole = {**cell, **told, **by(run, dataset, **setting), **provenance.collect()}
         with shared(out):
             cells = _read(out, shown)  # again: a measurement takes minutes, and others add theirs
             place = _place(cell, cells)

@@ -91,7 +91,7 @@ def compare(
         "attack": attacks.pgd,
         "auto": {"norms": _given(attacks.auto_radii), "num_examples": attacks.auto_examples},
         "apgd_examples": attacks.apgd_examples,
-        "setup": {name: getattr(configs[0], name) for name in dataclasses.asdict(setup)},
+        "setup": configs[0].setup,
     }
     with runs.locked(out):
         comparison_file.check(out, settings, {str(folder_of(config)) for config in configs})

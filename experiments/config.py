@@ -243,6 +243,11 @@ class Config(Setup):
             raise ValueError(f"the method {self.method!r} has no penalty, got {savings[0]}")
 
     @property
+    def setup(self) -> dict[str, Any]:
+        """The settings that the trainings of a comparison share, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Setup)}
+
+    @property
     def name(self) -> str:
         """The method and its numbers, as in ``finite-step:1:1.5`` or ``hessian:2,every=4``."""
         numbers = [f"{n:g}" for n in (self.strength, self.step) if n is not None]

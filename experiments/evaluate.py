@@ -78,8 +78,6 @@ def main(
             # Not before: another process may train it further.
             loaded = runs.load(run)
             dataset = load_for(loaded.config, data_dir)
-            if not loaded.training["completed"]:
-                print(f"warning: the training of {run} was not completed", file=sys.stderr)
             if attack == "auto":
                 told = auto.settings(version or "standard", num_examples, loaded.config.seed)
                 for name, values in radii.items():
@@ -259,7 +257,11 @@ def _earlier(path: Path, attack: dict[str, Any]) -> dict[str, Any]:
         found = read_json(file) if file.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{error}: delete it to evaluate anew") from error
-    return found if found.get("attack") == attack else {}
+    if found.get("attack") == attack:
+        return found
+    if found:
+        print(f"{file}: replacing results of other settings", file=sys.stderr)
+    return {}
 
 
 def _accuracies(

@@ -3,6 +3,7 @@
 Reads ``comparison.json`` and each run's ``landscape.npz``; trains and evaluates nothing.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,9 +66,13 @@ def main(
 
 
 def is_written(directory: Path, comparison: dict[str, Any]) -> bool:
-    """Tell whether the folder of a comparison has a report, written last, of all that is in it."""
+    """Tell whether the folder of a comparison has a report of all that is in it, with figures."""
     path = directory / _REPORT
-    return path.is_file() and path.read_text(encoding="utf-8").startswith(_facts(comparison))
+    if not path.is_file():
+        return False
+    text = path.read_text(encoding="utf-8")
+    figures = re.findall(r"^!\[\w+\]\((.+)\)$", text, re.MULTILINE)
+    return text.startswith(_facts(comparison)) and all((directory / f).is_file() for f in figures)
 
 
 def write(

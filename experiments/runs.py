@@ -9,6 +9,7 @@ other processes off.
 import dataclasses
 import hashlib
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,6 +227,8 @@ def _left(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, 
         params, training = read_arrays(path / "weights.npz"), read_json(path / "training.json")
     except ValueError as error:
         raise ValueError(f"{error}: delete {path} to train it again") from error
+    if not training.get("completed"):
+        print(f"warning: the training of {path} was not completed", file=sys.stderr)
     return content, params, training
 
 

@@ -119,12 +119,13 @@ def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
             )
         alike.setdefault(replace(run.config, seed=0), []).append(arrays)
     networks, names = [], []
-    for config, seeds in alike.items():
+    labels = _labels([{"method": config.name, "setup": config.setup} for config in alike])
+    for label, (config, seeds) in zip(labels, alike.items(), strict=True):
         names.append(config.method)
         look = style(config.method, names.count(config.method) - 1)
         whole = {name: np.concatenate([arrays[name] for arrays in seeds]) for name in seeds[0]}
         estimates = {_TITLES[name]: whole[name] for name in ESTIMATES}
-        networks.append(Distances(config.name, look, whole["found"], estimates))
+        networks.append(Distances(label, look, whole["found"], estimates))
     if networks:
         data = ", ".join(dict.fromkeys(run.config.data for run in measured))
         kind = kind_of_images(measured[0].config.validation)
@@ -185,10 +186,10 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
         f"| --- | --- | --: | --: |{' --: |' * (len(ESTIMATES) + 5)}",
     ]
     alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        key = tuple(cell.get(name) for name in ("data", "model", "method", "num_examples"))
+    for cell, label in zip(cells, _labels(cells), strict=True):
+        key = (cell["data"], label, cell.get("model"), cell.get("num_examples"))
         alike.setdefault(key, []).append(cell)
-    for (data, _, method, _), networks in alike.items():
+    for (data, method, _, _), networks in alike.items():
         mean = partial(_mean, networks)
         told = [
             f"{_rounded(mean('estimates', name, 'rank_correlation'))}, "
@@ -208,6 +209,20 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def _labels(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the method of each, and how its training differs from others on the same data.
+
+    What was measured before a training's setup was told has its method alone.
+    """
+    setups = [cell.get("setup", {}) for cell in cells]
+    labels = []
+    for cell, setup in zip(cells, setups, strict=True):
+        others = [other for other in setups if other.get("data") == setup.get("data")]
+        apart = [name for name in setup if any(other[name] != setup[name] for other in others)]
+        labels.append(", ".join([cell["method"], *(f"{name} {setup[name]}" for name in apart)]))
+    return labels
 
 
 def _mean(cells: Sequence[Any], *path: str) -> float | None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from experiments.benchmarks import estimates, plots, report, targets
+from experiments.benchmarks.steps import CHUNKED
 from experiments.files import write_json
 
 
@@ -70,6 +71,17 @@ def test_targets_are_ratios_of_what_was_measured():
         ["surrogate / plain, operations", "CNN, gelu", "≤ 5.0", "4.80"],
         ["surrogate / plain", "CNN, gelu", "≤ 7", "4.50"],
     ]
+    # Some devices tell no memory.
+    memory = [row(name, 1.0, 1.0) | {"temporary_bytes": None} for name in ("none", CHUNKED)]
+    assert targets.measured(memory) == []
+    both = [one | {"temporary_bytes": 6} for one in memory]
+    assert targets.measured(both)[0][-1] == "1.00"
+
+
+def test_a_report_names_the_device_that_its_results_name():
+    result = {"device_name": "cpu-one", "settings": {"num_examples": 5, "repeats": 3}, "rows": []}
+    told = dict.fromkeys(("command", "commit", "device"), "") | {"versions": {}, "environment": {}}
+    assert report.text({"attack_cost": result | told}).startswith("# What it costs on cpu-one\n")
 
 
 def test_no_results_no_report(tmp_path):

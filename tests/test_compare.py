@@ -301,14 +301,15 @@ def test_the_folder_of_a_run_holds_no_comparison(folder):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch):
+def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch, capsys):
     path = shutil.copytree(folder / "none" / "seed-0", tmp_path / "run")
+    whole = (path / "evaluation.json").read_bytes()
     (path / "evaluation.json").write_text("{")
     with pytest.raises(SystemExit) as stopped:
         tyro.cli(evaluate.main, args=[str(path)])
     assert "evaluation.json" in str(stopped.value.code)
     assert "delete it to evaluate anew" in str(stopped.value.code)
-    (path / "evaluation.json").unlink()
+    (path / "evaluation.json").write_bytes(whole)
 
     nothing = {"gradient_norm": np.array([1.0]), "curvature": np.array([np.nan])}
     monkeypatch.setattr(evaluate, "landscape", lambda *_, **__: nothing)
@@ -318,6 +319,8 @@ def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch):
             args=[str(path), *["--norm", "l2", "--epsilon", "0.1", "--num-steps", "1"]],
         )
     assert f"the curvature of {path} is not finite: did it diverge?" in str(stopped.value.code)
+    told = f"{path / 'evaluation.json'}: replacing results of other settings"
+    assert told in capsys.readouterr().err
 
 
 def test_evaluating_what_is_no_run_is_told(tmp_path):

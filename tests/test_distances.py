@@ -133,6 +133,19 @@ def test_a_table_has_means_over_the_networks_of_a_method() -> None:
         [" none ", " 0.70 "],
     ]
     assert [row.split("|")[-2] for row in rows] == [" 3 ", " 1 ", " 1 "]
+    # Other trainings of a method are rows of their own; a data set has its epochs.
+    setups = [
+        {"data": data, "activation": activation, "epochs": epochs}
+        for data, activation, epochs in (("a", "gelu", 5), ("a", "relu", 5), ("b", "gelu", 6))
+    ]
+    several = [cell("none", 0.1, setup=setup, data=setup["data"]) for setup in setups]
+    _, _, *rows = theory.table([*several, several[0], lost]).splitlines()
+    assert [row.split("|")[1:3] for row in rows] == [
+        [" a ", " none, activation gelu "],
+        [" a ", " none, activation relu "],
+        [" b ", " none "],
+        [" digits ", " none "],
+    ]
 
 
 def test_across_networks_means_are_ranked() -> None:
@@ -193,6 +206,7 @@ def test_arrays_that_are_gone_or_of_others_are_measured_again(
     names = ("found", "gradient_norm", "hessian_norm", "one_product", "residual")
     measured: list[int] = []
     drawn: list[int] = []
+    labels: list[str] = []
 
     def measure(_run: runs.Run, _dataset: object, count: int) -> dict[str, np.ndarray]:
         measured.append(count)
@@ -200,6 +214,7 @@ def test_arrays_that_are_gone_or_of_others_are_measured_again(
 
     def note(_path: Path, networks: list[trends.Distances], **_: object) -> None:
         drawn.extend(len(network.found) for network in networks)
+        labels[:] = [network.label for network in networks]
 
     monkeypatch.setattr(theory, "measure", measure)
     monkeypatch.setattr(theory, "calibration", note)
@@ -220,7 +235,12 @@ def test_arrays_that_are_gone_or_of_others_are_measured_again(
     content["config"]["seed"] += 1
     write_json(again / "config.json", content)
     theory.draw(tmp_path / "theory.png", [runs.load(copy), runs.load(again)], 12)
-    assert drawn.pop() == 24
+    assert (drawn.pop(), labels) == (24, ["none"])
+    content["config"]["batch_size"] = 7
+    write_json(again / "config.json", content)
+    theory.draw(tmp_path / "theory.png", [runs.load(copy), runs.load(again)], 12)
+    assert labels == [f"none, batch_size {size}" for size in (runs.load(copy).config.batch_size, 7)]
+    drawn[-2:] = []
     with pytest.raises(ValueError, match=r"distances.npz holds no distances of 3 examples"):
         theory.draw(tmp_path / "theory.png", [runs.load(copy)], 3)
     archive = copy / "distances.npz"

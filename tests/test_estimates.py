@@ -69,6 +69,13 @@ def test_the_exact_cross_entropy_is_the_usual_one_with_more_digits():
             np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 
+def test_what_is_0_has_no_relative_error():
+    steep = jax.tree.map(lambda leaf: 1e4 * leaf, PARAMS)
+    sure = np.argmax(jax.vmap(APPLY, (None, 0))(steep, X), axis=1)
+    with pytest.raises(ValueError, match="the Hessian's norm is 0 at 6 of 6 images, of which"):
+        estimates.relative_errors(APPLY, steep, X, sure, {})
+
+
 def test_the_summary_of_errors():
     summary = estimates.summary(np.array([1.0, 3.0]), np.array([0.2, -0.4]))
     assert summary["mean"] == pytest.approx(0.3)

@@ -175,7 +175,7 @@ def test_every_step_and_estimate_is_written(measured):
 def test_the_report_is_made_of_the_results_alone(measured):
     written = report.write(measured)
     text = written[0].read_text(encoding="utf-8")
-    assert text == report.text(measured, report.read(measured))
+    assert text == report.text(report.read(measured))
     assert {path.name for path in written} == {"report.md", "estimates.png"}
     rows = read_json(measured / "penalty_cost.json")["rows"]
     [hessian] = [row for row in rows if row.get("step") == "hessian"]

@@ -61,6 +61,17 @@ def test_norms_differ_by_what_is_rounded(rows):
     assert 10 * long["median"] < short["median"]
 
 
+def test_what_is_0_has_no_relative_error(run, monkeypatch):
+    monkeypatch.setattr(precision, "_predictions", lambda *_: np.zeros(450))
+    monkeypatch.setattr(precision, "_robust", lambda *_: 0.5)
+    monkeypatch.setattr(precision, "_values", lambda *_: np.array([1.0, 0.0]))
+    loaded = runs.load(run)
+    applies = dict.fromkeys(("float32", "bfloat16"), loaded.apply)
+    settings = precision.Settings(16, 60, 10, 2, 0.5)
+    with pytest.raises(ValueError, match="is 0 at 1 of 2 images, of which the network is too sure"):
+        precision._run_rows(applies, loaded, settings, load_for(loaded.config))
+
+
 def test_a_network_of_other_weights_is_another_one(run, tmp_path, monkeypatch):
     clean(monkeypatch)
     monkeypatch.setattr(precision, "_step_rows", lambda *_: [{"step": "none"}])

@@ -104,6 +104,15 @@ def test_report_writes_all_figures_and_prints_the_table_and_can_be_repeated(dire
     assert first == {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+def test_a_report_without_its_figures_is_not_written(directory):
+    content = read(directory)
+    assert not report.is_written(directory, content)
+    report.main(directory)
+    assert report.is_written(directory, content)
+    (directory / "figures" / "accuracy.png").unlink()
+    assert not report.is_written(directory, content)
+
+
 def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
     report.main(store(tmp_path, comparison(), {}))
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())

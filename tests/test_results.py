@@ -178,7 +178,7 @@ def test_published_effects_of_bfloat16_are_those_of_the_results():
 @pytest.mark.parametrize("folder", DEVICES, ids=lambda path: path.name)
 def test_reports_of_benchmarks_are_those_of_the_measurements(folder):
     results = report.read(folder)
-    assert (folder / "report.md").read_text(encoding="utf-8") == report.text(folder, results)
+    assert (folder / "report.md").read_text(encoding="utf-8") == report.text(results)
     for content in results.values():
         assert not content["dirty"]
         assert {"command", "commit", "versions", "device", "environment"} <= set(content)

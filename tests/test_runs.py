@@ -40,6 +40,15 @@ def test_a_network_comes_back_as_it_was(run):
     assert loaded.commit == provenance.collect()["commit"]
 
 
+def test_a_training_that_was_not_completed_is_told(run, capsys):
+    runs.load(run)
+    assert not capsys.readouterr().err
+    runs.finish(run, read_arrays(run / "weights.npz"), {"completed": False})
+    runs.load(run)
+    told = f"warning: the training of {run} was not completed\n"
+    assert capsys.readouterr().err == told
+
+
 def test_a_run_from_before_a_setting_has_its_default(run):
     content = read_json(run / "config.json")
     for part in ("config", "network"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import scaling
+from experiments.benchmarks import plots, scaling
 
 
 def test_networks_of_other_sizes_cost_the_same():
@@ -34,6 +34,23 @@ def test_a_larger_image_is_averaged():
     np.testing.assert_allclose(
         apply(params, jnp.asarray(x.repeat(2, 0).repeat(2, 1))), inner(same, x), rtol=1e-6
     )
+
+
+def test_a_figure_says_what_stayed_the_same(tmp_path, monkeypatch):
+    rows = [
+        {"step": "hessian", "size": size, "classes": classes, "plain_steps": 5.0}
+        for size, classes in ((56, 30), (56, 100), (112, 30))
+    ]
+    labels = []
+    monkeypatch.setattr(
+        plots, "save", lambda page, _: labels.extend(axes.get_xlabel() for axes in page.get_axes())
+    )
+    content = {"rows": rows, "settings": {"batch_size": 2}, "device_name": "one"}
+    plots.scaling(tmp_path / "scaling.png", content)
+    assert labels[-2:] == [
+        "side of the image, pixels (30 classes)",
+        "number of classes (56x56 pixels)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,9 @@ def relative_errors(
     Returns:
         The norms, from dense Hessians; and by name ``1 - estimate / norm`` for each image. All are
         of `exact_cross_entropy`, so that no rounding stands beside the errors of the estimates.
+
+    Raises:
+        ValueError: if a norm is 0.
     """
 
     def loss_at(y: jax.Array) -> Callable[[jax.Array], jax.Array]:
@@ -90,6 +93,7 @@ def relative_errors(
         lambda x, y: hessian_matrix(loss_at(y), x), compiler_options=compiler_options()
     )
     norms = np.array([largest_eigenvalue(hessian(*pair)) for pair in zip(x, y, strict=True)])
+    check_positive("the Hessian's norm", norms)
     keys = jax.random.split(jax.random.key(0), len(x))
     errors = {}
     for name, estimate in estimates.items():
@@ -102,6 +106,15 @@ def relative_errors(
         )
         errors[name] = 1 - np.asarray(batched(x, y, keys), np.float64) / norms
     return norms, errors
+
+
+def check_positive(name: str, values: np.ndarray) -> None:
+    """Raise unless all are positive, as what an error is relative to has to be."""
+    if lost := int(np.sum(values <= 0)):
+        raise ValueError(
+            f"{name} is 0 at {lost} of {len(values)} images, of which the network is too sure "
+            "for float32: there are no relative errors, leave this run out"
+        )
 
 
 def exact_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:

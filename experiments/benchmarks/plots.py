@@ -59,8 +59,8 @@ def scaling(path: Path, content: Mapping[str, Any]) -> Path:
     )
     left, right = body.subplots(1, 2, sharey=True)
     for axes, key, other, label in (
-        (left, "size", "classes", "side of the image, pixels (10 classes)"),
-        (right, "classes", "size", "number of classes (28x28 pixels)"),
+        (left, "size", "classes", "side of the image, pixels ({0} classes)"),
+        (right, "classes", "size", "number of classes ({0}x{0} pixels)"),
     ):
         fixed = min(row[other] for row in rows)
         for name in names:
@@ -70,7 +70,7 @@ def scaling(path: Path, content: Mapping[str, Any]) -> Path:
                 if row["step"] == name and row[other] == fixed
             )
             _line(axes, points, _STEPS[name][1])
-        axes.set(xscale="log", yscale="log", xlabel=label)
+        axes.set(xscale="log", yscale="log", xlabel=label.format(fixed))
         axes.set_xticks(ticks := sorted({row[key] for row in rows}), map(str, ticks))
         axes.minorticks_off()
         axes.grid(visible=True)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from experiments import models, runs
 from experiments.benchmarks import harness, records
-from experiments.benchmarks.estimates import exact_cross_entropy
+from experiments.benchmarks.estimates import check_positive, exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
 from experiments.config import ORDERS
 from experiments.data import Dataset, check_count
@@ -192,6 +192,7 @@ def _run_rows(
     ]
     for quantity, penalty in QUANTITIES.items():
         exact, rounded = (_values(apply, run, few, penalty) for apply in applies.values())
+        check_positive(quantity, exact)
         error = np.abs(rounded - exact) / exact
         rows.append({
             "quantity": quantity,

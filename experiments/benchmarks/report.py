@@ -39,7 +39,7 @@ def write(folder: Path) -> list[Path]:
     figures = plots.draw(folder, results)
     report = folder / "report.md"
     with replacing(report) as partial:
-        partial.write_text(text(folder, results), encoding="utf-8")
+        partial.write_text(text(results), encoding="utf-8")
     return [report, *figures]
 
 
@@ -60,9 +60,10 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
-def text(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
+def text(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the report of these results."""
-    parts = [f"# What it costs on {folder.name}\n"]
+    devices = dict.fromkeys(content["device_name"] for content in results.values())
+    parts = [f"# What it costs on {' and '.join(devices)}\n"]
     for name, section in _SECTIONS.items():
         if name in results:
             parts += [*section(results[name]), _origin(results[name])]

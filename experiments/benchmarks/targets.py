@@ -65,13 +65,15 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     lines = []
     for target in TARGETS:
         step, unit = (known.get((name, *target.network)) for name in (target.step, target.unit))
-        if step and unit:
-            ratio = _value(step, target.key) / _value(unit, target.key)
+        values = [_value(row, target.key) for row in (step, unit) if row]
+        told = [value for value in values if value is not None]  # some devices tell no memory
+        if len(told) == 2:
+            ratio = told[0] / told[1]
             model, activation = target.network
             network = f"{model.upper()}, {activation}"
             lines.append([target.label, network, target.wanted, f"{ratio:.2f}"])
     return lines
 
 
-def _value(row: Mapping[str, Any], key: str) -> float:
-    return row["seconds"]["median"] if key == "seconds" else row[key]
+def _value(row: Mapping[str, Any], key: str) -> float | None:
+    return row["seconds"]["median"] if key == "seconds" else row.get(key)
