@@ -66,8 +66,8 @@ def test_what_is_0_has_no_relative_error(run, monkeypatch):
     monkeypatch.setattr(precision, "_robust", lambda *_: 0.5)
     monkeypatch.setattr(precision, "_values", lambda *_: np.array([1.0, 0.0]))
     loaded = runs.load(run)
-    applies = dict.fromkeys(("float32", "bfloat16"), loaded.apply)
-    settings = precision.Settings(16, 60, 10, 2, 0.5)
+    applies = {"float32": loaded.apply, "bfloat16": loaded.apply}
+    settings = precision.Settings(0.5, 2, 60, 16, 10)
     with pytest.raises(ValueError, match="is 0 at 1 of 2 images, of which the network is too sure"):
         precision._run_rows(applies, loaded, settings, load_for(loaded.config))
 
