@@ -10,7 +10,7 @@ from experiments import devices
 from experiments.comparison import Attacks, compare, plan
 from experiments.config import Setup
 from experiments.evaluate import attack_settings, chosen_radii
-from experiments.interruption import exit_code
+from experiments.interruption import ending
 from experiments.processes import led, start
 from experiments.reading import read
 from experiments.table import table
@@ -19,6 +19,7 @@ from experiments.words import failures_of
 _METHODS = ("none", "gradient", "hessian", "finite-step", "adversarial")
 
 
+@ending()
 def main(
     setup: tyro.conf.OmitArgPrefixes[Setup],
     *,
@@ -72,32 +73,26 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
     """
-    try:
-        if distributed:
-            start()
-        radii = chosen_radii(setup.data, l2=l2, linf=linf)
-        pgd = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
-        strongest = _strongest(setup.data, auto_l2, auto_linf, auto_examples)
-        if apgd_examples < 0:
-            raise ValueError(f"apgd_examples must be at least 0, got {apgd_examples}")  # noqa: TRY301
-        failed = compare(
-            setup,
-            methods,
-            seeds,
-            out=out,
-            attacks=Attacks(radii, pgd, strongest, auto_examples, apgd_examples),
-            mesh=devices.mesh(num_devices),
-            data_dir=data_dir,
-            manual_dir=manual_dir,
-        )
-        # The table of a comparison to which this command added nothing is another's.
-        if len(failed) < len(plan(setup, methods, seeds)):
-            _tell(out)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(exit_code(stop))
+    if distributed:
+        start()
+    radii = chosen_radii(setup.data, l2=l2, linf=linf)
+    pgd = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
+    strongest = _strongest(setup.data, auto_l2, auto_linf, auto_examples)
+    if apgd_examples < 0:
+        raise ValueError(f"apgd_examples must be at least 0, got {apgd_examples}")
+    failed = compare(
+        setup,
+        methods,
+        seeds,
+        out=out,
+        attacks=Attacks(radii, pgd, strongest, auto_examples, apgd_examples),
+        mesh=devices.mesh(num_devices),
+        data_dir=data_dir,
+        manual_dir=manual_dir,
+    )
+    # The table of a comparison to which this command added nothing is another's.
+    if len(failed) < len(plan(setup, methods, seeds)):
+        _tell(out)
     if failed:
         sys.exit(failures_of(failed))
 

@@ -1,6 +1,5 @@
 """Attacks of foolbox on what AutoAttack calls robust."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from experiments.cells import measure_each
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
 from experiments.extras import of_extra
+from experiments.interruption import ending
 from experiments.parity import NAMES, balls
 from experiments.twin import run_twin
 from hessjax import LpBall
@@ -49,6 +49,7 @@ _ATTACKS: dict[str, dict[str, partial[Any]]] = {
 }
 
 
+@ending()
 def main(
     run: tyro.conf.Positional[tuple[Path, ...]],
     *,
@@ -71,14 +72,8 @@ def main(
         out: the JSON file that results are added to.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
-    try:
-        settings = balls(run, norm, epsilon, num_examples)
-        measure_each(run, settings, out=out, data_dir=data_dir, by=crosscheck, shown=table)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    settings = balls(run, norm, epsilon, num_examples)
+    measure_each(run, settings, out=out, data_dir=data_dir, by=crosscheck, shown=table)
 
 
 def crosscheck(

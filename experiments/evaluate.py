@@ -16,6 +16,7 @@ from experiments import auto, devices, provenance, runs
 from experiments.config import ORDERS, Norm, kind_of_images, recipe
 from experiments.data import Dataset
 from experiments.files import number_key, read_json, write_arrays, write_json
+from experiments.interruption import ending
 from experiments.landscape import landscape
 from experiments.processes import led, progress_bar, start
 from experiments.robustness import LOSSES, withstood
@@ -23,6 +24,7 @@ from experiments.train import load_for
 from hessjax import LpBall
 
 
+@ending()
 def main(
     run: tyro.conf.Positional[Path],
     *,
@@ -63,47 +65,41 @@ def main(
             environment tells of, each given this same command; see experiments/README.md.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
-    try:
-        others = _given(version=version, num_examples=num_examples, batch_size=batch_size)
+    others = _given(version=version, num_examples=num_examples, batch_size=batch_size)
+    if attack == "auto":
+        others = _given(num_steps=num_steps, num_restarts=num_restarts)
+    for name in others:
+        raise ValueError(f"{name} is not of the attack {attack}: leave it out")
+    if distributed:
+        start()
+    data = led(lambda: runs.read_config(run).data)()
+    radii = _radii(data, norm, epsilon)
+    mesh = devices.mesh(num_devices)
+    with runs.locked(run):
+        # Not before: another process may train it further.
+        loaded = runs.load(run)
+        dataset = load_for(loaded.config, data_dir)
         if attack == "auto":
-            others = _given(num_steps=num_steps, num_restarts=num_restarts)
-        for name in others:
-            raise ValueError(f"{name} is not of the attack {attack}: leave it out")  # noqa: TRY301
-        if distributed:
-            start()
-        data = led(lambda: runs.read_config(run).data)()
-        radii = _radii(data, norm, epsilon)
-        mesh = devices.mesh(num_devices)
-        with runs.locked(run):
-            # Not before: another process may train it further.
-            loaded = runs.load(run)
-            dataset = load_for(loaded.config, data_dir)
-            if attack == "auto":
-                told = auto.settings(version or "standard", num_examples, loaded.config.seed)
-                for name, values in radii.items():
-                    if values:
-                        found = auto.evaluate(
-                            loaded,
-                            dataset,
-                            norm=name,
-                            radii=values,
-                            attack=told,
-                            batch_size=batch_size,
-                            mesh=mesh,
-                        )
-                        print(auto.report(found, name, values))
-                print(f"written: {run / 'auto_attack.json'}")
-            else:
-                told = attack_settings(**_given(num_steps=num_steps, num_restarts=num_restarts))
-                kind = kind_of_images(loaded.config.validation)
-                found = evaluate(loaded, dataset, radii, told, keep_shown=True, mesh=mesh)
-                print(_report(found, kind))
-                print(f"written: {run / 'evaluation.json'}")
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+            told = auto.settings(version or "standard", num_examples, loaded.config.seed)
+            for name, values in radii.items():
+                if values:
+                    found = auto.evaluate(
+                        loaded,
+                        dataset,
+                        norm=name,
+                        radii=values,
+                        attack=told,
+                        batch_size=batch_size,
+                        mesh=mesh,
+                    )
+                    print(auto.report(found, name, values))
+            print(f"written: {run / 'auto_attack.json'}")
+        else:
+            told = attack_settings(**_given(num_steps=num_steps, num_restarts=num_restarts))
+            kind = kind_of_images(loaded.config.validation)
+            found = evaluate(loaded, dataset, radii, told, keep_shown=True, mesh=mesh)
+            print(_report(found, kind))
+            print(f"written: {run / 'evaluation.json'}")
 
 
 def _radii(

@@ -1,6 +1,7 @@
-"""Being stopped by Ctrl-C or SIGTERM: what is begun is finished and kept, then the program ends."""
+"""How commands end: by Ctrl-C or SIGTERM, what is begun finished and kept, or with a sentence."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,21 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def exit_code(stop: KeyboardInterrupt) -> int:
-    """Return the exit status that shells give to a program which a signal ended."""
-    return 128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
+@contextmanager
+def ending(kept: str = "the same command goes on from here") -> Iterator[None]:
+    """Decorate a command: what stops it becomes a sentence and an exit status.
+
+    Args:
+        kept: what is said of the work so far when a signal stops it.
+    """
+    try:
+        yield
+    except (ValueError, ArithmeticError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        print(f"\ninterrupted; {kept}", file=sys.stderr)
+        # What shells give to a program that a signal ended.
+        sys.exit(128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT))
 
 
 @contextmanager

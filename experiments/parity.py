@@ -1,6 +1,5 @@
 """AutoAttack here and in its reference implementation, on networks of the same weights."""
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from experiments.cells import measure_each
 from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
 from experiments.extras import of_extra
+from experiments.interruption import ending
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import STANDARD, auto_attack
@@ -29,6 +29,7 @@ NAMES = {"l2": "ℓ₂", "linf": "ℓ∞"}
 _REFERENCE_NORMS: dict[str, Literal["L2", "Linf"]] = {"l2": "L2", "linf": "Linf"}
 
 
+@ending()
 def main(
     run: tyro.conf.Positional[tuple[Path, ...]],
     *,
@@ -57,14 +58,8 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     torch.set_num_threads(1)
-    try:
-        settings = balls(run, norm, epsilon, num_examples)
-        measure_each(run, settings, out=out, data_dir=data_dir, by=compare, shown=table)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    settings = balls(run, norm, epsilon, num_examples)
+    measure_each(run, settings, out=out, data_dir=data_dir, by=compare, shown=table)
 
 
 def balls(

@@ -4,7 +4,6 @@ Reads ``comparison.json`` and each run's ``landscape.npz``; trains and evaluates
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import tyro
 
 from experiments.files import replacing
+from experiments.interruption import ending
 from experiments.landscape_pictures import Landscapes, read_landscapes
 from experiments.pictures import MOST, draw, draw_cost
 from experiments.reading import joined, read
@@ -21,6 +21,7 @@ from experiments.words import about, attacked, explained, under_apgd
 _REPORT = "report.md"
 
 
+@ending()
 def main(
     directory: tyro.conf.Positional[Path],
     others: tyro.conf.Positional[tuple[Path, ...]] = (),
@@ -45,22 +46,17 @@ def main(
         brief: print AutoAttack alone of the attacks, and no norms.
         cost: of several: a PNG for robust accuracy against the cost of a step, of all of them.
     """
-    try:
-        if others:
-            whole = joined([read(folder) for folder in (directory, *others)])
-            if cost is not None:
-                draw_cost(cost, whole)
-            print(table(whole, brief=brief))
-            return
+    if others:
+        whole = joined([read(folder) for folder in (directory, *others)])
         if cost is not None:
-            raise ValueError("cost is of several comparisons: one has figures/cost.png")  # noqa: TRY301
-        comparison = read(directory)
-        landscapes = read_landscapes(directory, comparison)
-        written = write(directory, comparison, landscapes)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+            draw_cost(cost, whole)
+        print(table(whole, brief=brief))
+        return
+    if cost is not None:
+        raise ValueError("cost is of several comparisons: one has figures/cost.png")
+    comparison = read(directory)
+    landscapes = read_landscapes(directory, comparison)
+    written = write(directory, comparison, landscapes)
     print(table(comparison, brief=brief))
     print("\nWritten:", *written, sep="\n  ")
 

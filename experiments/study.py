@@ -14,7 +14,7 @@ from experiments.comparison import plan as planned
 from experiments.config import Config, Setup
 from experiments.evaluate import attack_settings
 from experiments.files import replacing
-from experiments.interruption import exit_code
+from experiments.interruption import ending
 from experiments.plans import PLANS, QUICK, Plan
 from experiments.reading import joined, read
 from experiments.table import table
@@ -28,6 +28,7 @@ HEADLINE = ("none", "gradient", "hessian", "hessian-inside", "finite-step", "adv
 _TABLED = ("headline", "wider", "mlp", "relu", "softplus")
 
 
+@ending()
 def main(
     data: tuple[Literal["mnist", "fashion_mnist"], ...] | None = None,
     *,
@@ -61,17 +62,11 @@ def main(
         manual_dir: folder of one data set's original files, where they cannot be downloaded.
     """
     failed: dict[str, str] = {}
-    try:
-        if quick and data is not None:
-            raise ValueError(f"quick takes the digits: leave data out, got {' '.join(data)}")  # noqa: TRY301
-        for name in (QUICK,) if quick else data or ("mnist", "fashion_mnist"):
-            run = partial(compare, known=True, watch=100, data_dir=data_dir, manual_dir=manual_dir)
-            failed |= study(name, PLANS[name], parts, out=out / name, run=run)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(exit_code(stop))
+    if quick and data is not None:
+        raise ValueError(f"quick takes the digits: leave data out, got {' '.join(data)}")
+    for name in (QUICK,) if quick else data or ("mnist", "fashion_mnist"):
+        run = partial(compare, known=True, watch=100, data_dir=data_dir, manual_dir=manual_dir)
+        failed |= study(name, PLANS[name], parts, out=out / name, run=run)
     if failed:
         sys.exit(failures_of(failed))
 

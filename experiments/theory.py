@@ -1,6 +1,5 @@
 """Hold the theory against trained networks: distances, and the honesty of the norm's estimate."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
@@ -19,6 +18,7 @@ from experiments.config import Config, kind_of_images
 from experiments.data import Dataset
 from experiments.distances import ESTIMATES, measure
 from experiments.files import read_arrays, write_arrays
+from experiments.interruption import ending
 from experiments.trends import Distances, calibration
 
 _ARRAYS = "distances.npz"
@@ -34,6 +34,7 @@ _TITLES = {
 _OFF = 0.1
 
 
+@ending()
 def main(
     run: tyro.conf.Positional[tuple[Path, ...]],
     *,
@@ -56,23 +57,17 @@ def main(
             and a calibration plot of the runs, with the ending .png, beside the file.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
-    try:
-        if out.suffix == ".png":
-            raise ValueError(f"out must not end with .png, for the plot does, got {out}")  # noqa: TRY301
-        if len({runs.read_config(path).validation for path in run}) > 1:
-            raise ValueError(  # noqa: TRY301
-                "the runs held out different numbers of examples, so they have no images in common"
-            )
-        settings = [{"num_examples": num_examples}] * len(run)
-        measured = measure_each(
-            run, settings, out=out, data_dir=data_dir, by=held, shown=table, kept=_kept
+    if out.suffix == ".png":
+        raise ValueError(f"out must not end with .png, for the plot does, got {out}")
+    if len({runs.read_config(path).validation for path in run}) > 1:
+        raise ValueError(
+            "the runs held out different numbers of examples, so they have no images in common"
         )
-        draw(out.with_suffix(".png"), measured, num_examples)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    settings = [{"num_examples": num_examples}] * len(run)
+    measured = measure_each(
+        run, settings, out=out, data_dir=data_dir, by=held, shown=table, kept=_kept
+    )
+    draw(out.with_suffix(".png"), measured, num_examples)
 
 
 def held(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from experiments.checkpoints import Checkpoints, Snapshot
 from experiments.config import ORDERS, Config
 from experiments.data import Dataset, batch_indices, check_count, load, validation_split
 from experiments.files import read_json
-from experiments.interruption import Interrupted, exit_code
+from experiments.interruption import ending
 from experiments.landscape import norms
 from experiments.metrics import Log
 from experiments.models import Params
 from experiments.processes import leads, led, start
-from experiments.session import DivergedError, Session, check_converging
+from experiments.session import Session, check_converging
 from experiments.wrappers import refusing, with_accuracy
 from hessjax import TrainState, check_apply, check_batch, train_step
 from hessjax.objective import Apply, Objective
@@ -37,6 +37,7 @@ _LEAST_BETWEEN_CHECKPOINTS = 100
 _ALWAYS = np.iinfo(np.int32).max
 
 
+@ending("--resume goes on from what is kept")
 def main(
     config: tyro.conf.OmitArgPrefixes[Config],
     *,
@@ -71,33 +72,21 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
     """
-    try:
-        if distributed:
-            start()
-        config = config.resolved()
-        path = out or Path(
-            "runs", config.data.replace("/", "-"), config.name, f"seed-{config.seed}"
-        )
-        dataset = load_for(config, data_dir, manual_dir)
-        training = train(
-            config,
-            dataset,
-            path,
-            resume=resume,
-            checkpoint_every=checkpoint_every,
-            watch=watch,
-            mesh=devices.mesh(num_devices),
-        )
-    except (ValueError, ImportError, OSError, DivergedError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print(f"\ninterrupted{_kept(stop)}", file=sys.stderr)
-        sys.exit(exit_code(stop))
+    if distributed:
+        start()
+    config = config.resolved()
+    path = out or Path("runs", config.data.replace("/", "-"), config.name, f"seed-{config.seed}")
+    dataset = load_for(config, data_dir, manual_dir)
+    training = train(
+        config,
+        dataset,
+        path,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        watch=watch,
+        mesh=devices.mesh(num_devices),
+    )
     print(f"trained {training['steps']} steps in {training['seconds']:.0f} s: {path}")
-
-
-def _kept(stop: KeyboardInterrupt) -> str:
-    return "; --resume goes on from here" if isinstance(stop, Interrupted) else ""
 
 
 def load_for(

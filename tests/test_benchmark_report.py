@@ -91,6 +91,12 @@ def test_no_results_no_report(tmp_path):
         report.main(tmp_path / "nowhere")
 
 
+def test_a_file_that_lacks_something_is_told(tmp_path):
+    write_json(tmp_path / "scaling.json", {"rows": [], "settings": {}, "commit": "1"})
+    with pytest.raises(SystemExit, match=r"error: .*scaling.json lacks command, device, device_n"):
+        report.main(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["comparison", "precision"])
 def test_a_report_of_something_else_stays(tmp_path, name):
     write_json(tmp_path / f"{name}.json", {"rows": []})

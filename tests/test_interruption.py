@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from experiments.interruption import Interrupted, exit_code, noted
+from experiments.interruption import Interrupted, ending, noted
+from experiments.session import DivergedError
 
 HEARD = (signal.SIGINT, signal.SIGTERM)
 
@@ -53,7 +54,35 @@ def test_outside_of_the_main_thread_nothing_is_heard(before):
     assert found == [([], before)]
 
 
-def test_exit_codes_are_those_of_shells():
-    assert exit_code(KeyboardInterrupt()) == 130
-    assert exit_code(Interrupted(signal.SIGTERM)) == 143
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143)]
+)
+def test_an_interrupted_command_ends_as_in_shells(stop, code, capsys):
+    @ending("half is kept")
+    def command(one, *, two=2):
+        assert (one, two) == (1, 2)
+        raise stop
+
+    with pytest.raises(SystemExit) as stopped:
+        command(1)
+    assert stopped.value.code == code
+    assert capsys.readouterr().err == "\ninterrupted; half is kept\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ImportError, DivergedError])
+def test_what_stops_a_command_is_a_sentence(kind):
+    @ending()
+    def command():
+        raise kind("it is so")
+
+    with pytest.raises(SystemExit, match="error: it is so"):
+        command()
+
+
+def test_what_no_sentence_explains_is_not_hidden():
+    with pytest.raises(TypeError), ending():
+        raise TypeError
+
+
+def test_signals_are_named():
     assert "SIGTERM" in str(Interrupted(signal.SIGTERM))

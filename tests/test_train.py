@@ -137,7 +137,7 @@ def test_an_interruption_keeps_what_was_trained(digits, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stopped:
         tyro.cli(train.main, args=[*ARGUMENTS, "--out", str(tmp_path / "run")])
     assert stopped.value.code == 128 + number
-    assert "interrupted; --resume goes on from here" in capsys.readouterr().err
+    assert "interrupted; --resume goes on from what is kept" in capsys.readouterr().err
     training = read_json(tmp_path / "run" / "training.json")
     assert (training["completed"], training["steps"]) == (False, 5)
     run = runs.load(tmp_path / "run")

@@ -1,6 +1,5 @@
 """What an evaluation under attack costs, and what accuracy it finds."""
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from experiments import runs
 from experiments.benchmarks import harness, records
 from experiments.config import ORDERS, Config, Norm, recipe
 from experiments.data import Dataset, check_count
+from experiments.interruption import ending
 from experiments.robustness import withstood
 from experiments.train import load_for, train
 from hessjax import LpBall
@@ -51,6 +51,7 @@ class Target(NamedTuple):
     batch_size: int | None = None
 
 
+@ending("nothing is written")
 def main(
     run: tyro.conf.Positional[Path | None] = None,
     *,
@@ -88,25 +89,19 @@ def main(
     num_examples = (30 if quick else 200) if num_examples is None else num_examples
     repeats = (1 if quick else 3) if repeats is None else repeats
     path = records.place(NAME, out, quick=quick)
-    try:
-        _check(norm, epsilon, repeats, batch_size)
-        records.check(NAME, _settings(repeats, num_examples, batch_size), path)
-        loaded, dataset = _network(run, data_dir, num_examples, epochs=3 if quick else None)
-        radii = recipe(loaded.config.data).radii[norm]
-        target = choose(
-            loaded,
-            dataset,
-            norm=norm,
-            epsilon=radii[len(radii) // 2] if epsilon is None else epsilon,
-            num_examples=num_examples,
-            batch_size=batch_size,
-        )
-        add(target, repeats=repeats, path=path)
-    except (ValueError, ArithmeticError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+    _check(norm, epsilon, repeats, batch_size)
+    records.check(NAME, _settings(repeats, num_examples, batch_size), path)
+    loaded, dataset = _network(run, data_dir, num_examples, epochs=3 if quick else None)
+    radii = recipe(loaded.config.data).radii[norm]
+    target = choose(
+        loaded,
+        dataset,
+        norm=norm,
+        epsilon=radii[len(radii) // 2] if epsilon is None else epsilon,
+        num_examples=num_examples,
+        batch_size=batch_size,
+    )
+    add(target, repeats=repeats, path=path)
     print(f"written: {path}")
 
 

@@ -1,7 +1,6 @@
 """What a Hessian-vector product in the input costs, by the form it is computed in."""
 
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from experiments.benchmarks.hvp_forms import (
     forward_over_reverse,
 )
 from experiments.benchmarks.resnet import ResNet
+from experiments.interruption import ending
 from experiments.models import Params, create, functional
 from hessjax.objective import Apply
 
@@ -49,6 +49,7 @@ class Case(NamedTuple):
     u: jax.Array
 
 
+@ending("the cells so far are kept")
 def main(
     *,
     quick: bool = False,
@@ -77,20 +78,14 @@ def main(
         repeats: measurements of each, at least 10.
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
     """
-    try:
-        path = run(
-            models or (("mlp", "cnn") if quick else ("mlp", "cnn", "resnet")),
-            dtypes or (("float32",) if quick else ("float32", "bfloat16")),
-            batch_sizes or _batch_sizes(quick=quick),
-            products=products or ((1, 4) if quick else (1, 4, 16)),
-            repeats=repeats,
-            path=records.place(NAME, out, quick=quick),
-        )
-    except (ValueError, ArithmeticError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; the cells so far are kept", file=sys.stderr)
-        sys.exit(130)
+    path = run(
+        models or (("mlp", "cnn") if quick else ("mlp", "cnn", "resnet")),
+        dtypes or (("float32",) if quick else ("float32", "bfloat16")),
+        batch_sizes or _batch_sizes(quick=quick),
+        products=products or ((1, 4) if quick else (1, 4, 16)),
+        repeats=repeats,
+        path=records.place(NAME, out, quick=quick),
+    )
     print(f"written: {path}")
 
 

@@ -28,8 +28,7 @@ from experiments.benchmarks.steps import (
 from experiments.config import Config
 from experiments.data import Dataset, check_count
 from experiments.files import read_json
-from experiments.interruption import exit_code
-from experiments.session import DivergedError
+from experiments.interruption import ending
 from experiments.train import data_of, load_for, train
 
 NAME = "penalty_cost"
@@ -45,6 +44,7 @@ _QUICK_ESTIMATES = (DEFAULT, "Lanczos, gradient, 3", "power, random, 3")
 _QUICK_EPOCHS = 10
 
 
+@ending("what is done is kept")
 def main(
     run: tyro.conf.Positional[tuple[Path, ...]] = (),
     *,
@@ -81,19 +81,13 @@ def main(
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
-    try:
-        small = quick or bool(steps)
-        path = records.place(NAME, out, quick=small)
-        images = (16 if quick else 96) if num_images is None else num_images
-        settings = Settings(batch_size, images, repeats, quick, reference, steps)
-        settings.check()
-        records.check(NAME, settings._asdict(), path)
-        measure(run or _digits(settings, quick=small), settings, path, data_dir)
-    except (ValueError, ArithmeticError, ImportError, OSError, DivergedError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print("\ninterrupted; what is done is kept", file=sys.stderr)
-        sys.exit(exit_code(stop))
+    small = quick or bool(steps)
+    path = records.place(NAME, out, quick=small)
+    images = (16 if quick else 96) if num_images is None else num_images
+    settings = Settings(batch_size, images, repeats, quick, reference, steps)
+    settings.check()
+    records.check(NAME, settings._asdict(), path)
+    measure(run or _digits(settings, quick=small), settings, path, data_dir)
     print(f"written: {path}")
 
 

@@ -1,7 +1,6 @@
 """What computing the network in bfloat16 costs and changes, at the same weights."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from experiments.config import ORDERS
 from experiments.data import Dataset, check_count
 from experiments.evaluate import attack_settings
 from experiments.files import read_json
+from experiments.interruption import ending
 from experiments.robustness import withstood
 from experiments.train import data_of
 from hessjax import (
@@ -61,6 +61,7 @@ class Settings(NamedTuple):
     repeats: int
 
 
+@ending("what is done is kept")
 def main(
     run: tyro.conf.Positional[tuple[Path, ...]],
     *,
@@ -90,18 +91,12 @@ def main(
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
-    try:
-        settings = Settings(epsilon, num_steps, num_images, batch_size, repeats)
-        _check(settings)
-        path = records.place(NAME, out)
-        records.check(NAME, settings._asdict(), path)
-        records.collect(NAME, settings._asdict(), _cells(run, settings, data_dir), path)
-        print(table(read_json(path)["rows"]))
-    except (ValueError, ArithmeticError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; what is done is kept", file=sys.stderr)
-        sys.exit(130)
+    settings = Settings(epsilon, num_steps, num_images, batch_size, repeats)
+    _check(settings)
+    path = records.place(NAME, out)
+    records.check(NAME, settings._asdict(), path)
+    records.collect(NAME, settings._asdict(), _cells(run, settings, data_dir), path)
+    print(table(read_json(path)["rows"]))
     print(f"written: {path}")
 
 

@@ -1,6 +1,5 @@
 """Tables and figures of the benchmarks, from the JSON files of a device alone."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,16 @@ import tyro
 from experiments.benchmarks import labels, plots, records, targets
 from experiments.benchmarks.estimates import DEFAULT
 from experiments.files import read_json, replacing
+from experiments.interruption import ending
+from experiments.reading import require
 
 Row = Mapping[str, Any]
 _NOTHING = "-"
+# What a report needs of every file.
+_TOLD = ("settings", "rows", "command", "commit", "versions", "device", "device_name")
 
 
+@ending()
 def main(folder: tyro.conf.Positional[Path | None] = None) -> None:
     """Write report.md and figures beside the results of a device.
 
@@ -22,10 +26,7 @@ def main(folder: tyro.conf.Positional[Path | None] = None) -> None:
         folder: what holds the JSON files; the device's in experiments/benchmarks/results if not
             given.
     """
-    try:
-        written = write(folder or records.RESULTS / records.device_name())
-    except (ValueError, KeyError, OSError) as error:
-        sys.exit(f"error: {error}")
+    written = write(folder or records.RESULTS / records.device_name())
     print("Written:", *written, sep="\n  ")
 
 
@@ -57,6 +58,8 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
             f"{folder} holds no results of {', '.join(others)} or {last}, "
             "which the modules of experiments.benchmarks write"
         )
+    for name, content in results.items():
+        require(_TOLD, content, str(paths[name]))
     return results
 
 

@@ -1,6 +1,5 @@
 """What a step costs as images grow and classes become more, while the network stays as it is."""
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import tyro
 
 from experiments.benchmarks import harness, records
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
+from experiments.interruption import ending
 from experiments.models import Params, create, functional
 from hessjax.objective import Apply
 
@@ -35,6 +35,7 @@ STEPS = (
 )
 
 
+@ending("what is done is kept")
 def main(
     *,
     quick: bool = False,
@@ -63,20 +64,14 @@ def main(
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
     """
     usual = _QUICK if quick else _USUAL
-    try:
-        path = run(
-            # None is not an empty one.
-            usual[0] if sizes is None else sizes,
-            usual[1] if classes is None else classes,
-            usual[2] if batch_size is None else batch_size,
-            repeats=repeats,
-            path=records.place(NAME, out, quick=quick),
-        )
-    except (ValueError, ArithmeticError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; what is done is kept", file=sys.stderr)
-        sys.exit(130)
+    path = run(
+        # None is not an empty one.
+        usual[0] if sizes is None else sizes,
+        usual[1] if classes is None else classes,
+        usual[2] if batch_size is None else batch_size,
+        repeats=repeats,
+        path=records.place(NAME, out, quick=quick),
+    )
     print(f"written: {path}")
 
 

@@ -1,6 +1,5 @@
 """What a step of each method of a comparison costs, measured apart from the trainings."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from experiments.benchmarks import harness, records
 from experiments.config import Config, parse_method
 from experiments.data import Dataset
 from experiments.files import write_json
-from experiments.interruption import exit_code
+from experiments.interruption import ending
 from experiments.reading import STEP_TIMES, read, setup_of
 from experiments.train import first_step, load_for
 from hessjax.lazy import Metrics
 
 
+@ending("nothing is written")
 def main(
     directory: tyro.conf.Positional[Path],
     *,
@@ -42,18 +42,12 @@ def main(
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder of the data set's original files, where they cannot be downloaded.
     """
-    try:
-        harness.check_repeats(repeats)
-        comparison = read(directory)
-        configs = _configs(comparison)
-        dataset = load_for(next(iter(configs.values())), data_dir, manual_dir)
-        calls = {name: _stepping(config, dataset) for name, config in configs.items()}
-        timings = harness.measure(calls, repeats=repeats)
-    except (ValueError, ArithmeticError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print("\ninterrupted; nothing is written", file=sys.stderr)
-        sys.exit(exit_code(stop))
+    harness.check_repeats(repeats)
+    comparison = read(directory)
+    configs = _configs(comparison)
+    dataset = load_for(next(iter(configs.values())), data_dir, manual_dir)
+    calls = {name: _stepping(config, dataset) for name, config in configs.items()}
+    timings = harness.measure(calls, repeats=repeats)
     seconds = {
         name: {
             **{key: getattr(t, key) / configs[name].every for key in ("median", "lower", "upper")},
