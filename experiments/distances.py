@@ -10,6 +10,7 @@ import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import runs
+from experiments.batchwise import in_batches
 from experiments.data import Dataset
 from experiments.extras import of_extra
 from experiments.models import Params
@@ -104,7 +105,7 @@ def _rightly(network: _Network, params: Params, x: jax.Array, y: jax.Array) -> d
 
 
 def _mapped(
-    measure: tuple[Callable[..., dict[str, jax.Array]], _Network], params: Params, *examples: PyTree
+    measure: tuple[Callable[..., dict[str, jax.Array]], _Network], params: Params, examples: tuple
 ) -> dict[str, jax.Array]:
     one, network = measure
     return jax.vmap(partial(one, network, params))(*examples)
@@ -117,15 +118,8 @@ def _each(
     *examples: PyTree,
     size: int = 50,
 ) -> dict[str, np.ndarray]:
-    """Apply a function of one example to all, in batches of one size, the last one filled up."""
-    count = len(jax.tree.leaves(examples)[0])
-    size = min(size, count)
-    parts = []
-    for first in range(0, count, size):
-        places = np.minimum(np.arange(first, first + size), count - 1)
-        batch = jax.tree.map(lambda array, places=places: array[places], examples)
-        parts.append(jax.device_get(compiled(_mapped, 0)((one, network), params, *batch)))
-    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+    """Apply a function of one example to all."""
+    return in_batches(partial(compiled(_mapped, 0), (one, network), params), examples, size)
 
 
 def _look(network: _Network, params: Params, example: _Example) -> dict[str, jax.Array]:

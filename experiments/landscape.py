@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
+from experiments.batchwise import in_batches
 from hessjax._compilation import compiled
 from hessjax._numerics import PyTree, ScalarFunction, normalize, safe_norm
-from hessjax._placement import each, following, gathered, mesh_of, replicated
+from hessjax._placement import each, gathered, replicated
 from hessjax.attacks import LpBall, pgd
 from hessjax.eigen import Eigenpair, gradient_start, lanczos
 from hessjax.losses import margin
@@ -98,14 +99,15 @@ def landscape(
     offsets = np.asarray(jnp.linspace(-radius, radius, resolution, dtype=examples.x.dtype))
     shown = np.sort(np.unique(labels, return_index=True)[1])[:num_examples]
     chosen = _Examples(*(array[shown] for array in examples))
-    planes = partial(compiled(_planes, 0), problem, offsets=offsets)
-    attacks = partial(compiled(_attacks, 0), (problem, ball, num_steps), offsets=offsets)
-    in_batches = partial(_in_batches, params=replicated(mesh, params), mesh=mesh)
+    params = replicated(mesh, params)
+    norms = partial(compiled(_norms, 0), problem, params)
+    planes = partial(compiled(_planes, 0), problem, params, offsets=offsets)
+    attacks = partial(compiled(_attacks, 0), (problem, ball, num_steps), params, offsets=offsets)
     return {
-        **in_batches(partial(compiled(_norms, 0), problem), examples, batch_size),
+        **in_batches(norms, examples, batch_size, mesh=mesh),
         # One example at a time: its plane is a batch of resolution² already.
-        **in_batches(planes, chosen, 1),
-        **in_batches(attacks, chosen, batch_size),
+        **in_batches(planes, chosen, 1, mesh=mesh),
+        **in_batches(attacks, chosen, batch_size, mesh=mesh),
         "shown": shown,
         "shown_label": np.asarray(chosen.y),
         "shown_clean": np.asarray(chosen.x),
@@ -129,8 +131,9 @@ def norms(
 ) -> dict[str, np.ndarray]:
     """Measure ``curvature`` and ``gradient_norm`` of examples, as `landscape` does, all at once."""
     examples = _examples(images, labels, key)
-    measure = partial(compiled(_norms, 0), _Problem(apply, loss, num_products))
-    return _in_batches(measure, examples, len(images), params=replicated(mesh, params), mesh=mesh)
+    problem = _Problem(apply, loss, num_products)
+    measure = partial(compiled(_norms, 0), problem, replicated(mesh, params))
+    return in_batches(measure, examples, len(images), mesh=mesh)
 
 
 def _examples(images: np.ndarray, labels: np.ndarray, key: jax.Array) -> "_Examples":
@@ -156,27 +159,6 @@ class _Problem(NamedTuple):
     def at(self, params: PyTree, y: jax.Array) -> ScalarFunction:
         """Return the loss of an example as a function of its input."""
         return lambda x: self.loss(self.apply(params, x), y)
-
-
-def _in_batches(
-    measure: Callable[[PyTree, _Examples], dict[str, jax.Array]],
-    examples: _Examples,
-    batch_size: int,
-    *,
-    params: PyTree,
-    mesh: Mesh | None,
-) -> dict[str, np.ndarray]:
-    """Measure all examples, in batches of one size: one compilation."""
-    count = len(examples.y)
-    size = min(batch_size * (1 if mesh is None else mesh.size), count)
-    batches = []
-    for first in range(0, count, size):
-        # The last batch is filled up with the last example; what that adds is cut off below.
-        index = np.minimum(np.arange(first, first + size), count - 1)
-        batch = replicated(mesh, _Examples(*(array[index] for array in examples)))
-        with following(mesh_of(batch)):
-            batches.append(jax.device_get(measure(params, batch)))
-    return {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
 
 
 def _norms(problem: _Problem, params: PyTree, examples: _Examples) -> dict[str, jax.Array]:

@@ -11,9 +11,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
+from experiments.batchwise import in_batches
 from hessjax import LpBall, dlr_loss, fgsm, hessian_operator_norm, margin
 from hessjax._compilation import compiled
-from hessjax._placement import each, following, gathered, mesh_of
+from hessjax._placement import each, gathered
 from hessjax.attacks import Attack, AttackResult, apgd_attack, auto_attack, batches
 from hessjax.attacks.attack import Logits
 from hessjax.attacks.autoattack import MISCLASSIFIED
@@ -193,7 +194,7 @@ def _fgsm(given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.A
 
 
 def _batched(
-    function: Callable[..., dict[str, jax.Array]], given: batches.Problem, *examples: jax.Array
+    function: Callable[..., dict[str, jax.Array]], given: batches.Problem, examples: tuple
 ) -> dict[str, jax.Array]:
     return gathered(each(function, given, *examples))
 
@@ -206,11 +207,5 @@ def _each(
     *,
     batch_size: int = 250,
 ) -> dict[str, np.ndarray]:
-    """Apply a function of one example to all, in batches of fixed size."""
-    batched = partial(compiled(_batched, 0), function)
-    with following(mesh_of(x)):
-        parts = [
-            {name: np.asarray(v)[:used] for name, v in batched(given, x[index], y[index]).items()}
-            for index, used in batches.split(np.arange(len(x)), min(batch_size, len(x)))
-        ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Apply a function of one example to all."""
+    return in_batches(partial(compiled(_batched, 0), function, given), (x, y), batch_size)

@@ -13,6 +13,7 @@ import tyro
 from jax.typing import ArrayLike
 
 from experiments import models, runs
+from experiments.batchwise import in_batches
 from experiments.benchmarks import harness, records
 from experiments.benchmarks.estimates import check_positive, exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
@@ -199,9 +200,8 @@ def _run_rows(
 
 
 def _predictions(apply: Apply, run: runs.Run, dataset: Dataset) -> np.ndarray:
-    predict = jax.jit(lambda x: jnp.argmax(apply(run.params, x), axis=-1))
-    images = dataset.test_images
-    return np.concatenate([predict(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+    predict = jax.jit(lambda x: {"class": jnp.argmax(apply(run.params, x), axis=-1)})
+    return in_batches(predict, dataset.test_images, _BATCH)["class"]
 
 
 def _robust(apply: Apply, run: runs.Run, dataset: Dataset, settings: Settings) -> float:
@@ -215,16 +215,14 @@ def _robust(apply: Apply, run: runs.Run, dataset: Dataset, settings: Settings) -
 def _values(apply: Apply, run: runs.Run, dataset: Dataset, penalty: Penalty) -> np.ndarray:
     """Return a penalty of each image, of a cross-entropy in which float32 cancels no digits."""
 
-    def one(params: models.Params, x: jax.Array, y: ArrayLike) -> jax.Array:
-        return penalty(lambda t: exact_cross_entropy(apply(params, t), jnp.asarray(y)), x)
+    def one(params: models.Params, x: jax.Array, y: ArrayLike) -> dict[str, jax.Array]:
+        label = jnp.asarray(y)
+        return {"value": penalty(lambda t: exact_cross_entropy(apply(params, t), label), x)}
 
     batched = jax.jit(jax.vmap(one, (None, 0, 0)), compiler_options=compiler_options())
-    images, labels = dataset.test_images, dataset.test_labels
-    parts = [
-        batched(run.params, images[i : i + _BATCH], labels[i : i + _BATCH])
-        for i in range(0, len(labels), _BATCH)
-    ]
-    return np.concatenate(parts).astype(np.float64)
+    examples = dataset.test_images, dataset.test_labels
+    found = in_batches(lambda batch: batched(run.params, *batch), examples, _BATCH)
+    return found["value"].astype(np.float64)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
