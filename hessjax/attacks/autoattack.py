@@ -18,7 +18,7 @@ from hessjax.attacks.attack import Attack, Logits, fitting
 from hessjax.attacks.balls import LpBall, distance
 from hessjax.attacks.fab import fab_attack
 from hessjax.attacks.square import square_attack
-from hessjax.losses import dlr_loss, margin
+from hessjax.losses import dlr_loss
 
 STANDARD: tuple[Attack, ...] = (
     apgd_attack(name="apgd-ce"),
@@ -243,12 +243,8 @@ def _slopes(
 ) -> np.ndarray:
     """Return the norms of the DLR loss's gradients, on the host."""
     parts = batches.split(left, size)
-    norms = [np.asarray(batches.slopes(given, examples, i, _dlr))[:used] for i, used in parts]
+    norms = [np.asarray(batches.slopes(given, examples, i))[:used] for i, used in parts]
     return np.concatenate([np.zeros(0), *norms])
-
-
-def _dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
-    return dlr_loss(logits, y) if logits.size > 2 else -margin(logits, y)
 
 
 def _described(attacks: Sequence[Attack], ball: LpBall) -> str:

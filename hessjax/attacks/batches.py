@@ -14,9 +14,7 @@ from hessjax._numerics import safe_norm
 from hessjax._placement import each, following, gathered, mesh_of
 from hessjax.attacks.attack import Attack, Logits, Outcome, State, check_logits
 from hessjax.attacks.balls import LpBall, contains
-from hessjax.losses import misclassified
-
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+from hessjax.losses import dlr_loss, margin, misclassified
 
 # After so many steps what was found is kept, and a batch in which everything is broken ends. With
 # gradients a call is one step, because that of a convolution is slow in a compiled loop on the CPU.
@@ -99,10 +97,10 @@ def logits(given: Problem, x: jax.Array, index: np.ndarray) -> jax.Array:
         return compiled(_logits)(given, x, index)
 
 
-def slopes(given: Problem, examples: Examples, index: np.ndarray, loss: Loss) -> jax.Array:
-    """Return the ℓ2 norms of the loss's gradients in the examples of an index."""
+def slopes(given: Problem, examples: Examples, index: np.ndarray) -> jax.Array:
+    """Return the ℓ2 norms of the DLR loss's gradients in the examples of an index."""
     with following(mesh_of(examples)):
-        return compiled(_slopes, 0)(loss, given, examples, index)
+        return compiled(_slopes)(given, examples, index)
 
 
 @jax.jit
@@ -153,7 +151,10 @@ def _logits(given: Problem, x: jax.Array, index: jax.Array) -> jax.Array:
     return gathered(each(one, (given, x), index))
 
 
-def _slopes(loss: Loss, given: Problem, examples: Examples, index: jax.Array) -> jax.Array:
+def _slopes(given: Problem, examples: Examples, index: jax.Array) -> jax.Array:
+    def loss(logits: jax.Array, y: jax.Array) -> jax.Array:
+        return dlr_loss(logits, y) if logits.size > 2 else -margin(logits, y)
+
     def one(shared: tuple[Problem, Examples], i: jax.Array) -> jax.Array:
         given, (x, y, _) = shared
         return safe_norm(jax.grad(lambda t: loss(given.logits_fn(t), y[i]))(x[i]))
