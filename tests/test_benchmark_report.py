@@ -35,6 +35,22 @@ def test_steps_in_bfloat16_are_no_steps_in_float32():
     assert targets.measured(half) == []
 
 
+def test_images_that_were_held_out_are_not_called_test_images():
+    told = {"kind": "error", "data": "digits", "model": "mlp", "activation": "gelu", "epochs": 1}
+    told |= {"method": "none", "estimate": estimates.DEFAULT}
+    old = told | {"error": {"mean": 0.1, "percentile_95": 0.2}}
+
+    def shown(rows: list[dict[str, Any]]) -> str:
+        settings = {"batch_size": 128, "num_images": 16}
+        return "\n".join(report._penalty_section({"settings": settings, "rows": rows}))
+
+    assert "over the first 16 test images;" in shown([old])
+    assert "over the first 16 held-out images;" in shown([old | {"images": "held-out"}])
+    assert "over the first 16 test or held-out images;" in shown(
+        [old, old | {"images": "held-out"}]
+    )
+
+
 def test_networks_of_one_name_have_columns_of_their_own(tmp_path):
     told = {"kind": "error", "data": "digits", "model": "mlp", "activation": "gelu", "epochs": 1}
     rows = [

@@ -169,6 +169,7 @@ def test_every_step_and_estimate_is_written(measured):
         assert seconds["repeats"] == 10
     assert 2 < by_step["hessian"]["operations"] / by_step["none"]["operations"] < 8
     found = {row["estimate"]: row["error"]["mean"] for row in rows if row["kind"] == "error"}
+    assert {row["images"] for row in rows if row["kind"] == "error"} == {"test"}
     assert 0 <= found["Lanczos, gradient, 3"] < found[estimates.DEFAULT] < 1
 
 

@@ -25,7 +25,7 @@ from experiments.benchmarks.steps import (
     objectives,
     random_batch,
 )
-from experiments.config import Config
+from experiments.config import Config, kind_of_images
 from experiments.data import Dataset, check_count
 from experiments.files import read_json
 from experiments.interruption import ending
@@ -253,9 +253,9 @@ def _error_rows(run: runs.Run, settings: Settings, dataset: Dataset) -> list[dic
     chosen = _QUICK_ESTIMATES if settings.quick else ESTIMATES
     estimates = {name: ESTIMATES[name] for name in chosen}
     norms, errors = relative_errors(run.apply, run.params, images, labels, estimates)
+    told = {"images": kind_of_images(run.config.validation), "mean_norm": float(norms.mean())}
     return [
-        {"estimate": name, "mean_norm": float(norms.mean()), "error": summary(norms, error)}
-        for name, error in errors.items()
+        {"estimate": name, **told, "error": summary(norms, error)} for name, error in errors.items()
     ]
 
 

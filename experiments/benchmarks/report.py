@@ -115,13 +115,16 @@ def _penalty_section(content: Mapping[str, Any]) -> list[str]:
         parts += [f"### {name}\n", step_table(own), ""]
     errors = [row for row in rows if row["kind"] == "error"]
     if errors:
+        # Before it was told, they were of the test set.
+        kinds = dict.fromkeys(row.get("images", "test") for row in errors)
         parts += [
             "## Estimates of the Hessian's norm\n",
             (
                 "Relative error against the largest eigenvalue of dense Hessians, in percent: mean "
                 "/ 95th percentile over the first "
-                f"{content['settings']['num_images']} test images; and the step's time in plain "
-                "steps. An estimate is named by solver, start and number of products.\n"
+                f"{content['settings']['num_images']} {' or '.join(kinds)} images; and the step's "
+                "time in plain steps. An estimate is named by solver, start and number of "
+                "products.\n"
             ),
             estimate_table(steps, errors),
             "\n![estimates](estimates.png)\n",
