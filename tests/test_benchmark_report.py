@@ -113,6 +113,15 @@ def test_a_file_that_lacks_something_is_told(tmp_path):
         report.main(tmp_path)
 
 
+def test_damaged_rows_are_told(tmp_path):
+    told = dict.fromkeys(("command", "commit", "device", "device_name"), "one")
+    told |= {"versions": {}, "environment": {}, "settings": {"batch_size": 2}}
+    write_json(tmp_path / "penalty_cost.json", told | {"rows": [{"step": "none"}]})
+    with pytest.raises(SystemExit, match=r"error: .* holds damaged results \(KeyError\('kind'\)\)"):
+        report.main(tmp_path)
+    assert not (tmp_path / "report.md").exists()
+
+
 @pytest.mark.parametrize("name", ["comparison", "precision"])
 def test_a_report_of_something_else_stays(tmp_path, name):
     write_json(tmp_path / f"{name}.json", {"rows": []})

@@ -34,13 +34,17 @@ def write(folder: Path) -> list[Path]:
     """Write the report and its figures and return their paths.
 
     Raises:
-        ValueError: if the folder holds no results.
+        ValueError: if the folder holds no results, or damaged ones.
     """
     results = read(folder)
-    figures = plots.draw(folder, results)
+    try:
+        told = text(results)
+        figures = plots.draw(folder, results)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} holds damaged results ({error!r}): measure anew") from error
     report = folder / "report.md"
     with replacing(report) as partial:
-        partial.write_text(text(results), encoding="utf-8")
+        partial.write_text(told, encoding="utf-8")
     return [report, *figures]
 
 
