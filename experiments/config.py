@@ -10,6 +10,7 @@ from experiments import methods, models
 
 Norm = Literal["l2", "linf"]
 ORDERS: dict[str, float] = {"l2": 2, "linf": math.inf}
+NORM_NAMES = {"l2": "ℓ₂", "linf": "ℓ∞"}
 # What may follow a method's numbers, as in ``hessian:2,every=4``: the type, and what stands for
 # "not given".
 _OPTIONS: Mapping[str, tuple[Callable[[str], Any], Any]] = {

@@ -12,11 +12,12 @@ import tyro
 
 from experiments import runs
 from experiments.cells import measure_each
-from experiments.config import ORDERS, Norm
+from experiments.config import NORM_NAMES, ORDERS, Norm
 from experiments.data import Dataset
 from experiments.extras import of_extra
 from experiments.interruption import ending
-from experiments.parity import NAMES, balls
+from experiments.markdown import markdown
+from experiments.parity import balls
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import auto_attack
@@ -108,24 +109,20 @@ def crosscheck(
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as a Markdown table: accuracy under each attack / robust ones broken."""
     names = list(_ATTACKS["l2"])
-    lines = [
-        f"| data | model | method | ball | AutoAttack | {' | '.join(names)} |",
-        f"| --- | --- | --- | --- | --: |{' --: |' * len(names)}",
-    ]
+    rows = [["data", "model", "method", "ball", "AutoAttack", *names]]
     for cell in cells:
         found = cell["foolbox"]
-        values = [
+        rows.append([
             cell["data"], cell["model"], cell["method"],
-            f"{NAMES[cell['norm']]} {cell['epsilon']:g}", f"{100 * cell['robust']:.1f}",
+            f"{NORM_NAMES[cell['norm']]} {cell['epsilon']:g}", f"{100 * cell['robust']:.1f}",
             *(
                 f"{100 * found[name]['robust']:.1f} / {found[name]['broken']}"
                 if name in found
                 else "-"
                 for name in names
             ),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(values)} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return markdown(rows, words=4)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import tyro
 
 from experiments import runs
 from experiments.cells import measure_each
-from experiments.config import ORDERS, Norm
+from experiments.config import NORM_NAMES, ORDERS, Norm
 from experiments.data import Dataset
 from experiments.extras import of_extra
 from experiments.interruption import ending
+from experiments.markdown import markdown
 from experiments.twin import run_twin
 from hessjax import LpBall
 from hessjax.attacks import STANDARD, auto_attack
@@ -25,7 +26,6 @@ with of_extra("reference"):
     import torch
     from pyautoattack import AutoAttack
 
-NAMES = {"l2": "ℓ₂", "linf": "ℓ∞"}
 _REFERENCE_NORMS: dict[str, Literal["L2", "Linf"]] = {"l2": "L2", "linf": "Linf"}
 
 
@@ -137,19 +137,18 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
     """
     heads = ["data", "model", "method", "ball", "hessjax", "reference", "only one"]
     heads += ["hessjax, s", "reference, s", "ratio"]
-    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- | --- |" + " --: |" * 6]
+    rows = [heads]
     for cell in cells:
         robust, only = cell["robust"], cell["only_robust"]
         ours, theirs = (cell["seconds"][name]["processor"] for name in ("hessjax", "reference"))
-        values = [
+        rows.append([
             cell["data"], cell["model"], cell["method"],
-            f"{NAMES[cell['norm']]} {cell['epsilon']:g}",
+            f"{NORM_NAMES[cell['norm']]} {cell['epsilon']:g}",
             f"{100 * robust['hessjax']:.1f}", f"{100 * robust['reference']:.1f}",
             f"{only['hessjax']} / {only['reference']}",
             f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(values)} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return markdown(rows, words=4)
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from experiments.canvas import Style, radius_name, style
+from experiments.config import NORM_NAMES
+from experiments.markdown import markdown
 from experiments.reading import auto_radii_of, radii_of
 
-_NORMS = {"l2": "ℓ₂", "linf": "ℓ∞"}
 _NOTHING = "-"
 
 
@@ -73,8 +74,8 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
         [
             *(["network"] if several else []),
             *("method", "strength", "clean"),
-            *(f"{_NORMS[norm]} {radius_name(radius)}" for norm, radius in radii),
-            *(f"AA {_NORMS[norm]} {radius_name(radius)}" for norm, radius in strongest),
+            *(f"{NORM_NAMES[norm]} {radius_name(radius)}" for norm, radius in radii),
+            *(f"AA {NORM_NAMES[norm]} {radius_name(radius)}" for norm, radius in strongest),
             *(["masking"] if strongest else []),
             *(() if brief else ("mean ‖g‖₂", "mean ‖H‖")),
             *(["time/step"] if timed else []),
@@ -111,7 +112,7 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
                 str(len(runs)),
             ]
         )
-    return _aligned(rows, words)
+    return markdown(rows, words)
 
 
 def apgd_table(comparison: dict[str, Any]) -> str:
@@ -119,7 +120,7 @@ def apgd_table(comparison: dict[str, Any]) -> str:
     methods = [m for m in _in_rows(group(comparison)) if all(run["apgd"] for run in m.runs)]
     radii, several = radii_of(comparison), any(method.network for method in methods)
     head = [*(["network"] if several else []), "method", "strength"]
-    rows = [[*head, *(f"{_NORMS[norm]} {radius_name(radius)}" for norm, radius in radii)]]
+    rows = [[*head, *(f"{NORM_NAMES[norm]} {radius_name(radius)}" for norm, radius in radii)]]
     for method in methods:
         run = method.runs[0]
         words = [run["method"], _setting(run["strength"], run["step"], *run.get("options", ()))]
@@ -127,7 +128,7 @@ def apgd_table(comparison: dict[str, Any]) -> str:
             _percent([run["apgd"][norm][radius] for run in method.runs]) for norm, radius in radii
         ]
         rows.append([*([method.network] if several else []), *words, *accuracies])
-    return _aligned(rows, len(head)) if methods else ""
+    return markdown(rows, len(head)) if methods else ""
 
 
 def _in_rows(methods: Sequence[Method]) -> list[Method]:
@@ -141,21 +142,6 @@ def _in_rows(methods: Sequence[Method]) -> list[Method]:
         return names.index(names[i]), families.index(families[i]), *numbers
 
     return [methods[i] for i in sorted(range(len(methods)), key=place)]
-
-
-def _aligned(rows: Sequence[Sequence[str]], words: int) -> str:
-    """Return rows as Markdown, so many columns of words first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # The columns of words stand left, the numbers right.
-    aligned = [
-        [
-            cell.ljust(width) if i < words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-    rule = [":" + "-" * (w - 1) if i < words else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [aligned[0], rule, *aligned[1:]])
 
 
 def _relative_time(method: Method, methods: Sequence[Method]) -> str:

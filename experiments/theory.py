@@ -19,6 +19,7 @@ from experiments.data import Dataset
 from experiments.distances import ESTIMATES, measure
 from experiments.files import read_arrays, write_arrays
 from experiments.interruption import ending
+from experiments.markdown import markdown
 from experiments.trends import Distances, calibration
 
 _ARRAYS = "distances.npz"
@@ -174,36 +175,26 @@ def summary(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the summaries as a Markdown table: means over the networks of a method."""
-    lines = [
-        "| data | method | found | ‖H‖ | "
-        + " | ".join(f"{name.replace('_', ' ')}: ρ, ratio, too large" for name in ESTIMATES)
-        + " | ρ of ‖H‖ | off | warned | false alarms | seeds |",
-        f"| --- | --- | --: | --: |{' --: |' * (len(ESTIMATES) + 5)}",
-    ]
+    heads = ["data", "method", "found", "‖H‖"]
+    heads += [f"{name.replace('_', ' ')}: ρ, ratio, too large" for name in ESTIMATES]
+    rows = [[*heads, "ρ of ‖H‖", "off", "warned", "false alarms", "seeds"]]
     alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for cell, label in zip(cells, _labels(cells), strict=True):
         key = (cell["data"], label, cell.get("model"), cell.get("num_examples"))
         alike.setdefault(key, []).append(cell)
     for (data, method, _, _), networks in alike.items():
         mean = partial(_mean, networks)
-        told = [
+        row = [data, method, f"{mean('found'):.2f}", f"{mean('hessian_norm'):.3g}"]
+        row += [
             f"{_rounded(mean('estimates', name, 'rank_correlation'))}, "
             f"{_rounded(mean('estimates', name, 'ratio'))}, "
             f"{_share(mean('estimates', name, 'too_large'))}"
             for name in ESTIMATES
         ]
-        values = [
-            data,
-            method,
-            f"{mean('found'):.2f}",
-            f"{mean('hessian_norm'):.3g}",
-            *told,
-            _rounded(mean("curvature_correlation")),
-            *(_share(mean(name)) for name in ("off", "warned", "false_alarms")),
-            f"{len(networks)}",
-        ]
-        lines.append(f"| {' | '.join(values)} |")
-    return "\n".join(lines)
+        row += [_rounded(mean("curvature_correlation"))]
+        row += [_share(mean(name)) for name in ("off", "warned", "false_alarms")]
+        rows.append([*row, f"{len(networks)}"])
+    return markdown(rows, words=2)
 
 
 def _labels(cells: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -82,11 +82,13 @@ def store(directory, content, landscapes):
     return directory
 
 
+def columns(markdown):
+    """Return the cells of a table's lines, without what aligns them."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+
+
 def cells(directory):
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table(read(directory)).splitlines()
-    ]
+    return columns(table(read(directory)))
 
 
 def numbered_runs(runs):

@@ -7,6 +7,7 @@ import pytest
 from experiments.benchmarks import estimates, plots, report, targets
 from experiments.benchmarks.steps import CHUNKED
 from experiments.files import write_json
+from tests.stored import columns
 
 
 def test_steps_in_bfloat16_are_no_steps_in_float32():
@@ -58,13 +59,12 @@ def test_networks_of_one_name_have_columns_of_their_own(tmp_path):
         | {"error": {"mean": mean, "percentile_95": mean}}
         for weights, mean in (("one", 0.01), ("two", 0.02))
     ]
-    head, _, line = report.estimate_table([], rows).splitlines()
-    assert head.endswith(
-        "| digits mlp gelu, none, 1 epoch, one | digits mlp gelu, none, 1 epoch, two |"
-    )
-    assert line.endswith("| 1.0 / 1.0 | 2.0 / 2.0 |")
-    [alone, _, _] = report.estimate_table([], rows[:1]).splitlines()
-    assert alone.endswith("| digits mlp gelu, none, 1 epoch |")
+    head, _, line = columns(report.estimate_table([], rows))
+    name = "digits mlp gelu, none, 1 epoch"
+    assert head[1:] == [f"{name}, one", f"{name}, two"]
+    assert line[1:] == ["1.0 / 1.0", "2.0 / 2.0"]
+    [alone, _, _] = columns(report.estimate_table([], rows[:1]))
+    assert alone[1:] == [name]
     drawn = []
 
     def save(page, _):
@@ -75,6 +75,30 @@ def test_networks_of_one_name_have_columns_of_their_own(tmp_path):
         plots.accuracy(tmp_path / "estimates.png", rows)
     titles = [title for title in drawn if "epochs" in title]
     assert titles == [f"digits, mlp gelu\nnone, epochs: 1, {name}" for name in ("one", "two")]
+
+
+def test_curves_look_as_in_the_legend(tmp_path, monkeypatch):
+    told = {"kind": "error", "data": "digits", "model": "mlp", "activation": "gelu", "epochs": 1}
+    rows = [
+        {**told, "method": "none", "estimate": f"{solver}, {start}, {products}"}
+        | {"error": {"mean": 0.1, "percentile_95": 0.2}}
+        for solver in ("power", "Lanczos")
+        for start in ("gradient", "random")
+        for products in (3, 5)
+    ]
+    pages = []
+    monkeypatch.setattr(plots, "save", lambda page, _: pages.append(page))
+    plots.accuracy(tmp_path / "estimates.png", rows)
+
+    def looks(lines):
+        names = ("color", "marker", "linestyle", "fillstyle")
+        return {tuple(getattr(line, f"get_{name}")() for name in names) for line in lines}
+
+    _, body, footer = pages[0].subfigs
+    [axes] = body.axes
+    drawn = looks(line for line in axes.get_lines() if line.get_marker() != "None")
+    assert len(drawn) == 4
+    assert looks(footer.legends[0].get_lines()) == drawn
 
 
 def test_targets_are_ratios_of_what_was_measured():

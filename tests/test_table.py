@@ -9,7 +9,7 @@ from experiments.files import write_json
 from experiments.reading import joined, read
 from experiments.table import apgd_table, group, table
 from experiments.words import explained
-from tests.stored import cells, comparison, numbered_runs, run, store
+from tests.stored import cells, columns, comparison, numbered_runs, run, store
 
 
 def test_table_holds_hand_computed_means_and_sample_deviations(directory):
@@ -46,11 +46,9 @@ def test_table_tells_autoattack_and_how_often_masking_was_seen(directory):
     place = head.index("AA ℓ∞ 0.1")
     assert head[place + 1] == "masking"
     assert [row[place : place + 2] for row in rows] == [["30.0 ± 7.1", "1 of 2"], ["50.0", "none"]]
-    head, _, first, _ = table(read(directory), brief=True).splitlines()
-    names = ["method", "strength", "clean", "AA ℓ∞ 0.1", "masking", "time/step", "seeds"]
-    assert [cell.strip() for cell in head.strip("|").split("|")] == names
-    values = [cell.strip() for cell in first.strip("|").split("|")]
-    assert values == ["none", "-", "90.5 ± 0.7", "30.0 ± 7.1", "1 of 2", "1.00×", "2"]
+    head, _, first, _ = columns(table(read(directory), brief=True))
+    assert head == ["method", "strength", "clean", "AA ℓ∞ 0.1", "masking", "time/step", "seeds"]
+    assert first == ["none", "-", "90.5 ± 0.7", "30.0 ± 7.1", "1 of 2", "1.00×", "2"]
     del runs[1]["auto"]["linf"]["0.1"]["verdict"]
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"AutoAttack's part of run 1 .* lacks verdict"):

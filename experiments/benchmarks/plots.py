@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 
 from experiments.benchmarks import labels
 from experiments.benchmarks.estimates import PRODUCTS
@@ -69,7 +68,7 @@ def scaling(path: Path, content: Mapping[str, Any]) -> Path:
                 for row in rows
                 if row["step"] == name and row[other] == fixed
             )
-            _line(axes, points, _STEPS[name][1])
+            axes.plot(*zip(*points, strict=True), lw=2, ms=8, **style(_STEPS[name][1]).curve)
         axes.set(xscale="log", yscale="log", xlabel=label.format(fixed))
         axes.set_xticks(ticks := sorted({row[key] for row in rows}), map(str, ticks))
         axes.minorticks_off()
@@ -80,13 +79,6 @@ def scaling(path: Path, content: Mapping[str, Any]) -> Path:
     left.set_yticks(ticks, map(str, ticks))
     save(page, path)
     return path
-
-
-def _line(axes: Axes, points: Sequence[tuple[float, float]], method: str) -> None:
-    look = style(method)
-    axes.plot(
-        *zip(*points, strict=True), color=look.color, marker=look.marker, ls=look.line, lw=2, ms=8
-    )
 
 
 def accuracy(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -115,21 +107,16 @@ def accuracy(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
                 for row, name in zip(errors, named, strict=True)
                 if name == network and _series(row["estimate"]) == (solver, start)
             )
-            look = _look(solver, start)
-            axes.plot(
-                *zip(*points, strict=True),
-                color=look.color,
-                marker=look.marker,
-                ls=look.line,
-                lw=2,
-                ms=7,
-            )
+            axes.plot(*zip(*points, strict=True), lw=2, ms=7, **_look(solver, start).curve)
         axes.axhline(0.05, color="black", lw=1, ls=":")
         axes.set_title(network, fontsize=11)
         axes.set(yscale="log", ylim=(8e-5, 1.5), xticks=PRODUCTS)
         axes.grid(visible=True)
     for axes in list(grid.flat)[len(networks) :]:
         axes.set_visible(False)
+    # The lowest of every column tells the numbers of products: some columns end early.
+    for axes in list(grid.flat)[max(0, len(networks) - columns) : len(networks)]:
+        axes.tick_params(labelbottom=True)
     body.supxlabel("Hessian-vector products", size=14)
     body.supylabel("mean relative error", size=14)
     save(page, path)

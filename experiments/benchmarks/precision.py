@@ -22,6 +22,7 @@ from experiments.data import Dataset, check_count
 from experiments.evaluate import attack_settings
 from experiments.files import read_json
 from experiments.interruption import ending
+from experiments.markdown import markdown
 from experiments.robustness import withstood
 from experiments.train import data_of
 from hessjax import (
@@ -227,28 +228,21 @@ def _values(apply: Apply, run: runs.Run, dataset: Dataset, penalty: Penalty) -> 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as three Markdown tables: steps, accuracies and errors of the norms."""
-    lines = [
-        "| network | step | time | temporary MB | kept MB |",
-        "| --- | --- | --: | --: | --: |",
-    ]
+    steps = [["network", "step", "time", "temporary MB", "kept MB"]]
     for row in (row for row in rows if row["kind"] == "step"):
         shape = "×".join(map(str, row["input_shape"]))
-        values = [
+        steps.append([
             f"{row['model']}, {row['activation']}, {shape}", row["step"],
             f"{row['plain_steps']:.2f}×",
             *(f"{row[key] / 1e6:.1f}" for key in ("temporary_bytes", "kept_bytes")),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(values)} |")
-    lines += ["", "| data | method | seed | trained in | evaluated in | clean | changed | PGD |"]
-    lines += ["| --- | --- | --: | --- | --- | --: | --: | --: |"]
-    for row in (row for row in rows if "evaluated" in row):
-        lines.append(
-            f"| {row['data']} | {row['method']} | {row['seed']} | {row['trained']} "
-            f"| {row['evaluated']} | {100 * row['clean']:.2f} | {row['changed']} "
-            f"| {100 * row['robust']:.1f} |"
-        )
-    lines += ["", f"| data | method | seed | trained in | {' | '.join(QUANTITIES)} |"]
-    lines += [f"| --- | --- | --: | --- |{' --: |' * len(QUANTITIES)}"]
+        ])  # fmt: skip
+    named = ["data", "method", "seed", "trained in"]
+    accuracies = [[*named, "evaluated in", "clean", "changed", "PGD"]]
+    accuracies += [
+        [*(str(row[key]) for key in ("data", "method", "seed", "trained", "evaluated")),
+         f"{100 * row['clean']:.2f}", str(row["changed"]), f"{100 * row['robust']:.1f}"]
+        for row in rows if "evaluated" in row
+    ]  # fmt: skip
     # By the weights, too, which older rows do not tell: networks of one line may be several.
     errors: dict[tuple[str, ...], dict[str, str]] = {}
     for row in (row for row in rows if "quantity" in row):
@@ -256,9 +250,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         shown = (row["data"], row["method"], str(row["seed"]), row["trained"])
         key = (*shown, row.get("weights", ""))
         errors.setdefault(key, {})[row["quantity"]] = told
-    for (*shown, _), found in errors.items():
-        lines.append(f"| {' | '.join([*shown, *(found[name] for name in QUANTITIES)])} |")
-    return "\n".join(lines)
+    off = [[*named, *QUANTITIES]]
+    off += [
+        [*shown, *(found[name] for name in QUANTITIES)] for (*shown, _), found in errors.items()
+    ]
+    return "\n\n".join([markdown(steps, 2), markdown(accuracies, 5), markdown(off, 4)])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from experiments.benchmarks import labels, plots, records, targets
 from experiments.benchmarks.estimates import DEFAULT
 from experiments.files import read_json, replacing
 from experiments.interruption import ending
+from experiments.markdown import markdown
 from experiments.reading import require
 
 Row = Mapping[str, Any]
@@ -86,12 +87,6 @@ def _origin(content: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, the first column left, the others right."""
-    lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _number(value: float | None, form: str = ".2f") -> str:
     return _NOTHING if value is None else format(value, form)
 
@@ -113,7 +108,7 @@ def _penalty_section(content: Mapping[str, Any]) -> list[str]:
     ]
     if ratios := targets.measured(rows):
         heads = ["ratio, of time where nothing else is said", "network", "wanted", "measured"]
-        parts += [markdown(heads, ratios), ""]
+        parts += [markdown([heads, *ratios], words=3), ""]
     for name in dict.fromkeys(map(labels.architecture, steps)):
         own = [row for row in steps if labels.architecture(row) == name]
         parts += [f"### {name}\n", step_table(own), ""]
@@ -158,7 +153,7 @@ def step_table(rows: Iterable[Row]) -> str:
         for row in rows
     ]
     heads = ["step", "ms", "time", "operations", "memory", "compile, s"]
-    return markdown(heads, lines)
+    return markdown([heads, *lines])
 
 
 def _quartiles(row: Row, unit: float) -> str:
@@ -189,7 +184,7 @@ def estimate_table(steps: Sequence[Row], errors: Sequence[Row]) -> str:
             )
         lines.append(cells)
     heads = ["estimate", *(f"time, {name}" for name in architectures), *networks]
-    return markdown(heads, lines)
+    return markdown([heads, *lines])
 
 
 def _scaling_section(content: Mapping[str, Any]) -> list[str]:
@@ -207,7 +202,7 @@ def _scaling_section(content: Mapping[str, Any]) -> list[str]:
             "head. Larger images are averaged to 28×28 first, and for more classes the hidden "
             "layer is narrower, so that the network's operations stay.\n"
         ),
-        markdown(heads, lines),
+        markdown([heads, *lines]),
         "\n![scaling](scaling.png)\n",
     ]
 
@@ -231,7 +226,7 @@ def _hvp_section(content: Mapping[str, Any]) -> list[str]:
             for form in dict.fromkeys(row["form"] for row in own)
         ]
         heads = ["form", *(f"batch {size}" for size in sizes)]
-        parts += [f"### {model.upper()}, {dtype}\n", markdown(heads, lines), ""]
+        parts += [f"### {model.upper()}, {dtype}\n", markdown([heads, *lines]), ""]
     return parts
 
 
@@ -263,7 +258,7 @@ def _attack_section(content: Mapping[str, Any]) -> list[str]:
             f"On the first {content['settings']['num_examples']} test images, scaled to 1,000; "
             f"median of {content['settings']['repeats']}.\n"
         ),
-        markdown(heads, lines),
+        markdown([heads, *lines]),
         "",
     ]
 

@@ -1,0 +1,24 @@
+"""A Markdown table that can be read as it stands, too."""
+
+from collections.abc import Sequence
+
+
+def markdown(rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Return rows, the heads first, as a table: so many columns of words, then numbers.
+
+    >>> print(markdown([["method", "clean"], ["none", "9.5"]]))
+    | method | clean |
+    | :----- | ----: |
+    | none   |   9.5 |
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # The columns of words stand left, the numbers right.
+    head, *lines = [
+        [
+            cell.ljust(width) if i < words else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    rule = [":" + "-" * (w - 1) if i < words else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *lines])
