@@ -20,10 +20,6 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], Any]] = {
     "parts": (int, 1),
     "num_steps": (int, None),
 }
-# Strengths other than 1 that no data set has tuned.
-_UNTUNED = {"jacobian": 0.01, "jacobian-operator": 0.1, "hot": 100}
-# The second weights of the methods that have two.
-_SECOND = {"gradient-hessian": 1.0, "trades": 6.0}
 
 
 @dataclass(frozen=True)
@@ -32,9 +28,8 @@ class Recipe:
 
     Attributes:
         epochs, batch_size, warmup_epochs: as in `Setup`.
-        strengths: of the methods for which it is not 1; which ones are tuned, on a validation
-            split, is told in experiments/README.md.
-        weights: the second ones, of the methods that have two.
+        strengths: of the methods for which it is not the usual one; which ones are tuned, on a
+            validation split, is told in experiments/README.md.
         step: h of the methods that take a step, in input units.
         steps: likewise, of those methods for which it is another.
         radii: ε by norm, for evaluating.
@@ -43,8 +38,7 @@ class Recipe:
     epochs: int = 6
     batch_size: int = 256
     warmup_epochs: float = 2
-    strengths: Mapping[str, float] = field(default_factory=lambda: _UNTUNED)
-    weights: Mapping[str, float] = field(default_factory=lambda: _SECOND)
+    strengths: Mapping[str, float] = field(default_factory=dict)
     step: float = 1.0
     steps: Mapping[str, float] = field(default_factory=dict)
     radii: Mapping[str, Sequence[float]] = field(
@@ -61,7 +55,6 @@ RECIPES = {
     ),
     "mnist": Recipe(
         strengths={
-            **_UNTUNED,
             "gradient": 12,
             "hessian": 6,
             "hessian-cheap": 6,
@@ -78,7 +71,6 @@ RECIPES = {
     "fashion_mnist": Recipe(
         epochs=5,
         strengths={
-            **_UNTUNED,
             "gradient": 2,
             "hessian": 1.1,
             "hessian-cheap": 1.1,
@@ -177,20 +169,18 @@ class Config(Setup):
             # A shorter training warms up in the same part of it.
             "warmup_epochs": defaults.warmup_epochs * min(1, epochs / defaults.epochs),
         }
+        offered = {
+            "strength": (method.strength, defaults.strengths.get(self.method, method.usual)),
+            "step": (method.takes_step, defaults.steps.get(self.method, defaults.step)),
+            "weight": (method.weight, method.usual_weight),
+        }
+        for name, (taken, usual) in offered.items():
+            if taken:
+                known[name] = usual
+            elif (value := getattr(self, name)) is not None:
+                raise ValueError(f"the method {self.method!r} takes no {name}, got {value:g}")
         if method.takes_ball and self.norm == "linf":
             known["strength"] = defaults.radii["linf"][len(defaults.radii["linf"]) // 2]
-        elif method.strength is not None:
-            known["strength"] = defaults.strengths.get(self.method, 1)
-        elif self.strength is not None:
-            raise ValueError(f"the method {self.method!r} has no strength, got {self.strength:g}")
-        if method.takes_step:
-            known["step"] = defaults.steps.get(self.method, defaults.step)
-        elif self.step is not None:
-            raise ValueError(f"the method {self.method!r} takes no step, got {self.step:g}")
-        if method.weight is not None:
-            known["weight"] = defaults.weights[self.method]
-        elif self.weight is not None:
-            raise ValueError(f"the method {self.method!r} takes no weight, got {self.weight:g}")
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **missing)
         config.check()
@@ -234,7 +224,7 @@ class Config(Setup):
             raise ValueError(f"strength, the {method.strength}, must be positive, got 0")
         if self.norm != "l2" and not method.takes_ball:
             raise ValueError(f"the method {self.method!r} has no ball, got norm={self.norm}")
-        if self.num_steps is not None and not method.takes_steps:
+        if self.num_steps is not None and not method.takes_num_steps:
             raise ValueError(
                 f"the method {self.method!r} takes no attack's steps, "
                 f"got num_steps={self.num_steps}"

@@ -70,9 +70,11 @@ class Method(NamedTuple):
         build: ``(apply, setting) -> objective``.
         strength: what the strength is, in a word or two; None if there is none.
         weight: what the second weight is, likewise.
+        usual: the strength for a data set that has none of its own.
+        usual_weight: likewise the second weight.
         takes_step: whether it takes a finite step.
         takes_ball: whether it trains for a ball of either norm, with the radius as its strength.
-        takes_steps: whether the number of its attack's steps can be chosen.
+        takes_num_steps: whether the number of its attack's steps can be chosen.
         positive: whether its strength must not be 0.
         penalizes: whether it adds a penalty, which can be left to some of the steps or examples.
     """
@@ -80,9 +82,11 @@ class Method(NamedTuple):
     build: Callable[[Apply, Setting], Objective]
     strength: str | None
     weight: str | None = None
+    usual: float = 1.0
+    usual_weight: float | None = None
     takes_step: bool = False
     takes_ball: bool = False
-    takes_steps: bool = False
+    takes_num_steps: bool = False
     positive: bool = False
     penalizes: bool = True
 
@@ -181,9 +185,11 @@ METHODS = {
         _inside,
         "ε of the surrogate at x + hĝ, the end of one step or of several",
         takes_step=True,
-        takes_steps=True,
+        takes_num_steps=True,
     ),
-    "gradient-hessian": Method(_two_weights, "weight of ‖∇f‖₂", "weight of ‖∇²f‖"),
+    "gradient-hessian": Method(
+        _two_weights, "weight of ‖∇f‖₂", "weight of ‖∇²f‖", usual_weight=1.0
+    ),
     "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),
     "hessian-only-lanczos": Method(
         partial(_hessian_only, solver=_FIVE["lanczos"]), "weight of ‖∇²f‖, five Lanczos products"
@@ -217,6 +223,7 @@ METHODS = {
     "jacobian": Method(
         partial(_penalized, name="jacobian_norm", penalty=jacobian_squared_frobenius_norm),
         "weight of ‖J‖²_F",
+        usual=0.01,
     ),
     "jacobian-operator": Method(
         partial(
@@ -225,6 +232,7 @@ METHODS = {
             penalty=partial(jacobian_operator_norm, solver=_FIVE["lanczos"]),
         ),
         "weight of ‖J‖, five Lanczos products",
+        usual=0.1,
     ),
     "gauss-newton": Method(
         partial(_penalized, name="gauss_newton_norm", penalty=gauss_newton_operator_norm),
@@ -234,7 +242,7 @@ METHODS = {
         partial(_attacked, attack=adversarial.by_pgd),
         f"ε of PGD-{adversarial.STEPS} training",
         takes_ball=True,
-        takes_steps=True,
+        takes_num_steps=True,
         positive=True,
         penalizes=False,
     ),
@@ -242,8 +250,9 @@ METHODS = {
         _trades,
         f"ε of TRADES, PGD of {adversarial.STEPS} steps",
         "weight β of the divergence",
+        usual_weight=6.0,
         takes_ball=True,
-        takes_steps=True,
+        takes_num_steps=True,
         positive=True,
     ),
     # The last two mask gradients rather than withstand: an evaluation has to find them out.
@@ -254,7 +263,9 @@ METHODS = {
         positive=True,
         penalizes=False,
     ),
-    "hot": Method(_hot, "temperature of the cross-entropy", positive=True, penalizes=False),
+    "hot": Method(
+        _hot, "temperature of the cross-entropy", usual=100.0, positive=True, penalizes=False
+    ),
 }
 
 

@@ -94,7 +94,7 @@ def test_a_wrong_method_is_told(text, message):
         ({"method": "ridge"}, "unknown method 'ridge': there are none, "),
         ({"strength": -1.0}, "strength must be a finite number, at least 0, got -1"),
         ({"strength": math.nan}, "strength must be a finite number, at least 0, got nan"),
-        ({"method": "none", "strength": 1.0}, "the method 'none' has no strength, got 1"),
+        ({"method": "none", "strength": 1.0}, "the method 'none' takes no strength, got 1"),
         ({"step": 1.0}, "the method 'hessian' takes no step, got 1"),
         ({"method": "finite-step", "step": 0.0}, "step must be a finite positive number, got 0"),
         ({"method": "adversarial", "strength": 0.0}, "strength, the ε of PGD.* positive, got 0"),
