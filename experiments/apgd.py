@@ -1,7 +1,6 @@
 """APGD on a trained network, at every radius: the first two attacks of AutoAttack."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import devices, provenance, runs
+from experiments import provenance, runs
 from experiments.config import ORDERS
 from experiments.data import Dataset, check_count
-from experiments.files import number_key, read_json, write_json
+from experiments.files import kept, number_key, write_json
 from experiments.processes import led, progress_bar
 from hessjax import LpBall
+from hessjax._placement import replicated
 from hessjax.attacks import STANDARD, AttackResult, auto_attack
 from hessjax.attacks.autoattack import ROBUST
 
@@ -44,13 +44,12 @@ def evaluate(
         ``robust``, by norm and radius, and ``commit``, the code that attacked.
     """
     check_count("num_examples", num_examples, dataset)
-    path, told = run.path / "apgd.json", {"num_examples": num_examples, "seed": run.config.seed}
-    content = _earlier(path, told)
+    path = run.path / "apgd.json"
+    settings = {"num_examples": num_examples, "seed": run.config.seed}
+    content = {**settings, "robust": {}, **led(kept)(path, settings)}
     x = jnp.asarray(dataset.test_images[:num_examples])
     y = jnp.asarray(dataset.test_labels[:num_examples])
-    logits_fn = jax.tree_util.Partial(run.apply, run.params)
-    if mesh is not None:
-        logits_fn, x, y = devices.replicated(mesh, (logits_fn, x, y))
+    logits_fn, x, y = replicated(mesh, (run.logits_fn, x, y))
     for norm, values in radii.items():
         names = sorted(map(number_key, values), key=float)
         if set(names) - set(content["robust"].get(norm, {})):
@@ -97,10 +96,3 @@ def _withstood(
             resume = AttackResult(x, jnp.asarray(~robust), jnp.asarray(broken_by), distance, ())
             bar.update()
             yield radius, robust
-
-
-@led
-def _earlier(path: Path, told: dict[str, Any]) -> dict[str, Any]:
-    found = read_json(path) if path.is_file() else {}
-    same = all(found.get(name) == value for name, value in told.items())
-    return found if same and "robust" in found else {**told, "robust": {}}

@@ -1,7 +1,6 @@
 """AutoAttack on a trained network: curves over the radius, resumable, with a verdict on each."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import devices, masking, provenance, runs
+from experiments import masking, provenance, runs
 from experiments.config import ORDERS
 from experiments.data import Dataset, check_count
-from experiments.files import number_key, read_arrays, read_json, write_arrays, write_json
+from experiments.files import kept, number_key, read_arrays, write_arrays, write_json
 from experiments.processes import leads, led, progress_bar
 from hessjax import LpBall
+from hessjax._placement import replicated
 from hessjax.attacks import PLUS, STANDARD, Attack, AttackResult, Progress, auto_attack
 from hessjax.attacks.autoattack import MISCLASSIFIED, ROBUST
 
@@ -80,9 +80,7 @@ def evaluate(
     count = attack["num_examples"] or len(dataset.test_labels)
     x, y = jnp.asarray(dataset.test_images[:count]), jnp.asarray(dataset.test_labels[:count])
     key = jax.random.key(attack["seed"])
-    logits_fn = jax.tree_util.Partial(run.apply, run.params)
-    if mesh is not None:
-        logits_fn, x, y = devices.replicated(mesh, (logits_fn, x, y))
+    logits_fn, x, y = replicated(mesh, (run.logits_fn, x, y))
     content, arrays = _earlier(run.path, attack)
     smaller: AttackResult | None = None
     for radius in sorted(set(radii)):
@@ -228,19 +226,14 @@ def _part(path: Path, identity: str) -> dict[str, Any] | None:
 @led
 def _earlier(path: Path, attack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what earlier calls with the same settings found."""
-    files = path / "auto_attack.json", path / "auto_attack.npz"
-    nothing: dict[str, Any] = {"attack": attack, "results": {}}
-    if not all(file.is_file() for file in files):
-        return nothing, {}
+    archive = path / "auto_attack.npz"
+    content = kept(path / "auto_attack.json", {"attack": attack}) if archive.is_file() else {}
+    if not content:
+        return {"attack": attack, "results": {}}, {}
     try:
-        content, arrays = read_json(files[0]), read_arrays(files[1])
+        return content, read_arrays(archive)
     except ValueError as error:
         raise ValueError(f"{error}: delete it to attack anew") from error
-    if content.get("attack") == attack:
-        return content, arrays
-    if content.get("results"):
-        print(f"{files[0]}: replacing results of other settings", file=sys.stderr)
-    return nothing, {}
 
 
 def _names(attack: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from experiments.extras import of_extra
 from experiments.interruption import ending
 from experiments.markdown import markdown
 from experiments.parity import balls
-from experiments.twin import run_twin
+from experiments.twin import run_twin, twin_batch
 from hessjax import LpBall
 from hessjax.attacks import auto_attack
 
@@ -91,13 +91,10 @@ def crosscheck(
     """
     model = PyTorchModel(run_twin(run), bounds=(0, 1), device="cpu")
     images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
-    ours = np.asarray(
-        auto_attack(
-            jax.tree_util.Partial(run.apply, run.params), jnp.asarray(images), jnp.asarray(labels),
-            LpBall(epsilon, ORDERS[norm]), jax.random.key(run.config.seed),
-        ).robust
-    )  # fmt: skip
-    tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
+    ball, key = LpBall(epsilon, ORDERS[norm]), jax.random.key(run.config.seed)
+    result = auto_attack(run.logits_fn, jnp.asarray(images), jnp.asarray(labels), ball, key)
+    ours = np.asarray(result.robust)
+    tensors = twin_batch(images, labels)
     found = {}
     for name, attack in _ATTACKS[norm].items():
         torch.manual_seed(0)

@@ -1,14 +1,8 @@
 """Train and attack on all devices, of this process and of others."""
 
-from typing import TypeVar
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-from hessjax import _placement
-
-Tree = TypeVar("Tree")
 
 
 def mesh(count: int | None = None) -> Mesh:
@@ -28,11 +22,6 @@ def mesh(count: int | None = None) -> Mesh:
     if jax.process_count() > 1 and count < len(devices):
         raise ValueError(f"num_devices must be all {len(devices)} of all processes, got {count}")
     return jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=devices[:count])
-
-
-def replicated(mesh: Mesh, tree: Tree) -> Tree:
-    """Return a tree of arrays and keys, the same in every process, whole on each device."""
-    return _placement.replicated(mesh, tree)
 
 
 def sharded(mesh: Mesh, batch: tuple) -> tuple:

@@ -14,7 +14,7 @@ from experiments.batchwise import in_batches
 from experiments.data import Dataset
 from experiments.extras import of_extra
 from experiments.models import Params
-from experiments.twin import run_twin
+from experiments.twin import run_twin, twin_batch
 from hessjax import LpBall, hessian_operator, lanczos
 from hessjax._compilation import compiled
 from hessjax._numerics import PyTree, ScalarFunction, safe_norm
@@ -181,7 +181,7 @@ def _by_fab(network: _Network, params: Params, example: _Example) -> dict[str, j
 def _by_ddn(twin: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the distances of the points that DDN finds, infinite where there is none."""
     model = PyTorchModel(twin, bounds=(0, 1), device="cpu")
-    tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
+    tensors = twin_batch(images, labels)
     torch.manual_seed(0)
     found, _, success = DDNAttack(steps=_DDN_STEPS)(model, *tensors, epsilons=None)
     distance = np.sqrt(np.sum((found.numpy() - tensors[0].numpy()) ** 2, axis=(1, 2, 3)))

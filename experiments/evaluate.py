@@ -1,7 +1,6 @@
 """Evaluate a trained network: accuracy clean and under attack, gradient and curvature."""
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from experiments import auto, devices, provenance, runs
 from experiments.config import ORDERS, Norm, kind_of_images, recipe
 from experiments.data import Dataset
-from experiments.files import number_key, read_json, write_arrays, write_json
+from experiments.files import kept, number_key, write_arrays, write_json
 from experiments.interruption import ending
 from experiments.landscape import landscape
 from experiments.processes import led, progress_bar, start
@@ -201,7 +200,7 @@ def evaluate(
         latter by ten Lanczos products, from below); ``radii``, ``attack``, the ``shown`` ball of
         the landscape, ``seconds``, and where they were measured.
     """
-    earlier = _earlier(run.path, attack)
+    earlier = led(kept)(run.path / "evaluation.json", {"attack": attack})
     here = provenance.extended(earlier)
     start = {"num_test": len(dataset.test_labels), "robust": {}, "radii": {}, "seconds": 0.0}
     result: dict[str, Any] = {**start, **here, **earlier, "attack": attack}
@@ -243,21 +242,6 @@ def evaluate(
         result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
         led(write_json)(run.path / "evaluation.json", result)
     return result
-
-
-@led
-def _earlier(path: Path, attack: dict[str, Any]) -> dict[str, Any]:
-    """Return what an earlier evaluation by the same attack found, or nothing."""
-    file = path / "evaluation.json"
-    try:
-        found = read_json(file) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{error}: delete it to evaluate anew") from error
-    if found.get("attack") == attack:
-        return found
-    if found:
-        print(f"{file}: replacing results of other settings", file=sys.stderr)
-    return {}
 
 
 def _accuracies(

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,25 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} holds no JSON dictionary: {error}") from error
+
+
+def kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file holds, if it holds these settings, too, and nothing otherwise.
+
+    That results of other settings are about to be replaced is told.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{error}: delete it to measure anew") from error
+    if all(content.get(name) == value for name, value in settings.items()):
+        return content
+    if content:
+        print(f"{path}: replacing results of other settings", file=sys.stderr)
+    return {}
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from experiments.data import Dataset
 from experiments.extras import of_extra
 from experiments.interruption import ending
 from experiments.markdown import markdown
-from experiments.twin import run_twin
+from experiments.twin import run_twin, twin_batch
 from hessjax import LpBall
 from hessjax.attacks import STANDARD, auto_attack
 
@@ -103,7 +103,6 @@ def compare(
     twin = run_twin(run)
     images, labels = dataset.test_images[:num_examples], dataset.test_labels[:num_examples]
     x, y = jnp.asarray(images), jnp.asarray(labels)
-    logits_fn = jax.tree_util.Partial(run.apply, run.params)
     ball, key = LpBall(epsilon, ORDERS[norm]), jax.random.key(run.config.seed)
 
     seconds: dict[str, dict[str, float]] = {}
@@ -111,10 +110,10 @@ def compare(
         short = tuple(attack._replace(num_steps=1, num_runs=1) for attack in STANDARD)
         # All of them fill long batches, eight a short one.
         for n in (len(x), 8):
-            auto_attack(logits_fn, x[:n], y[:n], LpBall(1e-6, ORDERS[norm]), key, attacks=short)
+            auto_attack(run.logits_fn, x[:n], y[:n], LpBall(1e-6, ORDERS[norm]), key, attacks=short)
     with _timed(seconds, "hessjax"):
-        ours = np.asarray(auto_attack(logits_fn, x, y, ball, key).robust)
-    tensors = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
+        ours = np.asarray(auto_attack(run.logits_fn, x, y, ball, key).robust)
+    tensors = twin_batch(images, labels)
     with _timed(seconds, "reference"):
         reference = AutoAttack(twin, norm=_REFERENCE_NORMS[norm], eps=epsilon, seed=0)
         x_adv, _ = reference.run_standard_evaluation(*tensors)

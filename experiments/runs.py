@@ -54,6 +54,11 @@ class Run(NamedTuple):
     training: dict[str, Any]
 
     @property
+    def logits_fn(self) -> jax.tree_util.Partial:
+        """The network as attacks take it: networks of one architecture share what is compiled."""
+        return jax.tree_util.Partial(self.apply, self.params)
+
+    @property
     def weights(self) -> str:
         """A checksum of the weights: of two trainings into one folder, which one it is."""
         digest = hashlib.sha256()

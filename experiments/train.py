@@ -26,6 +26,7 @@ from experiments.processes import leads, led, start
 from experiments.session import Session, check_converging
 from experiments.wrappers import refusing, with_accuracy
 from hessjax import TrainState, check_apply, check_batch, train_step
+from hessjax._placement import replicated
 from hessjax.objective import Apply, Objective
 from hessjax.training import Step
 
@@ -192,7 +193,7 @@ def train(
         return Session(
             path=path,
             config=config,
-            state=state if mesh is None else devices.replicated(mesh, state),
+            state=replicated(mesh, state),
             step=step,
             batch=batch,
             indices=partial(

@@ -104,6 +104,11 @@ def run_twin(run: Run, *, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return torch_twin(architecture, run.params, dtype=dtype)
 
 
+def twin_batch(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images ``(N, H, W, C)`` as a twin takes them, ``(N, C, H, W)``, and their labels."""
+    return torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels).long()
+
+
 def _activation(architecture: Mapping[str, Any]) -> partial[nn.Module]:
     activations = {
         "relu": partial(nn.ReLU),

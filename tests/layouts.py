@@ -20,6 +20,7 @@ from experiments.data import Dataset
 from experiments.files import write_json
 from experiments.robustness import withstood
 from hessjax import _compilation
+from hessjax._placement import replicated
 from hessjax.attacks import AttackResult, apgd_attack, auto_attack, fab_attack, square_attack
 from tests import cases, several
 
@@ -69,7 +70,7 @@ def trained(
     x, y = cases.batch_of(case, 5 * SIZE)
     x, y = cast(x).reshape(5, SIZE, -1), np.asarray(y).reshape(5, SIZE)
     if mesh is not None:
-        state = devices.replicated(mesh, state)
+        state = replicated(mesh, state)
     told = []
     for i in range(steps):
         batch = (x[i % 5], y[i % 5])
@@ -91,7 +92,7 @@ def labels() -> np.ndarray:
 
 def attacked(mesh: Mesh | None, **options: Any) -> AttackResult:
     """Attack on these devices."""
-    x = jnp.asarray(IMAGES) if mesh is None else devices.replicated(mesh, IMAGES)
+    x = jnp.asarray(IMAGES) if mesh is None else replicated(mesh, IMAGES)
     network, y = jax.tree_util.Partial(logits_fn, WEIGHTS), labels()
     given = {"attacks": ATTACKS, "batch_size": 32, **options}
     return auto_attack(network, x, y, hessjax.LpBall(0.15, 2), jax.random.key(7), **given)

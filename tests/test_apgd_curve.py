@@ -72,7 +72,9 @@ def _elsewhere(network: tuple[runs.Run, Dataset]) -> tuple[runs.Run, Dataset]:
 
 
 def test_what_is_there_is_not_attacked_again(
-    network: tuple[runs.Run, Dataset], monkeypatch: pytest.MonkeyPatch
+    network: tuple[runs.Run, Dataset],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, _ = network
     there = {"num_examples": 9, "seed": run.config.seed, "robust": {"l2": {"0.2": 0.5, "1": 0.25}}}
@@ -90,6 +92,11 @@ def test_what_is_there_is_not_attacked_again(
     assert found == {"l2": {"0.2": 0.5, "0.3": 0.5}}
     assert called == [(0.2, 0.3)]
     assert read_json(run.path / "apgd.json")["robust"] == {"l2": {"0.2": 0.5, "0.3": 0.5}}
+    assert not capsys.readouterr().err
     # Of other examples it tells nothing.
     apgd.evaluate(*network, {"l2": (0.2,)}, 8)
     assert called == [(0.2, 0.3), (0.2,)]
+    assert "apgd.json: replacing results of other settings" in capsys.readouterr().err
+    (run.path / "apgd.json").write_text("half of a fi", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"apgd.json holds no JSON .*: delete it to measure anew"):
+        apgd.evaluate(*network, {"l2": (0.2,)}, 8)

@@ -308,7 +308,7 @@ def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit) as stopped:
         tyro.cli(evaluate.main, args=[str(path)])
     assert "evaluation.json" in str(stopped.value.code)
-    assert "delete it to evaluate anew" in str(stopped.value.code)
+    assert "delete it to measure anew" in str(stopped.value.code)
     (path / "evaluation.json").write_bytes(whole)
 
     nothing = {"gradient_norm": np.array([1.0]), "curvature": np.array([np.nan])}

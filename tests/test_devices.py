@@ -22,6 +22,7 @@ import hessjax
 from experiments import devices, landscape, methods, processes, robustness, runs, wrappers
 from experiments.files import read_json
 from hessjax import _placement
+from hessjax._placement import replicated
 from hessjax.attacks import STANDARD, AttackResult, batches
 from tests import cases, layouts
 
@@ -173,7 +174,7 @@ def test_keys_are_those_of_places_in_the_batch(count: int) -> None:
     mesh = devices.mesh(count)
     step = hessjax.train_step(objective, optax.sgd(0.1))
     state = hessjax.TrainState.create(CASE.params, optax.sgd(0.1), KEY)
-    _, metrics = step(devices.replicated(mesh, state), devices.sharded(mesh, (x, y)))
+    _, metrics = step(replicated(mesh, state), devices.sharded(mesh, (x, y)))
 
     own = [jax.random.fold_in(jax.random.fold_in(KEY, 0), place) for place in range(size)]
     draws = [jax.random.uniform(jax.random.fold_in(key, 0)) for key in own]
@@ -195,7 +196,7 @@ def test_a_device_may_have_padding_only() -> None:
     mesh = devices.mesh(8)
     batch = devices.sharded(mesh, (x, y, mask))
     with jax.set_mesh(mesh):
-        got = jax.jit(gradient_of)(devices.replicated(mesh, CASE.params), batch, KEY)
+        got = jax.jit(gradient_of)(replicated(mesh, CASE.params), batch, KEY)
     cases.assert_tree_close(got, wanted, rtol=1e-9, atol=1e-12)
 
 
@@ -261,7 +262,7 @@ def test_what_is_wrong_is_told(monkeypatch: Any) -> None:
     batch = devices.sharded(explicit, cases.batch_of(CASE, 8))
     state = hessjax.TrainState.create(CASE.params, optax.sgd(0.1), KEY)
     with pytest.raises(ValueError, match=r"axis_types=\(AxisType.Auto,\)\), got \(Explicit,\)"):
-        hessjax.train_step(SECOND_ORDER, optax.sgd(0.1))(devices.replicated(explicit, state), batch)
+        hessjax.train_step(SECOND_ORDER, optax.sgd(0.1))(replicated(explicit, state), batch)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES must be a whole number of at least 1"):
@@ -354,7 +355,7 @@ def step_program(
     batch = [by_rows(mesh, jax.ShapeDtypeStruct(*shape)) for shape in shapes[: 2 + masked]]
     with jax.set_mesh(mesh):
         step = jax.jit(hessjax.train_step(objective, layouts.OPTIMIZER), donate_argnums=0)
-        lowered = step.lower(devices.replicated(mesh, state), tuple(batch))
+        lowered = step.lower(replicated(mesh, state), tuple(batch))
     program: Any = lowered.compile(cases.COUNTED)
     assert not re.search(r"\bwhile\b", program.as_text()), "a loop body would be counted once"
     return program
@@ -420,7 +421,7 @@ def test_a_step_of_the_evaluation_divides_and_exchanges_what_it_found() -> None:
     flops = {}
     for count in (1, 2, 8):
         mesh = devices.mesh(count)
-        given = devices.replicated(mesh, (layouts.WEIGHTS, examples, state))
+        given = replicated(mesh, (layouts.WEIGHTS, examples, state))
         with _placement.following(mesh):
             lowered = jax.jit(robustness._advance, static_argnums=0).lower(
                 kind, *given, np.arange(size), epsilon=0.1, step_size=0.1
@@ -442,7 +443,7 @@ def test_the_norms_of_the_test_set_are_shared() -> None:
     flops = []
     for count in (1, 8):
         mesh = devices.mesh(count)
-        given = devices.replicated(mesh, (layouts.WEIGHTS, examples))
+        given = replicated(mesh, (layouts.WEIGHTS, examples))
         with _placement.following(mesh):
             lowered = jax.jit(landscape._norms, static_argnums=0).lower(problem, *given)
         program: Any = lowered.compile(cases.COUNTED)
@@ -470,7 +471,7 @@ def test_a_step_of_an_attack_divides_and_exchanges_nothing(attack: Any) -> None:
         placed, carried = jax.tree.map(partial(by_rows, mesh), (batch, state))
         step = jax.jit(batches._step, static_argnums=0, donate_argnames="state")
         with _placement.following(mesh):
-            shared = devices.replicated(mesh, given)
+            shared = replicated(mesh, given)
             lowered = step.lower(attack.step, shared, placed, state=carried)
         program: Any = lowered.compile(cases.COUNTED)
         assert exchanges(program.as_text()) == []

@@ -220,7 +220,7 @@ def by_pgd(target: Target, epsilon: float, *, num_steps: int = _PGD_STEPS) -> di
 def by_attacks(target: Target, attacks: Sequence[Attack]) -> np.ndarray:
     """Return which examples withstand attacks one after the other."""
     ball = LpBall(target.epsilon, ORDERS[target.norm])
-    logits_fn = jax.tree_util.Partial(target.run.apply, target.run.params)
+    logits_fn = target.run.logits_fn
     result = auto_attack(
         logits_fn, target.x, target.y, ball, jax.random.key(target.run.config.seed),
         attacks=attacks, batch_size=target.batch_size,
