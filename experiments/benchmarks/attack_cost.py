@@ -195,16 +195,16 @@ def measure_attacks(target: Target, *, repeats: int) -> list[dict[str, Any]]:
         return call
 
     timings = harness.take_turns({name: noting(name) for name in calls}, repeats=repeats)
-    scale = 1000 / len(target.y)
-    rows = []
-    for name, (*seconds, _) in timings.items():
-        median, lower, upper = (scale * value for value in seconds)
-        timing = harness.Timing(median, lower, upper, repeats)
-        rows.append({
-            "attack": name, "clean": float(np.mean(right)), "robust": robust[name],
-            "seconds_per_1000": timing._asdict(), "compile_seconds": compiling[name],
-        })  # fmt: skip
-    return rows
+    return [
+        {
+            "attack": name,
+            "clean": float(np.mean(right)),
+            "robust": robust[name],
+            "seconds_per_1000": timing.times(1000 / len(target.y))._asdict(),
+            "compile_seconds": compiling[name],
+        }
+        for name, timing in timings.items()
+    ]
 
 
 def by_pgd(target: Target, epsilon: float, *, num_steps: int = _PGD_STEPS) -> dict[str, np.ndarray]:

@@ -80,9 +80,9 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def write(name: str, content: dict[str, Any], out: Path | None, *, quick: bool = False) -> Path:
+def write(name: str, content: dict[str, Any], path: Path) -> Path:
     """Write results with the conditions they were measured under, and return the file."""
-    path, commands = place(name, out, quick=quick), [conditions()["command"]]
+    commands = [conditions()["command"]]
     if "settings" in content and earlier(path, content["settings"]):
         # What is kept of an earlier command was measured by it.
         commands = [*read_json(path)["command"].split(" && "), *commands]

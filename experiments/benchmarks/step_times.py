@@ -48,13 +48,7 @@ def main(
     dataset = load_for(next(iter(configs.values())), data_dir, manual_dir)
     calls = {name: _stepping(config, dataset) for name, config in configs.items()}
     timings = harness.measure(calls, repeats=repeats)
-    seconds = {
-        name: {
-            **{key: getattr(t, key) / configs[name].every for key in ("median", "lower", "upper")},
-            "repeats": t.repeats,
-        }
-        for name, t in timings.items()
-    }
+    seconds = {name: t.times(1 / configs[name].every)._asdict() for name, t in timings.items()}
     told = {**records.conditions(), "setup": comparison["setup"], "seconds": seconds}
     write_json(directory / STEP_TIMES, told)
     for name, told in seconds.items():

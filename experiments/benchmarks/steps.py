@@ -184,17 +184,14 @@ def measure_steps(
     """
     calls = {name: step.call for name, step in steps.items()} | dict(others)
     timings = measure(calls, repeats=repeats)
-    counts = {name: steps[name].num_steps if name in steps else 1 for name in calls}
-    plain = timings["none"].median
+    counts = {name: step.num_steps for name, step in steps.items()}
+    seconds = {name: t.times(1 / counts.get(name, 1)) for name, t in timings.items()}
     return [
         {
             "step": name,
-            "seconds": {
-                **{key: getattr(t, key) / counts[name] for key in ("median", "lower", "upper")},
-                "repeats": t.repeats,
-            },
-            "plain_steps": t.median / counts[name] / plain,
+            "seconds": timing._asdict(),
+            "plain_steps": timing.median / seconds["none"].median,
             **(steps[name].facts if name in steps else {}),
         }
-        for name, t in timings.items()
+        for name, timing in seconds.items()
     ]
