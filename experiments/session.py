@@ -92,7 +92,7 @@ class Session:
         """Take the steps that are left; returns and raises as `experiments.train.train`."""
         laps = Laps(first := int(self.state.step))
         training: dict[str, Any] = {"completed": False, "steps": first}
-        # A step gives its old buffers away: what an interruption is to leave lies on the host.
+        # A step donates its old buffers: what an interruption is to leave lies on the host.
         kept = jax.device_get(self.state.params)
         try:
             with noted() as signals, self._bar() as bar:
@@ -139,7 +139,7 @@ class Session:
     def _advance(self, number: int) -> None:
         self.state, metrics = self.step(self.state, self.batch(self.indices(number - 1)))
         refused = optax.tree.get(self.state.opt_state, "notfinite_count")
-        # Copied, for the next step gives it away.
+        # Copied, for the next step donates it.
         self.log.add(number, metrics, jnp.copy(refused))
 
     def _save(self, laps: Laps, *, needed: bool) -> None:

@@ -185,7 +185,7 @@ def train(
         else:
             check_converging(path)
             runs.resume(path)
-            # Copied, for steps give their buffers away.
+            # Copied, for steps donate their buffers.
             state, seconds = jax.tree.map(jnp.array, found.state), found.progress["seconds"]
             log.go_on(found.progress["log"])
             if leads():

@@ -29,10 +29,10 @@ Terms = Callable[[Composite, PyTree, jax.Array], Metrics]
 # ``(params, (x, y, keys), mask, key, step)`` to the means over a batch.
 _Means = Callable[..., Metrics]
 
-# Kept for the way back, where a chunk is evaluated anew: locating them would cost most.
+# Saved, not recomputed in the backward pass of a chunk: locating them costs most.
 _keep_directions = jax.checkpoint_policies.save_only_these_names(DIRECTION)
 
-# Of the parts' chance: no example's place, of which the keys are folded.
+# Folded into the key for the draw of the parts: no example has this place, and so no such key.
 _NO_PLACE = np.uint32(2**32 - 1)
 
 

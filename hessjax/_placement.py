@@ -62,10 +62,10 @@ def spread(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -
     """Return ``function(shared, *examples)``, from each device for a share of the examples.
 
     The function takes and returns trees of arrays with one leading axis, that of the examples, and
-    treats each by itself. Left to itself, the compiler would add up each contribution to a
-    gradient over the devices by itself, three times a weight's size for a second derivative, and
-    fetch all examples to every device where it can't tell that they are independent. The gradient
-    in ``shared`` of what is returned here is added up once.
+    treats each by itself. Otherwise the compiler would sum each contribution to a gradient over
+    the devices separately, three times a weight's size for a second derivative, and gather all
+    examples on every device where it cannot tell that they are independent. Here the gradient in
+    ``shared`` is summed over the devices once.
 
     Where equal shares of the examples lie on the devices, they stay there; other numbers are filled
     up with the last one. Outside a mesh of one axis this is the function itself.

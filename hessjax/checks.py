@@ -21,8 +21,8 @@ def check_apply(apply: Apply, params: PyTree, x: PyTree, *, batched: Apply | Non
 
     A Hessian of one example means nothing where others change its loss (batch normalization in
     training mode), and products of it nothing where each has another loss (dropout without a fixed
-    key). Normalization over a batch of this one example alone is noticed where it leaves nothing of
-    the input; over the pixels of an image only through ``batched``.
+    key). Batch normalization of this single example is noticed if nothing of the input is left
+    after it; if it is over the pixels of an image, only by comparison with ``batched``.
 
     Args:
         apply: ``apply(params, x) -> logits`` of one example, as `second_order` takes it.

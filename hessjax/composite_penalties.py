@@ -35,7 +35,7 @@ THREE_PRODUCTS: Solver = partial(power_iteration, num_iters=3)
 
 
 def _jacobian_rows(f: Composite, x: PyTree) -> tuple[jax.Array, jax.Array, Callable]:
-    """Return the outputs, the dense Jacobian ``(C, n)`` and the way back to the shape of ``x``."""
+    """Return the outputs, the dense Jacobian ``(C, n)`` and what unflattens a row to ``x``."""
     check_vector_outputs(f, x)
     flat, unravel = ravel_pytree(x)
     outputs, pull = jax.vjp(lambda t: f.model(unravel(t)), flat)

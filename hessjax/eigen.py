@@ -90,7 +90,7 @@ def _random_signs(tree: PyTree, key: jax.Array) -> PyTree:
 
 
 def _flatten(matvec: Matvec, v0: PyTree) -> tuple[Matvec, jax.Array, Callable[..., Eigenpair]]:
-    """Return the operator on flat vectors of float32 at least, the unit start, and the way back."""
+    """Return operator and unit start on flat vectors, at least float32, and what unflattens."""
     start, unravel = ravel_pytree(as_point(v0, "v0"))
     narrow = start.dtype
     start = normalize(widen(start))[0]

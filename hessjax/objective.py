@@ -47,8 +47,8 @@ def regularized(
             do not have to leave their device. With one key, k steps in a row take all parts in
             turn; `train_step` has a key of its own for each step. The metrics of the penalties are
             estimated from the part.
-        chunk_size: evaluate so many examples at a time, and anew for the way back, in the memory
-            that they take. A loop, slow over convolutions on a CPU.
+        chunk_size: evaluate so many examples at a time, and again in the backward pass, so that the
+            memory is that of one chunk. A loop, slow over convolutions on a CPU.
 
     Returns:
         ``objective(params, batch, key, step=0) -> (value, metrics)``: the batch is ``(x, y)`` or

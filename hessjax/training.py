@@ -44,7 +44,7 @@ class TrainState(NamedTuple):
 
 
 def _owned(tree: PyTree) -> PyTree:
-    """Copy every leaf: the first step donates them, and one buffer can be given away but once.
+    """Copy every leaf: the first step donates them, and a buffer can be donated only once.
 
     The explicit dtype makes Python numbers and what else is weakly typed into arrays like those
     that come out of a step, so that the second step is not traced again.
@@ -101,8 +101,8 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
     )
 
     def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
-        # A caller that compiles a larger program brings options of its own, also for arguments
-        # that are constants there.
+        # As a part of a larger program, whose caller gives the compiler's options: traced, if only
+        # of constants.
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, batch)))
         if traced or get_opaque_trace_state() != _EAGER:
             return advance(objective, state, batch)
@@ -118,7 +118,7 @@ class _Alternating:
     def __init__(self, objective: Lazy, compiled: Callable[[Objective], Step]) -> None:
         self._every = objective.every
         self._penalized, self._plain = compiled(objective.penalized), compiled(objective.plain)
-        # The last state's step, there and here. Only its identity counts: it may be given away.
+        # The last state's step, there and here. Only its identity counts: it may be donated.
         self._last: tuple[jax.Array | None, int] = (None, 0)
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -20,7 +20,7 @@ BATCH = cases.batch_of(CASE, 4)
 KEY = jax.random.key(70)
 
 Model = tuple[Callable[[Any, jax.Array], jax.Array], Any, Callable[[Any], dict[str, Any]]]
-"""``apply(params, x)``, the parameters, and the way back to the names of the plain weights."""
+"""``apply(params, x)``, the parameters, and what brings back the names of the plain weights."""
 
 
 def plain() -> Model:

@@ -296,7 +296,7 @@ def test_a_second_ctrl_c_stops_at_once(digits, tmp_path, monkeypatch):
 
 
 def test_stopped_inside_a_step_the_weights_before_it_are_kept(digits, tmp_path, monkeypatch):
-    """Inside, the state that went into the step is gone: its buffers were given away."""
+    """Inside, the state that went into the step is gone: its buffers were donated."""
     build = train.train_step
 
     def interrupted_in_step(objective, optimizer):

@@ -155,7 +155,7 @@ def _step_rows(
 
 
 def kept_bytes(objective: Objective, params: models.Params, batch: tuple) -> int:
-    """Return the bytes that the way back of a step keeps of the way there, on any device.
+    """Return the bytes that a step keeps for its backward pass, on any device.
 
     As traced, before a compiler decides to compute some anew; parameters and batch are not counted.
     """

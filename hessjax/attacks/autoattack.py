@@ -116,7 +116,7 @@ def auto_attack(
         x: the examples, ``(N, ...)``, floating point, in the box of the ball.
         y: their labels, ``(N,)``, whole numbers from 0 to C - 1.
         ball: where to search, ℓ2 or ℓ∞.
-        key: source of randomness; of another generator than Threefry, it seeds one of these.
+        key: source of randomness. A key of another generator seeds a Threefry key, which is used.
         attacks: what to run, in this order: `STANDARD`, `PLUS` or your own tuple of
             ``apgd_attack(...)``, ``fab_attack(...)``, ``square_attack(...)`` or of any `Attack`.
             Build it once: what is compiled belongs to the object.
