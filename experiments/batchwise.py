@@ -1,33 +1,53 @@
-"""Measurements of many examples, in batches of one size."""
+"""Measurements of many examples, each by itself, in batches of one size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from hessjax._compilation import compiled
 from hessjax._numerics import PyTree
-from hessjax._placement import following, mesh_of, replicated
+from hessjax._placement import each, following, gathered, mesh_of, replicated
+from hessjax.attacks.batches import Examples
+
+# ``(setting, shared, *example)`` to arrays by name.
+_Measure = Callable[..., dict[str, jax.Array]]
 
 
-def in_batches(
-    measure: Callable[[PyTree], dict[str, jax.Array]],
-    examples: PyTree,
+def keyed(images: np.ndarray, labels: np.ndarray, key: jax.Array) -> Examples:
+    """Return examples with a key each, folded from its place: no batch size changes it."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(images)))
+    return Examples(jnp.asarray(images), jnp.asarray(labels), keys)
+
+
+def of_each(
+    measure: _Measure,
+    setting: Hashable,
+    shared: PyTree,
+    examples: tuple[PyTree, ...],
     batch_size: int,
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
-    """Measure all examples in batches of one size, for which a program is compiled once.
+    """Return ``measure(setting, shared, *example)`` of all examples.
 
     Args:
-        measure: a tree like ``examples``, with fewer of them, to arrays by name, an entry each.
-        examples: a tree of arrays with one leading axis, N examples.
+        measure: to arrays by name. It is compiled once for equal settings, so it should be a
+            function that lives as long as the program.
+        setting: whatever it has to know that is no array.
+        shared: a tree of arrays that the examples have in common.
+        examples: trees of arrays with one leading axis, N examples.
         batch_size: so many at a time, or N if they are fewer; for each device.
         mesh: devices that share each batch; those on which the examples lie if not given.
 
     Returns:
         The arrays by name, of N entries each, on the host.
     """
+    program = partial(compiled(_of_each, 0), (measure, setting), replicated(mesh, shared))
     count = len(jax.tree.leaves(examples)[0])
     size = min(batch_size * (1 if mesh is None else mesh.size), count)
     parts = []
@@ -36,5 +56,12 @@ def in_batches(
         index = np.minimum(np.arange(first, first + size), count - 1)
         batch = replicated(mesh, jax.tree.map(lambda array, index=index: array[index], examples))
         with following(mesh_of(batch)):
-            parts.append(jax.device_get(measure(batch)))
+            parts.append(jax.device_get(program(batch)))
     return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def _of_each(
+    static: tuple[_Measure, Hashable], shared: PyTree, examples: tuple[Any, ...]
+) -> dict[str, jax.Array]:
+    measure, setting = static
+    return gathered(each(partial(measure, setting), shared, *examples))

@@ -1,6 +1,5 @@
 """How far the decision boundary is from test examples: by estimates, and by attacks."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -10,15 +9,15 @@ import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import runs
-from experiments.batchwise import in_batches
+from experiments.batchwise import keyed, of_each
 from experiments.data import Dataset
 from experiments.extras import of_extra
 from experiments.models import Params
 from experiments.twin import run_twin, twin_batch
 from hessjax import LpBall, hessian_operator, lanczos
-from hessjax._compilation import compiled
-from hessjax._numerics import PyTree, ScalarFunction, safe_norm
+from hessjax._numerics import ScalarFunction, safe_norm
 from hessjax.attacks import apgd, fab
+from hessjax.attacks.batches import Examples
 from hessjax.bounds import (
     cross_entropy_gap,
     first_order_distance_estimate,
@@ -37,6 +36,7 @@ _PRODUCTS = 10
 _EXACT_PRODUCTS = 30
 # In what smaller balls APGD looks, one after the other, for points nearer than those of the others.
 _SHRINKING = (0.08, 0.04, 0.02, 0.01, 0.005)
+_BATCH = 50
 _FAB_STEPS, _DDN_STEPS, _APGD_STEPS = 50, 200, 30
 ESTIMATES = ("loss_first", "loss_second", "margin_first", "margin_second")
 
@@ -46,14 +46,6 @@ class _Network(NamedTuple):
 
     apply: Apply
     num_classes: int
-
-
-class _Example(NamedTuple):
-    """One example, or all of them."""
-
-    x: jax.Array
-    y: jax.Array
-    key: jax.Array
 
 
 def measure(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, np.ndarray]:
@@ -70,22 +62,19 @@ def measure(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, np.
             network has no twin in PyTorch.
     """
     network, twin = _Network(run.apply, dataset.num_classes), run_twin(run)
-    whole = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
-    right = _each(_rightly, network, run.params, *whole, size=500)["right"]
+    whole = keyed(dataset.test_images, dataset.test_labels, jax.random.key(run.config.seed))
+    right = of_each(_rightly, network, run.params, whole[:2], 500)["right"]
     index = np.flatnonzero(right)[:num_examples]
     if len(index) == 0:
         raise ValueError(f"{run.path} classifies no test example rightly: nothing to measure")
-    seed = jax.random.key(run.config.seed)
-    keys = jax.vmap(partial(jax.random.fold_in, seed))(jnp.asarray(index))
-    x, y = dataset.test_images[index], dataset.test_labels[index]
-    examples = _Example(jnp.asarray(x), jnp.asarray(y), keys)
-    looks = _each(_look, network, run.params, examples)
-    by_fab = _each(_by_fab, network, run.params, examples)["distance"]
-    by_ddn = _by_ddn(twin, x, y)
+    examples = Examples(*(array[index] for array in whole))
+    looks = of_each(_look, network, run.params, examples, _BATCH)
+    by_fab = of_each(_by_fab, network, run.params, examples, _BATCH)["distance"]
+    by_ddn = _by_ddn(twin, dataset.test_images[index], dataset.test_labels[index])
     nearest = np.minimum(by_fab, by_ddn)
     for shrinking in _SHRINKING:
-        given = jnp.asarray(nearest), jnp.full(len(index), 1 - shrinking, nearest.dtype)
-        nearest = _each(_nearer, network, run.params, examples, *given)["found"]
+        shared = run.params, jnp.asarray(1 - shrinking, nearest.dtype)
+        nearest = of_each(_nearer, network, shared, (examples, nearest), _BATCH)["found"]
     if missing := np.sum(np.isinf(nearest)):
         raise ValueError(
             f"no attack finds the decision boundary of {run.path} from {missing} of {len(index)} "
@@ -104,27 +93,10 @@ def _rightly(network: _Network, params: Params, x: jax.Array, y: jax.Array) -> d
     return {"right": jnp.argmax(network.apply(params, x)) == y}
 
 
-def _mapped(
-    measure: tuple[Callable[..., dict[str, jax.Array]], _Network], params: Params, examples: tuple
+def _look(
+    network: _Network, params: Params, x: jax.Array, y: jax.Array, key: jax.Array
 ) -> dict[str, jax.Array]:
-    one, network = measure
-    return jax.vmap(partial(one, network, params))(*examples)
-
-
-def _each(
-    one: Callable[..., dict[str, jax.Array]],
-    network: _Network,
-    params: Params,
-    *examples: PyTree,
-    size: int = 50,
-) -> dict[str, np.ndarray]:
-    """Apply a function of one example to all."""
-    return in_batches(partial(compiled(_mapped, 0), (one, network), params), examples, size)
-
-
-def _look(network: _Network, params: Params, example: _Example) -> dict[str, jax.Array]:
     """Return the estimates of one example, and the norms behind them."""
-    x, y, key = example
     logits_fn = partial(network.apply, params)
 
     def loss(t: jax.Array) -> jax.Array:
@@ -167,9 +139,10 @@ def _norms(
     return safe_norm(gradient), jnp.abs(pair.value)
 
 
-def _by_fab(network: _Network, params: Params, example: _Example) -> dict[str, jax.Array]:
+def _by_fab(
+    network: _Network, params: Params, x: jax.Array, y: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
     """Return the distance of the point that FAB finds, infinite if there is none."""
-    x, y, key = example
     found = fab(
         partial(network.apply, params), x, y, LpBall(1.0, 2), key,
         num_targets=network.num_classes - 1, num_steps=_FAB_STEPS,
@@ -189,10 +162,10 @@ def _by_ddn(twin: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> np
 
 
 def _nearer(
-    network: _Network, params: Params, example: _Example, nearest: jax.Array, factor: jax.Array
+    network: _Network, shared: tuple[Params, jax.Array], example: Examples, nearest: jax.Array
 ) -> dict[str, jax.Array]:
     """Try APGD in a ball a little smaller than the distance that was found so far."""
-    x, y, key = example
+    (params, factor), (x, y, key) = shared, example
     logits_fn = partial(network.apply, params)
     # Where nothing was found, in one that holds the whole box.
     radius = factor * jnp.where(jnp.isfinite(nearest), nearest, 2 * jnp.sqrt(x.size))

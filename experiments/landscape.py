@@ -14,11 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from experiments.batchwise import in_batches
-from hessjax._compilation import compiled
+from experiments.batchwise import keyed, of_each
 from hessjax._numerics import PyTree, ScalarFunction, normalize, safe_norm
-from hessjax._placement import each, gathered, replicated
 from hessjax.attacks import LpBall, pgd
+from hessjax.attacks.batches import Examples
 from hessjax.eigen import Eigenpair, gradient_start, lanczos
 from hessjax.losses import margin
 from hessjax.operators import hessian_operator
@@ -95,19 +94,16 @@ def landscape(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
-    problem, examples = _Problem(apply, loss, num_products), _examples(images, labels, key)
+    problem, examples = _Problem(apply, loss, num_products), keyed(images, labels, key)
     offsets = np.asarray(jnp.linspace(-radius, radius, resolution, dtype=examples.x.dtype))
     shown = np.sort(np.unique(labels, return_index=True)[1])[:num_examples]
-    chosen = _Examples(*(array[shown] for array in examples))
-    params = replicated(mesh, params)
-    norms = partial(compiled(_norms, 0), problem, params)
-    planes = partial(compiled(_planes, 0), problem, params, offsets=offsets)
-    attacks = partial(compiled(_attacks, 0), (problem, ball, num_steps), params, offsets=offsets)
+    chosen = Examples(*(array[shown] for array in examples))
+    shared, attack = (params, offsets), (problem, ball, num_steps)
     return {
-        **in_batches(norms, examples, batch_size, mesh=mesh),
+        **of_each(_norms, problem, params, examples, batch_size, mesh=mesh),
         # One example at a time: its plane is a batch of resolution² already.
-        **in_batches(planes, chosen, 1, mesh=mesh),
-        **in_batches(attacks, chosen, batch_size, mesh=mesh),
+        **of_each(_plane, problem, shared, chosen, 1, mesh=mesh),
+        **of_each(_attacked, attack, shared, chosen, batch_size, mesh=mesh),
         "shown": shown,
         "shown_label": np.asarray(chosen.y),
         "shown_clean": np.asarray(chosen.x),
@@ -130,23 +126,8 @@ def norms(
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """Measure ``curvature`` and ``gradient_norm`` of examples, as `landscape` does, all at once."""
-    examples = _examples(images, labels, key)
-    problem = _Problem(apply, loss, num_products)
-    measure = partial(compiled(_norms, 0), problem, replicated(mesh, params))
-    return in_batches(measure, examples, len(images), mesh=mesh)
-
-
-def _examples(images: np.ndarray, labels: np.ndarray, key: jax.Array) -> "_Examples":
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(images)))
-    return _Examples(jnp.asarray(images), jnp.asarray(labels), keys)
-
-
-class _Examples(NamedTuple):
-    """Images, labels and a key for each."""
-
-    x: jax.Array
-    y: jax.Array
-    key: jax.Array
+    problem, examples = _Problem(apply, loss, num_products), keyed(images, labels, key)
+    return of_each(_norms, problem, params, examples, len(images), mesh=mesh)
 
 
 class _Problem(NamedTuple):
@@ -161,50 +142,35 @@ class _Problem(NamedTuple):
         return lambda x: self.loss(self.apply(params, x), y)
 
 
-def _norms(problem: _Problem, params: PyTree, examples: _Examples) -> dict[str, jax.Array]:
-    def one(params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        gradient, pair = _top_eigenpair(problem.at(params, y), x, key, problem.num_products)
-        return {"curvature": jnp.abs(pair.value), "gradient_norm": safe_norm(gradient)}
-
-    return gathered(each(one, params, *examples))
-
-
-def _planes(
-    problem: _Problem, params: PyTree, examples: _Examples, *, offsets: jax.Array
+def _norms(
+    problem: _Problem, params: PyTree, x: jax.Array, y: jax.Array, key: jax.Array
 ) -> dict[str, jax.Array]:
-    def one(shared: tuple, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        params, offsets = shared
-        return _plane(problem.at(params, y), x, key, problem.num_products, offsets)
-
-    return gathered(each(one, (params, offsets), *examples))
+    gradient, pair = _top_eigenpair(problem.at(params, y), x, key, problem.num_products)
+    return {"curvature": jnp.abs(pair.value), "gradient_norm": safe_norm(gradient)}
 
 
-def _attacks(
+def _attacked(
     setting: tuple[_Problem, LpBall, int],
-    params: PyTree,
-    examples: _Examples,
-    *,
-    offsets: jax.Array,
+    shared: tuple[PyTree, jax.Array],
+    x: jax.Array,
+    y: jax.Array,
+    key: jax.Array,
 ) -> dict[str, jax.Array]:
-    problem, ball, num_steps = setting
-
-    def one(shared: tuple, x: jax.Array, y: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        params, offsets = shared
-        logits = partial(problem.apply, params)
-        attacked = pgd(logits, x, y, ball, key, loss=problem.loss, num_steps=num_steps)
-        # Where the attack stayed at the example, both directions are random.
-        along = gradient_start(attacked - x, jax.random.fold_in(key, 2))
-        noise = jax.random.normal(jax.random.fold_in(key, 3), x.shape, x.dtype)
-        across, _ = normalize(noise - jnp.vdot(along, noise) * along)
-        surface = _surface(lambda point: margin(logits(point), y), x, along, across, offsets)
-        return {
-            "clean_prediction": jnp.argmax(logits(x)),
-            "attacked": attacked,
-            "attacked_prediction": jnp.argmax(logits(attacked)),
-            "boundary_margin": surface,
-        }
-
-    return gathered(each(one, (params, offsets), *examples))
+    """Return an attack on one example, and the margin over a plane through both."""
+    (problem, ball, num_steps), (params, offsets) = setting, shared
+    logits = partial(problem.apply, params)
+    attacked = pgd(logits, x, y, ball, key, loss=problem.loss, num_steps=num_steps)
+    # Where the attack stayed at the example, both directions are random.
+    along = gradient_start(attacked - x, jax.random.fold_in(key, 2))
+    noise = jax.random.normal(jax.random.fold_in(key, 3), x.shape, x.dtype)
+    across, _ = normalize(noise - jnp.vdot(along, noise) * along)
+    surface = _surface(lambda point: margin(logits(point), y), x, along, across, offsets)
+    return {
+        "clean_prediction": jnp.argmax(logits(x)),
+        "attacked": attacked,
+        "attacked_prediction": jnp.argmax(logits(attacked)),
+        "boundary_margin": surface,
+    }
 
 
 def _surface(
@@ -228,10 +194,16 @@ def _top_eigenpair(
 
 
 def _plane(
-    f: ScalarFunction, x: jax.Array, key: jax.Array, num_products: int, offsets: jax.Array
+    problem: _Problem,
+    shared: tuple[PyTree, jax.Array],
+    x: jax.Array,
+    y: jax.Array,
+    key: jax.Array,
 ) -> dict[str, jax.Array]:
     """Return the loss over the plane, (K, K), and the cosine of its two spanning directions."""
-    gradient, pair = _top_eigenpair(f, x, key, num_products)
+    params, offsets = shared
+    f = problem.at(params, y)
+    gradient, pair = _top_eigenpair(f, x, key, problem.num_products)
     across = gradient_start(gradient, key)
     cosine = jnp.vdot(across, pair.vector)
     remainder = pair.vector - cosine * across

@@ -1,7 +1,7 @@
 """Signs that a robust accuracy comes from masked gradients, and the verdict."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,10 +11,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from experiments.batchwise import in_batches
+from experiments.batchwise import of_each
 from hessjax import LpBall, dlr_loss, fgsm, hessian_operator_norm, margin
-from hessjax._compilation import compiled
-from hessjax._placement import each, gathered
 from hessjax.attacks import Attack, AttackResult, apgd_attack, auto_attack, batches
 from hessjax.attacks.attack import Logits
 from hessjax.attacks.autoattack import MISCLASSIFIED
@@ -31,6 +29,7 @@ _MORE = (
 _MARGIN = 10.0
 # Percent of the examples: if AutoAttack breaks fewer, what FGSM misses of them says nothing.
 _BROKEN = 10
+_BATCH = 250
 _CURVATURE = partial(hessian_operator_norm, solver=partial(lanczos, num_iters=5))
 
 
@@ -107,8 +106,8 @@ def examine(
     met = np.ones(len(x), bool) if met is None else np.asarray(met)
     right = broken_by != MISCLASSIFIED
     given = batches.problem(logits_fn, ball, x.dtype)
-    looks = _each(given, x, y, _look)
-    spared = _each(given, x, y, _fgsm)["right"]
+    looks = of_each(_look, None, given, (x, y), _BATCH)
+    spared = of_each(_fgsm, None, given, (x, y), _BATCH)["right"]
 
     def robust(attacks: tuple[Attack, ...], function: Logits = logits_fn) -> np.ndarray:
         return np.asarray(auto_attack(function, x, y, ball, key, attacks=attacks).robust)
@@ -173,7 +172,7 @@ def _scaled(logits_fn: Logits, scale: jax.Array, x: jax.Array) -> jax.Array:
     return scale * logits_fn(x)
 
 
-def _look(given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+def _look(_: None, given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     """Return margin, gradient norm and curvature of one example."""
 
     def f(point: jax.Array) -> jax.Array:
@@ -188,24 +187,6 @@ def _look(given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.A
     }
 
 
-def _fgsm(given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+def _fgsm(_: None, given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     """Tell whether the prediction is right after a step of FGSM."""
     return {"right": ~misclassified(given.logits_fn(fgsm(given.logits_fn, x, y, given.ball)), y)}
-
-
-def _batched(
-    function: Callable[..., dict[str, jax.Array]], given: batches.Problem, examples: tuple
-) -> dict[str, jax.Array]:
-    return gathered(each(function, given, *examples))
-
-
-def _each(
-    given: batches.Problem,
-    x: jax.Array,
-    y: jax.Array,
-    function: Callable[[batches.Problem, jax.Array, jax.Array], dict[str, jax.Array]],
-    *,
-    batch_size: int = 250,
-) -> dict[str, np.ndarray]:
-    """Apply a function of one example to all."""
-    return in_batches(partial(compiled(_batched, 0), function, given), (x, y), batch_size)

@@ -10,24 +10,18 @@ import numpy as np
 from jax.sharding import Mesh
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
+from experiments.batchwise import keyed
 from experiments.models import Params
 from hessjax import LpBall, dlr_loss
 from hessjax._compilation import compiled
 from hessjax._placement import each, following, gathered, mesh_of, replicated
 from hessjax.attacks import AttackState, pgd_step, random_point
+from hessjax.attacks.batches import Examples
 from hessjax.losses import misclassified
 from hessjax.objective import Apply
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "DLR": dlr_loss}
-
-
-class _Examples(NamedTuple):
-    """A whole test set on the device: images, labels, a key for each."""
-
-    x: jax.Array
-    y: jax.Array
-    key: jax.Array
 
 
 class _Kind(NamedTuple):
@@ -92,9 +86,7 @@ def withstood(
     hardly more than ``num_steps × num_restarts × len(losses)``, as a rule.
     """
     count = len(labels)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
-    examples = _Examples(jnp.asarray(images), jnp.asarray(labels), keys)
-    params, examples = replicated(mesh, (params, examples))
+    params, examples = replicated(mesh, (params, keyed(images, labels, key)))
     size = min(batch_size * (1 if mesh is None else mesh.size), count)
     # Steps per call: written out, because convolutions in a traced loop are slow on the CPU; but
     # few, because all of them would compile for long.
@@ -139,7 +131,7 @@ def withstood(
 
 
 def _start(
-    order: float, params: Params, examples: _Examples, state: _State, index: jax.Array,
+    order: float, params: Params, examples: Examples, state: _State, index: jax.Array,
     *, epsilon: jax.Array, number: jax.Array,
 ) -> _State:  # fmt: skip
     del params
@@ -154,7 +146,7 @@ def _start(
 
 
 def _advance(
-    kind: _Kind, params: Params, examples: _Examples, state: _State, index: jax.Array,
+    kind: _Kind, params: Params, examples: Examples, state: _State, index: jax.Array,
     *, epsilon: jax.Array, step_size: jax.Array,
 ) -> _State:  # fmt: skip
     def one(shared: tuple, i: jax.Array) -> _State:
@@ -172,7 +164,7 @@ def _advance(
 
 
 def _check(
-    apply: Apply, params: Params, examples: _Examples, state: _State, index: jax.Array
+    apply: Apply, params: Params, examples: Examples, state: _State, index: jax.Array
 ) -> _State:
     def one(shared: tuple, i: jax.Array) -> jax.Array:
         params, examples, state = shared

@@ -19,7 +19,16 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import hessjax
-from experiments import devices, landscape, methods, processes, robustness, runs, wrappers
+from experiments import (
+    batchwise,
+    devices,
+    landscape,
+    methods,
+    processes,
+    robustness,
+    runs,
+    wrappers,
+)
 from experiments.files import read_json
 from hessjax import _placement
 from hessjax._placement import replicated
@@ -415,7 +424,7 @@ def test_adversarial_training_divides_and_exchanges_the_gradient_alone() -> None
 
 def test_a_step_of_the_evaluation_divides_and_exchanges_what_it_found() -> None:
     size, x = 64, jnp.zeros((100, *layouts.IMAGES.shape[1:]))
-    examples = robustness._Examples(x, jnp.zeros(100, int), jax.random.split(KEY, 100))
+    examples = batches.Examples(x, jnp.zeros(100, int), jax.random.split(KEY, 100))
     state = robustness._State(jnp.copy(x), jnp.zeros(100, bool))
     kind = robustness._Kind(layouts.logits_fn, 2, robustness.LOSSES["DLR"], 5)
     flops = {}
@@ -438,14 +447,15 @@ def test_a_step_of_the_evaluation_divides_and_exchanges_what_it_found() -> None:
 
 def test_the_norms_of_the_test_set_are_shared() -> None:
     problem = landscape._Problem(layouts.logits_fn, robustness.LOSSES["DLR"], 2)
+    measure = landscape._norms, problem
     x, y = jnp.zeros((64, *layouts.IMAGES.shape[1:])), jnp.zeros(64, int)
-    examples = landscape._Examples(x, y, jax.random.split(KEY, 64))
+    examples = batches.Examples(x, y, jax.random.split(KEY, 64))
     flops = []
     for count in (1, 8):
         mesh = devices.mesh(count)
         given = replicated(mesh, (layouts.WEIGHTS, examples))
         with _placement.following(mesh):
-            lowered = jax.jit(landscape._norms, static_argnums=0).lower(problem, *given)
+            lowered = jax.jit(batchwise._of_each, static_argnums=0).lower(measure, *given)
         program: Any = lowered.compile(cases.COUNTED)
         assert {kind for kind, _ in exchanges(program.as_text())} <= {"all-gather"}
         flops.append(count * program.cost_analysis()["flops"])

@@ -273,7 +273,7 @@ def test_a_constant_network_has_no_boundary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = {"right": np.ones(450, bool), "distance": np.inf}
-    monkeypatch.setattr(distances, "_each", lambda *_, **__: nothing)
+    monkeypatch.setattr(distances, "of_each", lambda *_, **__: nothing)
     monkeypatch.setattr(distances, "_SHRINKING", ())
     monkeypatch.setattr(distances, "_by_ddn", lambda *_: np.full(3, np.inf))
     with pytest.raises(ValueError, match=r"no attack finds .* from 3 of 3 examples"):

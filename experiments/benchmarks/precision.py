@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.typing import ArrayLike
 
 from experiments import models, runs
-from experiments.batchwise import in_batches
+from experiments.batchwise import of_each
 from experiments.benchmarks import harness, records
 from experiments.benchmarks.estimates import check_positive, exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
@@ -31,7 +30,6 @@ from hessjax import (
     input_gradient_norm,
     lanczos,
 )
-from hessjax._compilation import compiler_options
 from hessjax.objective import Apply, Objective, Penalty
 
 NAME = "precision"
@@ -201,8 +199,11 @@ def _run_rows(
 
 
 def _predictions(apply: Apply, run: runs.Run, dataset: Dataset) -> np.ndarray:
-    predict = jax.jit(lambda x: {"class": jnp.argmax(apply(run.params, x), axis=-1)})
-    return in_batches(predict, dataset.test_images, _BATCH)["class"]
+    return of_each(_predicted, apply, run.params, (dataset.test_images,), _BATCH)["class"]
+
+
+def _predicted(apply: Apply, params: models.Params, x: jax.Array) -> dict[str, jax.Array]:
+    return {"class": jnp.argmax(apply(params, x))}
 
 
 def _robust(apply: Apply, run: runs.Run, dataset: Dataset, settings: Settings) -> float:
@@ -215,15 +216,16 @@ def _robust(apply: Apply, run: runs.Run, dataset: Dataset, settings: Settings) -
 
 def _values(apply: Apply, run: runs.Run, dataset: Dataset, penalty: Penalty) -> np.ndarray:
     """Return a penalty of each image, of a cross-entropy in which float32 cancels no digits."""
-
-    def one(params: models.Params, x: jax.Array, y: ArrayLike) -> dict[str, jax.Array]:
-        label = jnp.asarray(y)
-        return {"value": penalty(lambda t: exact_cross_entropy(apply(params, t), label), x)}
-
-    batched = jax.jit(jax.vmap(one, (None, 0, 0)), compiler_options=compiler_options())
     examples = dataset.test_images, dataset.test_labels
-    found = in_batches(lambda batch: batched(run.params, *batch), examples, _BATCH)
+    found = of_each(_value, (apply, penalty), run.params, examples, _BATCH)
     return found["value"].astype(np.float64)
+
+
+def _value(
+    setting: tuple[Apply, Penalty], params: models.Params, x: jax.Array, y: jax.Array
+) -> dict[str, jax.Array]:
+    apply, penalty = setting
+    return {"value": penalty(lambda t: exact_cross_entropy(apply(params, t), y), x)}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
