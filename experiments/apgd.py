@@ -31,7 +31,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Find the accuracy of the first test examples under APGD.
 
-    It is kept in ``apgd.json``, and what is there of the same examples is not done again.
+    It is kept in ``apgd.json``, and what is there of the same examples is not done again, unless
+    there are radii to add: what withstands at one counts at smaller ones.
 
     Args:
         run: the network.
@@ -51,17 +52,17 @@ def evaluate(
     y = jnp.asarray(dataset.test_labels[:num_examples])
     logits_fn, x, y = replicated(mesh, (run.logits_fn, x, y))
     for norm, values in radii.items():
-        names = sorted(map(number_key, values), key=float)
-        if set(names) - set(content["robust"].get(norm, {})):
-            key = jax.random.key(run.config.seed)
+        there = content["robust"].get(norm, {})
+        if set(map(number_key, values)) - set(there):
+            key, every = jax.random.key(run.config.seed), sorted({*values, *map(float, there)})
             found = {
                 number_key(radius): float(right.mean())
                 for radius, right in _withstood(
-                    logits_fn, x, y, key, order=ORDERS[norm], radii=values
+                    logits_fn, x, y, key, order=ORDERS[norm], radii=every
                 )
             }
             here = provenance.extended(content if content["robust"] else {})
-            content["robust"][norm] = {name: found[name] for name in names}
+            content["robust"][norm] = {name: found[name] for name in map(number_key, every)}
             content |= here
             led(write_json)(path, content)
     robust = {

@@ -1,5 +1,6 @@
 """AutoAttack on a trained network: curves over the radius, resumable, with a verdict on each."""
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -58,8 +59,8 @@ def evaluate(
 
     At each radius in growing order only what withstood the smaller ones is attacked: the balls are
     nested. What an earlier call with the same settings found is kept, and a call that was
-    interrupted goes on after its last batch, by ``auto_attack.NORM-RADIUS.part.npz``. Results of
-    other settings are replaced, which is told.
+    interrupted goes on after its last batch, by ``auto_attack.NORM-RADIUS.SETTINGS.part.npz``.
+    Results of other settings are replaced, which is told.
 
     Args:
         run: the network.
@@ -116,7 +117,7 @@ def evaluate(
                 **provenance.collect(),
             }
             led(write_json)(run.path / "auto_attack.json", content)
-            led(_part_of(run, place).unlink)(missing_ok=True)
+            led(_part_of(run, place, attack).unlink)(missing_ok=True)
         broken_by = arrays[f"{place}/broken_by"]
         robust, by = jnp.asarray(broken_by == ROBUST), jnp.asarray(broken_by)
         smaller = AttackResult(x, robust, by, jnp.asarray(arrays[f"{place}/distance"]), ())
@@ -158,7 +159,7 @@ def _attacked(
         The result, and the seconds that interrupted calls took.
     """
     begun, saved = time.perf_counter(), time.perf_counter()
-    path = _part_of(run, place)
+    path = _part_of(run, place, attack)
     identity = json.dumps({**attack, "place": place, "weights": run.weights})
     resume, before = _read_part(path, identity)
     latest: Progress | None = None
@@ -194,9 +195,10 @@ def _attacked(
     return result, before
 
 
-def _part_of(run: runs.Run, place: str) -> Path:
-    """Return where the unfinished attack in one ball is kept."""
-    return run.path / f"auto_attack.{place.replace('/', '-')}.part.npz"
+def _part_of(run: runs.Run, place: str, attack: dict[str, Any]) -> Path:
+    """Return where the unfinished attack in one ball is kept: each of other settings elsewhere."""
+    which = hashlib.sha256(json.dumps(attack).encode()).hexdigest()[:8]
+    return run.path / f"auto_attack.{place.replace('/', '-')}.{which}.part.npz"
 
 
 def _read_part(path: Path, identity: str) -> tuple[Progress | None, float]:
@@ -231,9 +233,19 @@ def _earlier(path: Path, attack: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     if not content:
         return {"attack": attack, "results": {}}, {}
     try:
-        return content, read_arrays(archive)
+        arrays = read_arrays(archive)
     except ValueError as error:
         raise ValueError(f"{error}: delete it to attack anew") from error
+    # Of an interrupted writing, or a copy, the two may tell of other radii.
+    results = {
+        norm: {
+            name: result
+            for name, result in found.items()
+            if {f"{norm}/{name}/broken_by", f"{norm}/{name}/distance"} <= set(arrays)
+        }
+        for norm, found in content.get("results", {}).items()
+    }
+    return {**content, "results": results}, arrays
 
 
 def _names(attack: dict[str, Any]) -> list[str]:

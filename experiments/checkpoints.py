@@ -5,7 +5,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +86,11 @@ class Checkpoints:
                 self._manager.save(step, args=items, metrics={_SCORE: accuracy})
             write_json(folder / _SUMS, checksums(folder))
         except Exception as error:  # tensorstore's are of several kinds
-            shutil.rmtree(folder, ignore_errors=True)
+            # Its other writers may still be at work, and what they leave takes the place of others.
+            with _quiet(), suppress(Exception):
+                self._manager.close()
+            for left in (folder, *self._folder.glob(f"{step}.orbax-checkpoint-tmp*")):
+                shutil.rmtree(left, ignore_errors=True)
             self._open()
             raise OSError(f"{folder} could not be written: {_reason(error)}") from error
 

@@ -1,11 +1,12 @@
 """The file of a comparison, comparison.json, to which several commands add."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import provenance
-from experiments.files import read_json, write_json
+from experiments.files import number_key, read_json, write_json
 from experiments.processes import led
 from experiments.reading import setup_of
 
@@ -38,6 +39,24 @@ def check(out: Path, settings: dict[str, Any], paths: set[str]) -> None:
             f"{path} has runs of other settings ({', '.join(changed)}), and {', '.join(others)} "
             "would be lost: name their methods and seeds, too, or another folder"
         )
+    if unnamed := _unnamed(there, settings):
+        told = f"results under {', '.join(unnamed)} leave the table"
+        print(f"{path}: {told}; what the folders of the runs have of them stays", file=sys.stderr)
+
+
+def _unnamed(there: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Return the attacks of a comparison that these settings lack."""
+    lost = []
+    for name, before, now in (
+        ("PGD", there.get("norms", {}), settings["norms"]),
+        ("AutoAttack", there.get("auto", {}).get("norms", {}), settings["auto"]["norms"]),
+    ):
+        for norm, radii in before.items():
+            missing = [number_key(r) for r in radii if r not in now.get(norm, ())]
+            lost += [f"{name} at {norm} {', '.join(missing)}"] if missing else []
+    if there.get("apgd_examples", 0) > settings["apgd_examples"]:
+        lost.append(f"APGD of {there['apgd_examples']} examples")
+    return lost
 
 
 @led

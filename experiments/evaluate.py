@@ -1,6 +1,7 @@
 """Evaluate a trained network: accuracy clean and under attack, gradient and curvature."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from experiments.data import Dataset
 from experiments.files import kept, number_key, write_arrays, write_json
 from experiments.interruption import ending
 from experiments.landscape import landscape
-from experiments.processes import led, progress_bar, start
+from experiments.processes import leads, led, progress_bar, start
 from experiments.robustness import LOSSES, withstood
 from experiments.train import load_for
 from hessjax import LpBall
+
+_NAME = "evaluation.json"
 
 
 @ending()
@@ -44,7 +47,8 @@ def main(
     By PGD with cross-entropy, then with the DLR loss on what withstood it: evaluation.json, and
     landscape.npz, what experiments.report draws. By AutoAttack, the strongest there is, with a
     verdict whether the result can be trusted: auto_attack.json and .npz. Both go on where an
-    interrupted call stopped. For example:
+    interrupted call stopped. Radii add to those that are there; results of other settings (steps,
+    restarts, version, number of examples) are replaced. For example:
 
         python -m experiments.evaluate runs/first --norm l2 --epsilon 0.5 1.0
         python -m experiments.evaluate runs/first --attack auto --norm l2 --epsilon 1.5
@@ -96,9 +100,14 @@ def main(
         else:
             told = attack_settings(**_given(num_steps=num_steps, num_restarts=num_restarts))
             kind = kind_of_images(loaded.config.validation)
+            earlier = led(kept)(run / _NAME, {"attack": told}).get("radii", {})
+            radii = {
+                name: tuple(sorted({*values, *earlier.get(name, ())})) if values else ()
+                for name, values in radii.items()
+            }
             found = evaluate(loaded, dataset, radii, told, keep_shown=True, mesh=mesh)
             print(_report(found, kind))
-            print(f"written: {run / 'evaluation.json'}")
+            print(f"written: {run / _NAME}")
 
 
 def _radii(
@@ -181,8 +190,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Attack a network on the whole test set and write ``evaluation.json`` and ``landscape.npz``.
 
-    What an earlier call with the same attack wrote is kept: it is not done again, and the results
-    for a norm that is not asked for now stay.
+    What an earlier call with the same attack wrote for the same radii of a norm is not done again,
+    and results for a norm that is not asked for stay. Those for other radii are replaced, which is
+    told: what an attack at one radius finds counts at the others, too.
 
     Args:
         run: the network.
@@ -200,20 +210,23 @@ def evaluate(
         latter by ten Lanczos products, from below); ``radii``, ``attack``, the ``shown`` ball of
         the landscape, ``seconds``, and where they were measured.
     """
-    earlier = led(kept)(run.path / "evaluation.json", {"attack": attack})
+    earlier = led(kept)(run.path / _NAME, {"attack": attack})
     here = provenance.extended(earlier)
     start = {"num_test": len(dataset.test_labels), "robust": {}, "radii": {}, "seconds": 0.0}
     result: dict[str, Any] = {**start, **here, **earlier, "attack": attack}
     wanted = {norm: list(values) for norm, values in radii.items() if values}
     for norm, values in wanted.items():
-        if result["radii"].get(norm) != values:
+        if (before := result["radii"].get(norm)) != values:
+            if before and leads():
+                told = f"replacing results at the {norm} radii {', '.join(map(number_key, before))}"
+                print(f"{run.path / _NAME}: {told}", file=sys.stderr)
             begun = time.perf_counter()
             result["clean"], result["robust"][norm] = _accuracies(
                 run, dataset, norm, values, attack, mesh=mesh
             )
             result["radii"][norm] = values
             result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
-            led(write_json)(run.path / "evaluation.json", result)
+            led(write_json)(run.path / _NAME, result)
     # Of this call, not of earlier ones: the runs of a comparison show the same ball.
     norm, values = next((norm, wanted[norm]) for norm in ORDERS if norm in wanted)
     shown = {
@@ -240,7 +253,7 @@ def evaluate(
         result["gradient_norm_mean"] = float(looks["gradient_norm"].mean())
         result["hessian_norm_mean"] = float(looks["curvature"].mean())
         result |= {"seconds": result["seconds"] + time.perf_counter() - begun, **here}
-        led(write_json)(run.path / "evaluation.json", result)
+        led(write_json)(run.path / _NAME, result)
     return result
 
 

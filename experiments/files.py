@@ -35,7 +35,11 @@ def shared(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a place to write to, and move what was written to ``path`` once it is whole."""
+    """Give a place to write to, and move what was written to ``path`` once it is whole.
+
+    Raises:
+        OSError: if it cannot be written, naming it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + UNFINISHED)
     try:
@@ -43,6 +47,11 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:  # on the disk before the name is
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A full disk does not say where.
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -74,6 +74,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+FIGURES = ("norms", "planes", "boundaries", "attacks")
+
+
 def draw_landscapes(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> list[Path]:
     """Draw what the runs left and return the files, none if they left nothing.
 

@@ -9,8 +9,9 @@ from statistics import median
 class Laps:
     """Times at which all steps so far were done."""
 
-    def __init__(self, step: int) -> None:
-        """Begin after this step."""
+    def __init__(self, step: int, *, alike: bool = True) -> None:
+        """Begin after this step; tell whether all laps have the same to do."""
+        self._alike = alike
         self._begun = time.perf_counter()
         self._paused = 0.0
         self._marks = [(step, 0.0)]
@@ -40,6 +41,8 @@ class Laps:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The median of the other laps, None if there are none."""
+        """The median of the other laps, the mean of unlike ones; None if there are none."""
         others = list(zip(self._marks[1:], self._marks[2:], strict=False))
+        if not self._alike:
+            others = [(self._marks[1], self._marks[-1])] if others else []
         return median((b - a) / (n - m) for (m, a), (n, b) in others) if others else None

@@ -17,6 +17,7 @@ _RUN_KEYS = (
 )
 # What is None where it was not measured, or does not exist.
 _NUMBERS = ("strength", "step", "seconds_per_step", "gradient_norm_mean", "hessian_norm_mean")
+_KINDS = {"num_test": int, "versions": dict, "attack": dict, "setup": dict, "failed": dict}
 # Beside comparison.json, where experiments.benchmarks.step_times measured.
 STEP_TIMES = "step_times.json"
 # What of a setup a joint table has a column for.
@@ -42,6 +43,7 @@ def read(directory: Path) -> dict[str, Any]:
         )
     comparison = read_json(path)
     try:
+        _check_kinds(comparison)
         _check(comparison, path)
         if (times := directory / STEP_TIMES).is_file():
             comparison["step_times"] = read_json(times)
@@ -49,6 +51,12 @@ def read(directory: Path) -> dict[str, Any]:
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): run the comparison again") from error
     return comparison
+
+
+def _check_kinds(comparison: dict[str, Any]) -> None:
+    for key, kind in _KINDS.items():
+        if not isinstance(comparison.get(key, kind()), kind):
+            raise TypeError(f"the {key} {comparison[key]!r} is none")
 
 
 def _check(comparison: dict[str, Any], path: Path) -> None:
@@ -80,6 +88,8 @@ def _check_run(run: dict[str, Any], where: str) -> None:
     for key in _NUMBERS:
         if not isinstance(run[key], float | int | None):
             raise TypeError(f"the {key} {run[key]!r} is no number")
+    if not isinstance(run["seed"], int):
+        raise TypeError(f"the seed {run['seed']!r} is no whole number")
     words = [run["method"], run["path"], *run.get("options", ())]
     if not all(isinstance(word, str) for word in words):
         raise TypeError(f"{words!r} are not all words")

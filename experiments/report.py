@@ -12,7 +12,7 @@ import tyro
 
 from experiments.files import replacing
 from experiments.interruption import ending
-from experiments.landscape_pictures import Landscapes, read_landscapes
+from experiments.landscape_pictures import FIGURES, Landscapes, read_landscapes
 from experiments.pictures import MOST, draw, draw_cost
 from experiments.reading import joined, read
 from experiments.table import group, table
@@ -68,7 +68,10 @@ def is_written(directory: Path, comparison: dict[str, Any]) -> bool:
         return False
     text = path.read_text(encoding="utf-8")
     figures = re.findall(r"^!\[\w+\]\((.+)\)$", text, re.MULTILINE)
-    return text.startswith(_facts(comparison)) and all((directory / f).is_file() for f in figures)
+    left = [directory / run["path"] / "landscape.npz" for run in comparison["runs"]]
+    newer = any(p.is_file() and p.stat().st_mtime > path.stat().st_mtime for p in left)
+    whole = all((directory / figure).is_file() for figure in figures)
+    return text.startswith(_facts(comparison)) and whole and not newer
 
 
 def write(
@@ -77,7 +80,8 @@ def write(
     """Write ``report.md`` and the figures into a comparison's folder.
 
     A method whose runs left no ``landscape.npz`` is missing in the figures that need it; the report
-    says so. Of very many methods there are none.
+    says so. Where no run left one, figures that were drawn when they did are kept. Of very many
+    methods there are none.
 
     Args:
         directory: the folder of the comparison.
@@ -90,7 +94,12 @@ def write(
     labels = [method.label for method in group(comparison)]
     there = {found.label for found in landscapes}
     drawn, notes = draw(directory / "figures", comparison, landscapes), []
-    if len(labels) > MOST:
+    before = [directory / "figures" / f"{name}.png" for name in FIGURES]
+    if not landscapes and (left := [path for path in before if path.is_file()]):
+        drawn += left
+        named = ", ".join(path.stem for path in left)
+        notes = [f"Drawn earlier, from landscape.npz of the runs, which are gone: {named}.\n"]
+    elif len(labels) > MOST:
         notes = [f"No figures of each: {len(labels)} methods could not be told apart.\n"]
     elif absent := [label for label in labels if label not in there]:
         named = ", ".join(absent)

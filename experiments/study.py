@@ -62,6 +62,9 @@ def main(
         manual_dir: folder of one data set's original files, where they cannot be downloaded.
     """
     failed: dict[str, str] = {}
+    for name, given in (("data", data), ("parts", parts)):
+        if given is not None and not given:
+            raise ValueError(f"{name} must name at least one, got nothing")
     if quick and data is not None:
         raise ValueError(f"quick takes the digits: leave data out, got {' '.join(data)}")
     for name in (QUICK,) if quick else data or ("mnist", "fashion_mnist"):

@@ -96,16 +96,7 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
                     _percent([run["robust"][norm][radius] for run in runs])
                     for norm, radius in radii
                 ),
-                *(
-                    _percent(
-                        [
-                            run["auto"][norm][radius]["robust"]
-                            for run in runs
-                            if radius in run["auto"].get(norm, {})
-                        ]
-                    )
-                    for norm, radius in strongest
-                ),
+                *(_under_auto(runs, norm, radius) for norm, radius in strongest),
                 *([_masking(runs)] if strongest else []),
                 *(() if brief else (_short(gradient), _short(hessian))),
                 *([time or _NOTHING] if timed else []),
@@ -150,6 +141,13 @@ def _relative_time(method: Method, methods: Sequence[Method]) -> str:
     plain = _mean(run["seconds_per_step"] for run in same if run["method"] == "none")
     seconds = _mean(run["seconds_per_step"] for run in method.runs)
     return f"{seconds / plain:.2f}×" if plain and seconds is not None else ""
+
+
+def _under_auto(runs: Sequence[dict[str, Any]], norm: str, radius: float) -> str:
+    """Return the accuracy under AutoAttack, and of how many seeds, if they are not all."""
+    found = [run["auto"][norm] for run in runs if radius in run["auto"].get(norm, {})]
+    part = f" ({len(found)} of {len(runs)})" if 0 < len(found) < len(runs) else ""
+    return _percent([balls[radius]["robust"] for balls in found]) + part
 
 
 def _masking(runs: Sequence[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from experiments import auto, devices, evaluate, masking, runs, train
-from experiments.files import read_arrays, read_json, write_arrays
+from experiments.files import read_arrays, read_json, write_arrays, write_json
 from hessjax.attacks import apgd_attack, fab_attack, square_attack
 
 SHORT = (
@@ -123,7 +123,7 @@ def test_it_goes_on_where_it_was_interrupted(run, monkeypatch, capsys):
         call(run, 0.3)
     assert stopped.value.code == 130
     assert "the same command goes on from here" in capsys.readouterr().err
-    assert (run / "auto_attack.l2-0.3.part.npz").is_file()
+    assert len(list(run.glob("auto_attack.l2-0.3.*.part.npz"))) == 1
 
     resumed = []
 
@@ -136,14 +136,43 @@ def test_it_goes_on_where_it_was_interrupted(run, monkeypatch, capsys):
     np.testing.assert_array_equal(resumed[0].tried, batches[-1].tried)
     for name in ("robust", "broken_by", "masking"):
         assert after["results"]["l2"]["0.3"][name] == expected["results"]["l2"]["0.3"][name]
-    assert not (run / "auto_attack.l2-0.3.part.npz").exists()
+    assert not list(run.glob("*.part.npz"))
 
 
-def test_an_attack_in_one_ball_leaves_the_progress_in_another(run):
-    other = run / "auto_attack.l2-0.3.part.npz"
-    np.savez(other, identity="that of l2 0.3")
+def test_an_attack_leaves_the_progress_of_others(run, monkeypatch):
+    """In another ball, and of other settings in the same one."""
+    original = auto.auto_attack
+
+    def interrupted(*args, on_batch, **options):
+        def note(progress):
+            on_batch(progress)
+            raise KeyboardInterrupt
+
+        return original(*args, on_batch=note, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(auto, "auto_attack", interrupted)
+        for radius in (0.1, 0.3):
+            with pytest.raises(SystemExit):
+                call(run, radius)
+    parts = sorted(run.glob("*.part.npz"))
+    assert len(parts) == 2
+    call(run, 0.1, options=["--num-examples", "9"])
+    assert sorted(run.glob("*.part.npz")) == parts
     call(run, 0.1)
-    assert [path.name for path in run.glob("*.part.npz")] == [other.name]
+    assert list(run.glob("*.part.npz")) == parts[1:]
+
+
+def test_results_whose_arrays_are_gone_are_found_again(run):
+    first = call(run, 0.1)
+    older = (run / "auto_attack.npz").read_bytes()
+    both = call(run, 0.1, 0.3)
+    (run / "auto_attack.npz").write_bytes(older)
+    again = call(run, 0.1, 0.3)["results"]["l2"]
+    assert again["0.1"] == first["results"]["l2"]["0.1"]
+    assert again["0.3"]["broken_by"] == both["results"]["l2"]["0.3"]["broken_by"]
+    write_json(run / "auto_attack.json", {"attack": first["attack"]})
+    assert call(run, 0.1)["results"]["l2"]["0.1"]["robust"] == again["0.1"]["robust"]
 
 
 def test_an_interrupted_examination_costs_no_attack(run, monkeypatch):

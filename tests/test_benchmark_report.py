@@ -146,6 +146,15 @@ def test_damaged_rows_are_told(tmp_path):
     assert not (tmp_path / "report.md").exists()
 
 
+def test_times_without_a_plain_step_are_told(tmp_path):
+    told = dict.fromkeys(("command", "commit", "device", "device_name"), "one")
+    told |= {"versions": {}, "environment": {}, "settings": {"batch_size": 2}}
+    step = {"kind": "step", "step": "hessian", "model": "mlp", "activation": "relu"}
+    write_json(tmp_path / "penalty_cost.json", told | {"rows": [step | {"input_shape": [8]}]})
+    with pytest.raises(SystemExit, match=r"error: .* holds damaged results"):
+        report.main(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["comparison", "precision"])
 def test_a_report_of_something_else_stays(tmp_path, name):
     write_json(tmp_path / f"{name}.json", {"rows": []})

@@ -165,6 +165,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert steps(tmp_path) == [10, 20]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]
     found = Checkpoints(tmp_path).latest(state_at(0))
     assert found is not None
     assert int(found.state.step) == 20

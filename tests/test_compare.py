@@ -101,7 +101,7 @@ def test_the_table_of_another_command_is_not_told_as_this_ones(folder, tmp_path,
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkeypatch):
+def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkeypatch, capsys):
     """A short one."""
     out = shutil.copytree(folder, tmp_path / "out")
     short = (apgd_attack(num_steps=2, name="apgd-ce"),)
@@ -123,11 +123,18 @@ def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkey
     assert "| AA ℓ∞ 0.1 | masking |" in text
     assert "- AA: AutoAttack, standard version, on the first 6 images; masking: " in text
     # Another radius in the same folder: the table has what is asked for.
+    capsys.readouterr()
     tyro.cli(compare.main, args=[*options, "--auto-linf", "0.05"])
     assert [list(run["auto"]["linf"]) for run in read(out)["runs"]] == [[0.05], [0.05]]
+    told = "comparison.json: results under AutoAttack at linf 0.1 leave the table; what the folders"
+    assert told in capsys.readouterr().err
     # A comparison without it, or by another one, is another comparison.
     tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
     assert [run["auto"] for run in read(out)["runs"]] == [{}, {}]
+    assert "results under AutoAttack at linf 0.05 leave the table" in capsys.readouterr().err
+    tyro.cli(compare.main, args=options)
+    assert [run["auto"] for run in read(out)["runs"]] == [run["auto"] for run in found["runs"]]
+    assert "leave the table" not in capsys.readouterr().err
 
 
 def test_other_settings_are_refused_before_any_work(folder):
@@ -156,6 +163,20 @@ def test_evaluating_by_itself_is_the_same(folder, capsys, monkeypatch):
     assert after["device"] == f"{first['device']} and another"
     clean = f"clean accuracy on 450 test images: {100 * after['clean']:.2f} %"
     assert clean in capsys.readouterr().out
+
+
+def test_radii_add_to_those_that_are_there(folder, tmp_path, monkeypatch, capsys):
+    path = shutil.copytree(folder / "none" / "seed-0", tmp_path / "run")
+    options = [str(path), "--num-steps", "4", "--norm", "linf", "--epsilon"]
+    tyro.cli(evaluate.main, args=[*options, "0.05"])
+    found = read_json(path / "evaluation.json")
+    assert found["radii"]["linf"] == [0.05, 0.1]
+    assert list(found["robust"]["linf"]) == ["0.05", "0.1"]
+    assert "replacing results at the linf radii 0.1" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate, "_accuracies", lambda *_, **__: pytest.fail("attacked again"))
+    tyro.cli(evaluate.main, args=[*options, "0.1"])
+    assert read_json(path / "evaluation.json")["robust"] == found["robust"]
+    assert "under PGD, linf radius 0.05" in capsys.readouterr().out
 
 
 def test_what_is_shown_is_drawn_again_in_its_own_ball(folder, tmp_path):

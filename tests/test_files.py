@@ -1,5 +1,7 @@
 """Files that are whole or not there."""
 
+import errno
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    said = r"a\.npz could not be written: No space left on device"
+    with pytest.raises(OSError, match=said), replacing(tmp_path / "a.npz"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_that_json_lacks_is_written(tmp_path):

@@ -19,3 +19,12 @@ def test_times_of_steps(monkeypatch):
     assert watch.first == 5
     assert watch.seconds_per_step == pytest.approx((1 / 2 + 5 / 3) / 2)
     assert watch.seconds == 112  # with the pause
+
+
+def test_laps_that_are_not_alike_have_a_mean(monkeypatch):
+    times = iter([0.0, 5.0, 25.0, 45.0, 75.0])
+    monkeypatch.setattr(laps.time, "perf_counter", lambda: next(times))
+    watch = Laps(0, alike=False)
+    for step in (1, 21, 41, 61):  # the last one had the penalty
+        watch.mark(step)
+    assert watch.seconds_per_step == pytest.approx(70 / 60)

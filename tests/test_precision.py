@@ -135,6 +135,11 @@ def test_the_table_has_every_row(rows):
     assert ["digits", "none", "0", "float32", "bfloat16"] in [row[:5] for row in accuracies]
 
 
+def test_without_a_run_nothing_is_said_to_be_written(tmp_path):
+    with pytest.raises(SystemExit, match="error: no run is named, expected a folder that exper"):
+        tyro.cli(precision.main, args=["--out", str(tmp_path / "precision.json")])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

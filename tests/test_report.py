@@ -1,8 +1,10 @@
 """The report of a comparison, from files with numbers made by hand."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,32 @@ def test_a_report_without_its_figures_is_not_written(directory):
     assert not report.is_written(directory, content)
 
 
+def test_a_report_older_than_what_it_shows_is_not_written(directory):
+    content = read(directory)
+    report.main(directory)
+    path = directory / "none-1" / "landscape.npz"
+    os.utime(path, (time.time() + 9, time.time() + 9))
+    assert not report.is_written(directory, content)
+
+
+def test_figures_of_runs_that_are_gone_are_kept(directory):
+    report.main(directory)
+    before = (directory / "report.md").read_text()
+    for path in directory.glob("*/landscape.npz"):
+        path.unlink()
+    report.main(directory)
+    after = (directory / "report.md").read_text()
+    told = "Drawn earlier, from landscape.npz of the runs, which are gone: norms, planes, boundarie"
+    assert told in after
+    links = [[x for x in text.splitlines() if x.startswith("![")] for text in (before, after)]
+    assert links[0] == links[1]
+    assert len(links[0]) == len(FIGURES)
+    assert report.is_written(directory, read(directory))
+    (directory / "figures" / "planes.png").unlink()
+    report.main(directory)
+    assert "gone: norms, boundaries, attacks." in (directory / "report.md").read_text()
+
+
 def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
     report.main(store(tmp_path, comparison(), {}))
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
@@ -127,6 +155,14 @@ def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
         ([1], "holds no JSON dictionary"),
         (without(comparison(), "num_test"), "comparison.json lacks num_test"),
         (comparison([]), "holds no runs"),
+        (comparison() | {"versions": [1]}, r"is damaged \(the versions \[1\] is none\)"),
+        (comparison() | {"attack": "PGD"}, r"is damaged \(the attack 'PGD' is none\)"),
+        (comparison() | {"failed": [1]}, r"is damaged \(the failed \[1\] is none\)"),
+        (comparison() | {"num_test": "many"}, r"is damaged \(the num_test 'many' is none\)"),
+        (
+            comparison([run("none", 0) | {"seed": None}]),
+            r"is damaged \(the seed None is no whole number\)",
+        ),
         (comparison() | {"runs": 3}, "comparison.json is damaged .*: run the comparison again"),
         # Found by tests/fuzz.py.
         (comparison([run("none", 0, gradient_norm_mean="x")]), r"the gradient_norm_mean 'x' is no"),

@@ -263,6 +263,9 @@ def test_parts_alone_and_data_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     calls.clear()
     with pytest.raises(SystemExit, match="quick takes the digits: leave data out, got mnist"):
         tyro.cli(study.main, args=["--quick", *arguments, "mlp"])
+    for empty, name in ((["--data"], "data"), ([*arguments], "parts")):
+        with pytest.raises(SystemExit, match=f"error: {name} must name at least one, got nothing"):
+            tyro.cli(study.main, args=[*empty, "--out", str(tmp_path)])
     assert not calls
 
 

@@ -87,6 +87,15 @@ def test_comparisons_attacked_alike_make_one_table(directory, tmp_path, capsys):
     by_auto = [row[head.index("AA ℓ∞ 0.1") :][:2] for row in rows]
     assert by_auto == [["-", "-"], ["-", "-"], ["50.0", "none"], ["50.0", "none"]]
 
+    # Of AutoAttack on some of the seeds alone, it is told.
+    seeds = [one | {"seed": 1, "path": f"{one['method']}-1"} for one in runs]
+    (tmp_path / "third").mkdir()
+    store(tmp_path / "third", comparison(seeds) | {"setup": small["setup"]}, {})
+    report.main(directory, (tmp_path / "other", tmp_path / "third"))
+    head, _, *rows = columns(capsys.readouterr().out)
+    by_auto = [row[head.index("AA ℓ∞ 0.1")] for row in rows]
+    assert by_auto == ["-", "-", "50.0 (1 of 2)", "50.0 (1 of 2)"]
+
     # A setting that came later had its default, one that is gone says nothing.
     for more in ({"precision": "float32"}, {"seed": 3}):
         store(tmp_path / "other", other | {"setup": small["setup"] | more}, {})

@@ -91,6 +91,8 @@ def main(
         out: the JSON file; the device's in experiments/benchmarks/results if not given.
         data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
+    if not run:
+        raise ValueError("no run is named, expected a folder that experiments.train wrote")
     settings = Settings(epsilon, num_steps, num_images, batch_size, repeats)
     _check(settings)
     path = records.place(NAME, out)

@@ -41,7 +41,7 @@ def write(folder: Path) -> list[Path]:
     try:
         told = text(results)
         figures = plots.draw(folder, results)
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder} holds damaged results ({error!r}): measure anew") from error
     report = folder / "report.md"
     with replacing(report) as partial:
