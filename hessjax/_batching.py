@@ -291,9 +291,8 @@ def _means_by_parts(
 
 
 def _mean(value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    value = widen(value)
     if mask is None:
         return jnp.mean(value)
-    # Summed in float32 at least, as `jnp.mean` does.
-    total = jnp.sum(jnp.where(mask, widen(value), 0))
-    count = jnp.maximum(jnp.sum(mask), 1).astype(total.dtype)
-    return (total / count).astype(value.dtype)
+    total = jnp.sum(jnp.where(mask, value, 0))
+    return total / jnp.maximum(jnp.sum(mask), 1).astype(total.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 PyTree = Any
 Matvec = Callable[[PyTree], PyTree]
@@ -22,9 +23,15 @@ ScalarFunction = Callable[[PyTree], jax.Array]
 matmul = partial(jnp.matmul, precision="highest")
 
 
+def wide(dtype: DTypeLike) -> DTypeLike:
+    """Return a type of floating-point numbers, or float32 if that has more digits."""
+    # Not by `jnp.promote_types`, which may be forbidden.
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def widen(array: jax.Array) -> jax.Array:
     """Cast to float32 at least: sums of squares in bfloat16 keep two digits."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(wide(array.dtype))
 
 
 def tree_vdot(a: PyTree, b: PyTree) -> jax.Array:

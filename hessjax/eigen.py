@@ -21,6 +21,7 @@ from hessjax._numerics import (
     matmul,
     normalize,
     safe_norm,
+    wide,
     widen,
 )
 
@@ -61,7 +62,7 @@ def random_start(gradient: PyTree, key: jax.Array | None) -> PyTree:
     if key is None:
         raise ValueError("a random start needs key=jax.random.key(...), got None")
     flat, unravel = ravel_pytree(gradient)
-    noise = jax.random.normal(key, flat.shape, jnp.promote_types(flat.dtype, jnp.float32))
+    noise = jax.random.normal(key, flat.shape, wide(flat.dtype))
     return unravel(normalize(noise)[0].astype(flat.dtype))
 
 

@@ -19,7 +19,8 @@ class Lazy:
 
     Called with a number for the step, it is one of its two parts and skips the other's work. Inside
     a traced function, where the step is not known, it branches at run time; what a skipped step
-    does not evaluate is NaN among the metrics there. `train_step` compiles the parts separately.
+    does not evaluate is NaN among the metrics there (and ``jax_debug_nans`` stops at it).
+    `train_step` compiles the parts separately.
 
     Attributes:
         penalized: the objective of steps 0, n, 2n, ...; weights are n times those of each step.

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hessjax._numerics import widen
+
 
 def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     r"""Return by how much the logit of the label exceeds that of the best other class.
@@ -29,7 +31,7 @@ def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     2.0
     """
     logits, y = _check(logits, y, min_classes=2)
-    others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
+    others = jnp.where(jnp.arange(logits.size, dtype=y.dtype) == y, -jnp.inf, logits)
     return jnp.take(logits, y, mode="fill") - jnp.max(others)
 
 
@@ -38,9 +40,9 @@ def dlr_loss(logits: ArrayLike, y: ArrayLike) -> jax.Array:
 
     .. math:: -\frac{z_y - \max_{j \ne y} z_j}{z_{(1)} - z_{(3)} + 10^{-12}}
 
-    where :math:`z_{(i)}` is the i-th largest logit. It does not change under ``z -> a z + b`` with
-    a > 0, so its gradient does not vanish when the logits are scaled up, as that of cross-entropy
-    does.
+    where :math:`z_{(i)}` is the i-th largest logit, and for the -inf of a masked class the least
+    other one. It does not change under ``z -> a z + b`` with a > 0, so its gradient does not vanish
+    when the logits are scaled up, as that of cross-entropy does.
 
     Args:
         logits: ``(C,)``, C at least 3.
@@ -62,8 +64,8 @@ def dlr_loss(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     """
     logits, y = _check(logits, y, min_classes=3)
     # float16 would round the constant to zero.
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    largest = jax.lax.top_k(wide, 3)[0]
+    wide = widen(logits)
+    largest = _largest(wide, 3)
     return (-margin(wide, y) / (largest[0] - largest[2] + 1e-12)).astype(logits.dtype)
 
 
@@ -72,8 +74,8 @@ def targeted_dlr_loss(logits: ArrayLike, y: ArrayLike, target: ArrayLike) -> jax
 
     .. math:: -\frac{z_y - z_t}{z_{(1)} - (z_{(3)} + z_{(4)}) / 2 + 10^{-12}}
 
-    where :math:`z_{(i)}` is the i-th largest logit. Like `dlr_loss` it does not change under
-    ``z -> a z + b`` with a > 0.
+    where :math:`z_{(i)}` is the i-th largest logit, as in `dlr_loss`. Like that it does not change
+    under ``z -> a z + b`` with a > 0.
 
     Args:
         logits: ``(C,)``, C at least 4.
@@ -97,11 +99,18 @@ def targeted_dlr_loss(logits: ArrayLike, y: ArrayLike, target: ArrayLike) -> jax
     """
     _, target = _check(logits, target, min_classes=4, name="the target")
     logits, y = _check(logits, y, min_classes=4)
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    largest = jax.lax.top_k(wide, 4)[0]
+    wide = widen(logits)
+    largest = _largest(wide, 4)
     scale = largest[0] - (largest[2] + largest[3]) / 2 + 1e-12
     difference = jnp.take(wide, y, mode="fill") - jnp.take(wide, target, mode="fill")
     return (-difference / scale).astype(logits.dtype)
+
+
+def _largest(logits: jax.Array, count: int) -> jax.Array:
+    """Return the largest logits, for each -inf, which would make a ratio 0, the least other."""
+    largest = jax.lax.top_k(logits, count)[0]
+    least = jnp.min(jnp.where(logits == -jnp.inf, jnp.inf, logits))
+    return jnp.where(largest == -jnp.inf, least, largest)
 
 
 def misclassified(logits: ArrayLike, y: ArrayLike) -> jax.Array:
@@ -126,7 +135,7 @@ def misclassified(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     False
     """
     logits, y = _check(logits, y, min_classes=2)
-    return (jnp.argmax(logits) != y) | jnp.any(jnp.isnan(logits))
+    return (jnp.argmax(logits).astype(y.dtype) != y) | jnp.any(jnp.isnan(logits))
 
 
 def _check(
@@ -145,5 +154,7 @@ def _check(
         raise ValueError(f"this needs at least {min_classes} classes, got {logits.size} logits")
     # Of logits that are whole numbers, too, the losses are fractions.
     logits = logits.astype(jnp.result_type(float, logits))
+    # In eight bits the number of classes might be none.
+    y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
     # What is below zero would count from the end.
     return logits, jnp.where(y < 0, logits.size, y)

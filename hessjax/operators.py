@@ -28,7 +28,9 @@ class Composite:
     """The function ``x -> loss(model(x))`` that remembers its two parts.
 
     What looks inside the loss (Gauss-Newton and Jacobian penalties) asks for one; everything else
-    takes it as the plain function it also is. Both parts are static; they may close over arrays.
+    takes it as the plain function it also is. Both parts are static; they may close over arrays. As
+    an argument of a jitted function it stands for what the parts held at the first call with them:
+    where weights change in place, as in an NNX module, make it anew inside of the function.
 
     Attributes:
         model: ``x -> z``, one example to its outputs (logits) of shape ``(C,)``.

@@ -60,8 +60,9 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 
     Args:
         objective: ``objective(params, batch, key, step) -> (value, metrics)``.
-        optimizer: any optax transformation; those that ask for them are told the ``value``, the
-            ``grad`` and the ``value_fn`` of the objective, as line searches do.
+        optimizer: an optax transformation. One of extra arguments is told the ``value``, the
+            ``grad`` and the ``value_fn`` of the objective, as line searches need them; others of
+            its own, as `optax.contrib.sam` has, it does not get.
 
     Returns:
         The step. The state's buffers are donated: use the returned state, not the old one. The

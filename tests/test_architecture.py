@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     COMPILATION: set(),
     LAZY: {NUMERICS},
     PLACEMENT: {NUMERICS},
-    "hessjax.losses": set(),
+    "hessjax.losses": {NUMERICS},
     "hessjax.bounds": {NUMERICS},
     OPERATORS: {NUMERICS},
     EIGEN: {NUMERICS},

@@ -374,3 +374,32 @@ def test_losses_of_a_short_example_are_compared_in_single_precision():
 
     # The steepest step to the corner of the ball, where the loss of a linear model is largest.
     assert loss(pgd(slow, x, 0, ball, KEY, num_steps=5)) == loss(fgsm(slow, x, 0, ball)) > loss(x)
+
+
+ATTACKS = {
+    "fgsm": lambda *given: fgsm(*given[:-1]),
+    "pgd": partial(pgd, num_steps=2),
+    "apgd": partial(apgd, num_steps=2),
+    "apgd, targets": partial(apgd, num_steps=2, num_targets=3),
+    "fab": partial(fab, num_steps=2, num_targets=3),
+    "fab, nearest": partial(fab, num_steps=2, num_targets=0),
+    "square": partial(square, num_steps=3),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nothing_promotes_numbers_or_ranks(name, dtype, order):
+    """Under settings of JAX that refuse it."""
+    x, weights = jnp.full((4, 4, 2), 0.5, dtype), jnp.ones((4, 32), dtype)
+    attack = partial(ATTACKS[name], lambda x: weights @ x.ravel())
+    ball = LpBall(0.25, order)
+    with (
+        jax.enable_x64(False),
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+    ):
+        given = x, jnp.asarray(1), jax.random.key(0)
+        found = jax.eval_shape(lambda x, y, key: attack(x, y, ball, key), *given)
+    assert (found.shape, found.dtype) == (x.shape, x.dtype)

@@ -99,6 +99,19 @@ def test_a_mask_needs_no_promotion_of_numbers() -> None:
         assert objective(jnp.ones(2, jnp.float32), batch, KEY)[0] == 2
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_means_of_short_logits_have_the_digits_of_float32(masked: bool) -> None:
+    params, count = 3 * jnp.eye(3, 4, dtype=jnp.bfloat16), 5 if masked else 7
+    x, y = jax.random.uniform(KEY, (7, 4), jnp.bfloat16), jnp.arange(7) % 3
+    batch = (x, y, jnp.arange(7) < count) if masked else (x, y)
+    objective = second_order(jnp.matmul, cross_entropy, 0.5, 0.1)
+    (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(params, batch, KEY)
+    assert {value.dtype, *(metric.dtype for metric in metrics.values())} == {jnp.dtype("float32")}
+    assert gradient.dtype == params.dtype
+    losses = jax.vmap(lambda x, y: cross_entropy(params @ x, y))(x[:count], y[:count])
+    np.testing.assert_allclose(metrics["loss"], np.mean(np.asarray(losses, float)), rtol=1e-6)
+
+
 def test_nothing_promotes_ranks() -> None:
     """Under a setting of JAX that refuses it."""
 

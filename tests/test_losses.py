@@ -122,6 +122,22 @@ def test_a_label_that_is_no_class_gives_nan(loss, y):
     assert jnp.isnan(loss(LOGITS[0], y))
 
 
+def test_a_label_of_eight_bits_is_no_class_of_many():
+    for classes in (128, 300):
+        for loss in (margin, dlr_loss):
+            assert jnp.isnan(loss(np.arange(classes, dtype=float), np.int8(-1)))
+    assert margin(np.arange(300.0), np.uint8(255)) == 255 - 299
+
+
+def test_a_masked_class_leaves_a_ratio():
+    z = jnp.array([3.0, 1.0, 2.0, -jnp.inf])
+    assert float(dlr_loss(z[jnp.array([0, 1, 3])], 0)) == pytest.approx(-1)
+    # 3 - (1 + 1) / 2 = 2
+    assert float(targeted_dlr_loss(z, 0, 2)) == pytest.approx(-1 / 2)
+    gradient = jax.grad(targeted_dlr_loss)(z, 0, 2)
+    np.testing.assert_allclose(gradient, [-1 / 2 + 1 / 4, -1 / 4, 1 / 2, 0], rtol=1e-9)
+
+
 @pytest.mark.parametrize(("y", "target"), [(-1, 2), (5, 2), (2, -1), (2, 5)])
 def test_a_target_that_is_no_class_gives_nan(y, target):
     assert jnp.isnan(targeted_dlr_loss(LOGITS[0], y, target))

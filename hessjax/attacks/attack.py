@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hessjax._numerics import wide
 from hessjax.attacks.balls import LpBall, check_center
 from hessjax.losses import misclassified
 
@@ -115,7 +116,7 @@ def search(
     x, y = check_center(ball, x), jnp.asarray(y)
     logits = logits_fn(x)
     attack = fitting(attack, check_logits(logits))
-    precision = jnp.promote_types(x.dtype, jnp.float32)
+    precision = wide(x.dtype)
 
     def step(_: jax.Array, state: State) -> State:
         return attack.step(logits_fn, x, y, ball, state)

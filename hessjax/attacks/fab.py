@@ -220,11 +220,12 @@ def _to_nearest(
     """Return the same for the class whose linearized boundary is nearest."""
     logits, pullback = jax.vjp(logits_fn, point)
     units = jnp.eye(logits.size, dtype=logits.dtype)
-    (slopes,) = jax.vmap(pullback)(units - units[y])
+    (slopes,) = jax.vmap(pullback)(units - units[y][None])
     # No product of the differences with the logits: a class may be masked by an infinite one.
-    excess = logits - logits[y]
-    flat = jnp.abs(slopes.reshape(logits.size, -1))
+    excess = widen(logits - logits[y])
+    flat = widen(jnp.abs(slopes.reshape(logits.size, -1)))
     dual = jax.vmap(safe_norm)(flat) if ball.order == 2 else jnp.sum(flat, axis=1)
-    reached = (dual > 0) & (jnp.arange(logits.size) != y)
+    others = jnp.arange(logits.size, dtype=jnp.int32) != y.astype(jnp.int32)
+    reached = (dual > 0) & others
     nearest = jnp.argmin(jnp.where(reached, jnp.abs(excess) / jnp.where(reached, dual, 1), jnp.inf))
     return excess[nearest], slopes[nearest]

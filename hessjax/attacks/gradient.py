@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from hessjax._numerics import check_count, check_number, check_scalar
+from hessjax._numerics import check_count, check_number, check_scalar, wide
 from hessjax.attacks.attack import Logits, check_logits
 from hessjax.attacks.balls import LpBall, ascent_direction, check_center, project, random_point
 from hessjax.losses import misclassified
@@ -103,7 +103,7 @@ def pgd_init(
     check_logits(logits)
     found = misclassified(logits, y)
     # In float32 at least: rounded to the digits of a short x, losses tie.
-    least = jnp.asarray(-jnp.inf, jnp.promote_types(x.dtype, jnp.float32))
+    least = jnp.asarray(-jnp.inf, wide(x.dtype))
     return AttackState(random_point(ball, x, key), x, least, found)
 
 

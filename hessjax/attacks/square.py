@@ -103,8 +103,7 @@ def random_start(ball: LpBall, x: jax.Array, key: jax.Array) -> jax.Array:
     sign for each channel, transposed or not; all tiles together have the norm ε.
     """
     for_signs, for_turns = jax.random.split(key)
-    height, width, channels = x.shape
-    epsilon = jnp.asarray(ball.epsilon, x.dtype)
+    (height, width, channels), epsilon = x.shape, jnp.asarray(ball.epsilon, x.dtype)
     if ball.order != 2:
         signs = jax.random.rademacher(for_signs, (1, width, channels), x.dtype)
         return jnp.clip(x + epsilon * signs, *ball.bounds)
@@ -149,27 +148,28 @@ def propose(
     rows, columns = jnp.arange(x.shape[0]), jnp.arange(x.shape[1])
 
     def square(corner: jax.Array) -> jax.Array:
-        i, j = (rows - corner[0])[:, None], columns - corner[1]
+        i, j = (rows - corner[0])[:, None], (columns - corner[1])[None]
         return ((i >= 0) & (i < side) & ((j >= 0) & (j < side)))[..., None]
 
-    window, source = square(draws.window), square(draws.source)
+    window, source, signs = square(draws.window), square(draws.source), draws.signs[None, None]
     if ball.order != 2:
         # The source adds ±2ε and clips to the ball: from wherever in it, that ends at ±ε.
-        end = x + jnp.asarray(ball.epsilon, x.dtype) * draws.signs.astype(x.dtype)
+        end = x + jnp.asarray(ball.epsilon, x.dtype) * signs.astype(x.dtype)
         return jnp.where(window, jnp.clip(end, *ball.bounds), best)
     wide = widen(x)
     tiles = np.stack([np.pad(tile(n), (0, max(sides) - n)) for n in sides])
     # Outside the window it does not matter where in the tiles this ends.
-    i, j = (rows - draws.window[0])[:, None], columns - draws.window[1]
+    i, j = (rows - draws.window[0])[:, None], (columns - draws.window[1])[None]
     i, j = jnp.where(draws.turned, j, i), jnp.where(draws.turned, i, j)
     pattern = jnp.asarray(tiles, wide.dtype)[draws.stage, i, j][..., None]
     epsilon = jnp.asarray(ball.epsilon, wide.dtype)
     change = (widen(best) - wide) / jnp.where(epsilon > 0, epsilon, 1)  # none at a traced radius 0
     masks = window, source & ~window, ~(source | window)
-    inside, taken, kept = (jnp.sum(jnp.where(mask, change**2, 0), (0, 1)) for mask in masks)
+    total = partial(jnp.sum, axis=(0, 1), keepdims=True)
+    inside, taken, kept = (total(jnp.where(mask, change**2, 0)) for mask in masks)
     free = jnp.maximum(1 - jnp.sum(inside + taken + kept), 0) / x.shape[2]
-    new = draws.signs * pattern + change / (_TINY + jnp.sqrt(inside))
-    size = jnp.sum(jnp.where(window, new**2, 0), (0, 1))
+    new = signs * pattern + change / (_TINY + jnp.sqrt(inside))
+    size = total(jnp.where(window, new**2, 0))
     scale = jnp.sqrt(free + inside + taken) / (_TINY + jnp.sqrt(size))
     change = jnp.where(window, scale * new, jnp.where(source, 0, change))
     norm = jnp.sqrt(jnp.sum(kept + scale**2 * size))
