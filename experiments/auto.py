@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -229,22 +230,21 @@ def _part(path: Path, identity: str) -> dict[str, Any] | None:
 def _earlier(path: Path, attack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what earlier calls with the same settings found."""
     archive = path / "auto_attack.npz"
-    content = kept(path / "auto_attack.json", {"attack": attack}) if archive.is_file() else {}
+    content = kept(path / "auto_attack.json", {"attack": attack})
     if not content:
         return {"attack": attack, "results": {}}, {}
     try:
-        arrays = read_arrays(archive)
+        arrays = read_arrays(archive) if archive.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{error}: delete it to attack anew") from error
-    # Of an interrupted writing, or a copy, the two may tell of other radii.
-    results = {
-        norm: {
-            name: result
-            for name, result in found.items()
-            if {f"{norm}/{name}/broken_by", f"{norm}/{name}/distance"} <= set(arrays)
-        }
-        for norm, found in content.get("results", {}).items()
-    }
+    results: dict[str, dict[str, Any]] = {}
+    for norm, found in content.get("results", {}).items():
+        # Of an interrupted writing, or a copy, the two may tell of other radii.
+        whole = {name for name in found if f"{norm}/{name}/broken_by" in arrays}
+        results[norm] = {name: result for name, result in found.items() if name in whole}
+        if lost := [name for name in found if name not in whole]:
+            named = f"{norm} {', '.join(lost)}"
+            print(f"{archive}: without {named}, which is attacked anew if asked", file=sys.stderr)
     return {**content, "results": results}, arrays
 
 

@@ -40,8 +40,7 @@ def check(out: Path, settings: dict[str, Any], paths: set[str]) -> None:
             "would be lost: name their methods and seeds, too, or another folder"
         )
     if unnamed := _unnamed(there, settings):
-        told = f"results under {', '.join(unnamed)} leave the table"
-        print(f"{path}: {told}; what the folders of the runs have of them stays", file=sys.stderr)
+        print(f"{path}: results under {', '.join(unnamed)} leave the table", file=sys.stderr)
 
 
 def _unnamed(there: dict[str, Any], settings: dict[str, Any]) -> list[str]:

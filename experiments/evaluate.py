@@ -100,12 +100,7 @@ def main(
         else:
             told = attack_settings(**_given(num_steps=num_steps, num_restarts=num_restarts))
             kind = kind_of_images(loaded.config.validation)
-            earlier = led(kept)(run / _NAME, {"attack": told}).get("radii", {})
-            radii = {
-                name: tuple(sorted({*values, *earlier.get(name, ())})) if values else ()
-                for name, values in radii.items()
-            }
-            found = evaluate(loaded, dataset, radii, told, keep_shown=True, mesh=mesh)
+            found = evaluate(loaded, dataset, radii, told, keep=True, mesh=mesh)
             print(_report(found, kind))
             print(f"written: {run / _NAME}")
 
@@ -185,7 +180,7 @@ def evaluate(
     radii: Mapping[str, Sequence[float]],
     attack: dict[str, Any],
     *,
-    keep_shown: bool = False,
+    keep: bool = False,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Attack a network on the whole test set and write ``evaluation.json`` and ``landscape.npz``.
@@ -199,8 +194,8 @@ def evaluate(
         dataset: its data; the test set is attacked.
         radii: of the balls by norm, ``l2`` and ``linf``, in input units.
         attack: from `attack_settings`.
-        keep_shown: leave the landscape of an earlier call as it is, whatever ball it shows: that of
-            a comparison, whose runs all show the same.
+        keep: add these radii to those of an earlier call, and leave its landscape as it is,
+            whatever ball it shows: that of a comparison, whose runs all show the same.
         mesh: devices that share each batch, the default one if not given; they change no result
             beyond rounding.
 
@@ -214,12 +209,13 @@ def evaluate(
     here = provenance.extended(earlier)
     start = {"num_test": len(dataset.test_labels), "robust": {}, "radii": {}, "seconds": 0.0}
     result: dict[str, Any] = {**start, **here, **earlier, "attack": attack}
-    wanted = {norm: list(values) for norm, values in radii.items() if values}
+    there = result["radii"] if keep else {}
+    wanted = {n: sorted({*values, *there.get(n, ())}) for n, values in radii.items() if values}
     for norm, values in wanted.items():
-        if (before := result["radii"].get(norm)) != values:
-            if before and leads():
-                told = f"replacing results at the {norm} radii {', '.join(map(number_key, before))}"
-                print(f"{run.path / _NAME}: {told}", file=sys.stderr)
+        if (before := result["radii"].get(norm, [])) != values:
+            if (lost := sorted(set(before) - set(values))) and leads():
+                named = ", ".join(map(number_key, lost))
+                print(f"{run.path / _NAME}: replacing results at {norm} {named}", file=sys.stderr)
             begun = time.perf_counter()
             result["clean"], result["robust"][norm] = _accuracies(
                 run, dataset, norm, values, attack, mesh=mesh
@@ -235,7 +231,7 @@ def evaluate(
         "plane": 1.5 * max(wanted.get("l2", [1.0])),
         "boundary": True,  # earlier ones were drawn without
     }
-    if keep_shown:
+    if keep:
         shown = result.get("shown", shown)
     if result.get("shown") != shown or not led((run.path / "landscape.npz").is_file)():
         begun = time.perf_counter()

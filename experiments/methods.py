@@ -82,7 +82,7 @@ class Method(NamedTuple):
     build: Callable[[Apply, Setting], Objective]
     strength: str | None
     weight: str | None = None
-    usual: float = 1.0
+    usual: float = 1
     usual_weight: float | None = None
     takes_step: bool = False
     takes_ball: bool = False
@@ -264,7 +264,7 @@ METHODS = {
         penalizes=False,
     ),
     "hot": Method(
-        _hot, "temperature of the cross-entropy", usual=100.0, positive=True, penalizes=False
+        _hot, "temperature of the cross-entropy", usual=100, positive=True, penalizes=False
     ),
 }
 

@@ -95,12 +95,12 @@ def write(
     there = {found.label for found in landscapes}
     drawn, notes = draw(directory / "figures", comparison, landscapes), []
     before = [directory / "figures" / f"{name}.png" for name in FIGURES]
-    if not landscapes and (left := [path for path in before if path.is_file()]):
+    if len(labels) > MOST:
+        notes = [f"No figures of each: {len(labels)} methods could not be told apart.\n"]
+    elif not landscapes and (left := [path for path in before if path.is_file()]):
         drawn += left
         named = ", ".join(path.stem for path in left)
         notes = [f"Drawn earlier, from landscape.npz of the runs, which are gone: {named}.\n"]
-    elif len(labels) > MOST:
-        notes = [f"No figures of each: {len(labels)} methods could not be told apart.\n"]
     elif absent := [label for label in labels if label not in there]:
         named = ", ".join(absent)
         notes = [f"Without landscape.npz, so in none of the figures made of it: {named}.\n"]

@@ -60,9 +60,9 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 
     Args:
         objective: ``objective(params, batch, key, step) -> (value, metrics)``.
-        optimizer: an optax transformation. One of extra arguments is told the ``value``, the
-            ``grad`` and the ``value_fn`` of the objective, as line searches need them; others of
-            its own, as `optax.contrib.sam` has, it does not get.
+        optimizer: an optax transformation. One with extra arguments is passed the ``value``, the
+            ``grad`` and the ``value_fn`` of the objective, as line searches need; further ones,
+            such as those of `optax.contrib.sam`, are not passed.
 
     Returns:
         The step. The state's buffers are donated: use the returned state, not the old one. The
@@ -102,8 +102,8 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
     )
 
     def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
-        # As a part of a larger program, whose caller gives the compiler's options: traced, if only
-        # of constants.
+        # Inside a larger traced program, even where all arguments are constants, its caller chooses
+        # the options of the compiler.
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, batch)))
         if traced or get_opaque_trace_state() != _EAGER:
             return advance(objective, state, batch)

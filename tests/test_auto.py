@@ -163,12 +163,13 @@ def test_an_attack_leaves_the_progress_of_others(run, monkeypatch):
     assert list(run.glob("*.part.npz")) == parts[1:]
 
 
-def test_results_whose_arrays_are_gone_are_found_again(run):
+def test_results_whose_arrays_are_gone_are_found_again(run, capsys):
     first = call(run, 0.1)
     older = (run / "auto_attack.npz").read_bytes()
     both = call(run, 0.1, 0.3)
     (run / "auto_attack.npz").write_bytes(older)
     again = call(run, 0.1, 0.3)["results"]["l2"]
+    assert "auto_attack.npz: without l2 0.3, which" in capsys.readouterr().err
     assert again["0.1"] == first["results"]["l2"]["0.1"]
     assert again["0.3"]["broken_by"] == both["results"]["l2"]["0.3"]["broken_by"]
     write_json(run / "auto_attack.json", {"attack": first["attack"]})

@@ -126,7 +126,7 @@ def test_autoattack_is_part_of_it_where_it_is_asked_for(folder, tmp_path, monkey
     capsys.readouterr()
     tyro.cli(compare.main, args=[*options, "--auto-linf", "0.05"])
     assert [list(run["auto"]["linf"]) for run in read(out)["runs"]] == [[0.05], [0.05]]
-    told = "comparison.json: results under AutoAttack at linf 0.1 leave the table; what the folders"
+    told = "comparison.json: results under AutoAttack at linf 0.1 leave the table\n"
     assert told in capsys.readouterr().err
     # A comparison without it, or by another one, is another comparison.
     tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
@@ -172,7 +172,7 @@ def test_radii_add_to_those_that_are_there(folder, tmp_path, monkeypatch, capsys
     found = read_json(path / "evaluation.json")
     assert found["radii"]["linf"] == [0.05, 0.1]
     assert list(found["robust"]["linf"]) == ["0.05", "0.1"]
-    assert "replacing results at the linf radii 0.1" in capsys.readouterr().err
+    assert "replacing" not in capsys.readouterr().err
     monkeypatch.setattr(evaluate, "_accuracies", lambda *_, **__: pytest.fail("attacked again"))
     tyro.cli(evaluate.main, args=[*options, "0.1"])
     assert read_json(path / "evaluation.json")["robust"] == found["robust"]

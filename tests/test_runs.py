@@ -17,7 +17,7 @@ DATA = Dataset("toy", IMAGES, LABELS, IMAGES, LABELS, 3)
 
 MEASURED = (
     *("evaluation.json", "landscape.npz", "distances.npz", "apgd.json"),
-    *("auto_attack.json", "auto_attack.npz", "auto_attack.l2-0.5.part.npz"),
+    *("auto_attack.json", "auto_attack.npz", "auto_attack.l2-0.5.0f1e2d3c.part.npz"),
 )
 
 
