@@ -34,6 +34,21 @@ def shared(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file that could not be written: a full disk does not say where.
+
+    Raises:
+        OSError: with its name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a place to write to, and move what was written to ``path`` once it is whole.
 
@@ -43,15 +58,11 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + UNFINISHED)
     try:
-        yield partial
-        with partial.open("rb") as file:  # on the disk before the name is
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        # A full disk does not say where.
-        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
+        with naming(path):
+            yield partial
+            with partial.open("rb") as file:  # on the disk before the name is
+                os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.files import naming
 from experiments.processes import led
 
 _STEP = "step"
@@ -91,7 +92,7 @@ class Log:
     @led
     def _append(self, line: str) -> None:
         # Whole, so that a reader at work meets no half of one.
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line)
 
     @led

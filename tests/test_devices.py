@@ -159,7 +159,8 @@ def test_processes_train_as_one_does(pair: Path, run: Path) -> None:
         assert told["stopped"] == 128 + signal.SIGTERM
         assert told["resumed"] == 0
         assert "run holds a run with other settings (seed 0, not 1)" in told["refused"]
-        assert told["full"] == "error: [Errno 27] File too large"
+        assert told["full"].startswith("error: ")
+        assert told["full"].endswith(" could not be written: File too large")
     there, here = pair / "0" / "run", run
     alone = [json.loads(line) for line in (here / "metrics.jsonl").read_text().splitlines()]
     lines = [json.loads(line) for line in (there / "metrics.jsonl").read_text().splitlines()]
