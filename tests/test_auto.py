@@ -172,6 +172,9 @@ def test_results_whose_arrays_are_gone_are_found_again(run, capsys):
     assert "auto_attack.npz: without l2 0.3, which" in capsys.readouterr().err
     assert again["0.1"] == first["results"]["l2"]["0.1"]
     assert again["0.3"]["broken_by"] == both["results"]["l2"]["0.3"]["broken_by"]
+    (run / "auto_attack.npz").unlink()
+    assert call(run, 0.1)["results"]["l2"]["0.1"]["broken_by"] == again["0.1"]["broken_by"]
+    assert "auto_attack.npz: without l2 0.1, 0.3, which" in capsys.readouterr().err
     write_json(run / "auto_attack.json", {"attack": first["attack"]})
     assert call(run, 0.1)["results"]["l2"]["0.1"]["robust"] == again["0.1"]["robust"]
 

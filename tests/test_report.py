@@ -123,7 +123,7 @@ def test_a_report_older_than_what_it_shows_is_not_written(directory):
     assert not report.is_written(directory, content)
 
 
-def test_figures_of_runs_that_are_gone_are_kept(directory):
+def test_figures_of_runs_that_are_gone_are_kept(directory, monkeypatch):
     report.main(directory)
     before = (directory / "report.md").read_text()
     for path in directory.glob("*/landscape.npz"):
@@ -139,6 +139,9 @@ def test_figures_of_runs_that_are_gone_are_kept(directory):
     (directory / "figures" / "planes.png").unlink()
     report.main(directory)
     assert "gone: norms, boundaries, attacks." in (directory / "report.md").read_text()
+    monkeypatch.setattr(report, "MOST", 1)
+    report.main(directory)
+    assert "No figures of each: 2 methods" in (directory / "report.md").read_text()
 
 
 def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
