@@ -13,13 +13,12 @@ from experiments.models import Params
 from hessjax import Lazy
 from hessjax._placement import each
 from hessjax.attacks import AttackState, LpBall, pgd_init, pgd_step
-from hessjax.lazy import Metrics, Objective
-from hessjax.objective import Apply
+from hessjax.attacks.attack import Logits
+from hessjax.attacks.gradient import Loss
+from hessjax.objective import Apply, Metrics, Objective
 from hessjax.operators import Composite
 
 STEPS = 10
-Logits = Callable[[jax.Array], jax.Array]
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
 Attack = Callable[[Logits, jax.Array, jax.Array, LpBall, jax.Array], jax.Array]
 
 

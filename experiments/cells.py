@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from experiments import provenance, runs
+from experiments.config import NORM_NAMES, ORDERS, Norm
 from experiments.data import check_count
 from experiments.files import read_json, shared, write_json
 from experiments.train import data_of
 from experiments.twin import run_twin
+from hessjax import LpBall
 
 Cell = Mapping[str, Any]
 Shown = Callable[[Sequence[Cell]], str]
+# What of a cell tells its network and its ball, at the head of a table.
+COLUMNS = ("data", "model", "method", "ball")
 
 
 def measure_each(
@@ -79,6 +83,37 @@ def measure_each(
             write_json(out, {"cells": [*cells[:place], whole, *cells[place + 1 :]]})
         print(shown([whole]).splitlines()[-1])
     return measured
+
+
+def balls(
+    run: Sequence[Path], norm: Norm, epsilon: Sequence[float], num_examples: int
+) -> list[dict[str, Any]]:
+    """Return what each run is attacked with.
+
+    Args:
+        run: folders that experiments.train wrote.
+        norm: of the balls.
+        epsilon: radius of the balls: one for all runs, or one for each.
+        num_examples: the first of the test set.
+
+    Raises:
+        ValueError: if there is neither one radius for all nor one for each, or no ball of one.
+    """
+    if len(epsilon) not in {1, len(run)}:
+        raise ValueError(
+            f"epsilon must be one radius, or one for each of the {len(run)} runs, "
+            f"got {len(epsilon)}"
+        )
+    for radius in epsilon:
+        LpBall(radius, ORDERS[norm])
+    radii = list(epsilon) * (len(run) if len(epsilon) == 1 else 1)
+    return [{"norm": norm, "epsilon": radius, "num_examples": num_examples} for radius in radii]
+
+
+def columns(cell: Cell) -> list[str]:
+    """Return what a row of a table has in `COLUMNS`."""
+    ball = f"{NORM_NAMES[cell['norm']]} {cell['epsilon']:g}"
+    return [cell["data"], cell["model"], cell["method"], ball]
 
 
 def _read(out: Path, shown: Shown) -> list[Cell]:

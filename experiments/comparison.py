@@ -87,9 +87,12 @@ def compare(
     settings = {
         "data": _describe(setup),
         "num_test": len(dataset.test_labels),
-        "norms": _given(attacks.radii),
+        "norms": _without_empty(attacks.radii),
         "attack": attacks.pgd,
-        "auto": {"norms": _given(attacks.auto_radii), "num_examples": attacks.auto_examples},
+        "auto": {
+            "norms": _without_empty(attacks.auto_radii),
+            "num_examples": attacks.auto_examples,
+        },
         "apgd_examples": attacks.apgd_examples,
         "setup": configs[0].setup,
     }
@@ -123,7 +126,7 @@ def compare(
     return failed
 
 
-def _given(radii: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+def _without_empty(radii: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     return {norm: list(values) for norm, values in radii.items() if values}
 
 

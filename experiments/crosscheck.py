@@ -11,13 +11,12 @@ import numpy as np
 import tyro
 
 from experiments import runs
-from experiments.cells import measure_each
-from experiments.config import NORM_NAMES, ORDERS, Norm
+from experiments.cells import COLUMNS, balls, columns, measure_each
+from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
 from experiments.extras import of_extra
 from experiments.interruption import ending
 from experiments.markdown import markdown
-from experiments.parity import balls
 from experiments.twin import run_twin, twin_batch
 from hessjax import LpBall
 from hessjax.attacks import auto_attack
@@ -106,12 +105,11 @@ def crosscheck(
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as a Markdown table: accuracy under each attack / robust ones broken."""
     names = list(_ATTACKS["l2"])
-    rows = [["data", "model", "method", "ball", "AutoAttack", *names]]
+    rows = [[*COLUMNS, "AutoAttack", *names]]
     for cell in cells:
         found = cell["foolbox"]
         rows.append([
-            cell["data"], cell["model"], cell["method"],
-            f"{NORM_NAMES[cell['norm']]} {cell['epsilon']:g}", f"{100 * cell['robust']:.1f}",
+            *columns(cell), f"{100 * cell['robust']:.1f}",
             *(
                 f"{100 * found[name]['robust']:.1f} / {found[name]['broken']}"
                 if name in found
@@ -119,7 +117,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
                 for name in names
             ),
         ])  # fmt: skip
-    return markdown(rows, words=4)
+    return markdown(rows, words=len(COLUMNS))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ _COMMON = {
     "attack_steps": "steps of the attack",
     "surface_offsets": "planes",
 }
-
-
 # As `hessjax.pgd` returns it.
 _FOUND = "the first wrong point of PGD, or that of the largest loss,"
 

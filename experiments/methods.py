@@ -26,8 +26,7 @@ from hessjax import (
 )
 from hessjax.attacks import LpBall
 from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start
-from hessjax.lazy import Objective
-from hessjax.objective import Apply, Penalty
+from hessjax.objective import Apply, Objective, Penalty
 
 
 class Setting(NamedTuple):

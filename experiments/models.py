@@ -20,11 +20,10 @@ Apply = Callable[[Params, ArrayLike], jax.Array]
 # A PyTreeDef, which type checkers take for a variable.
 _Structure = Any
 
-
-# The filters of the convolutions and the widths of the dense layers between input and logits.
 _ACTIVATIONS = ("relu", "softplus", "gelu", "tanh")
 # What the layers cast to; for float32 nothing, so that double precision stays what it is.
 _PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
+# The filters of the convolutions and the widths of the dense layers between input and logits.
 _MODELS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mlp": ((), (256, 256)),
     "cnn": ((16, 32), (100,)),

@@ -12,8 +12,8 @@ import numpy as np
 import tyro
 
 from experiments import runs
-from experiments.cells import measure_each
-from experiments.config import NORM_NAMES, ORDERS, Norm
+from experiments.cells import COLUMNS, balls, columns, measure_each
+from experiments.config import ORDERS, Norm
 from experiments.data import Dataset
 from experiments.extras import of_extra
 from experiments.interruption import ending
@@ -60,31 +60,6 @@ def main(
     torch.set_num_threads(1)
     settings = balls(run, norm, epsilon, num_examples)
     measure_each(run, settings, out=out, data_dir=data_dir, by=compare, shown=table)
-
-
-def balls(
-    run: Sequence[Path], norm: Norm, epsilon: Sequence[float], num_examples: int
-) -> list[dict[str, Any]]:
-    """Return what each run is attacked with.
-
-    Args:
-        run: folders that experiments.train wrote.
-        norm: of the balls.
-        epsilon: radius of the balls: one for all runs, or one for each.
-        num_examples: the first of the test set.
-
-    Raises:
-        ValueError: if there is neither one radius for all nor one for each, or no ball of one.
-    """
-    if len(epsilon) not in {1, len(run)}:
-        raise ValueError(
-            f"epsilon must be one radius, or one for each of the {len(run)} runs, "
-            f"got {len(epsilon)}"
-        )
-    for radius in epsilon:
-        LpBall(radius, ORDERS[norm])
-    radii = list(epsilon) * (len(run) if len(epsilon) == 1 else 1)
-    return [{"norm": norm, "epsilon": radius, "num_examples": num_examples} for radius in radii]
 
 
 def compare(
@@ -134,20 +109,19 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
     Accuracies in percent; how many examples only hessjax and only the reference call robust; and
     seconds of the processor.
     """
-    heads = ["data", "model", "method", "ball", "hessjax", "reference", "only one"]
+    heads = [*COLUMNS, "hessjax", "reference", "only one"]
     heads += ["hessjax, s", "reference, s", "ratio"]
     rows = [heads]
     for cell in cells:
         robust, only = cell["robust"], cell["only_robust"]
         ours, theirs = (cell["seconds"][name]["processor"] for name in ("hessjax", "reference"))
         rows.append([
-            cell["data"], cell["model"], cell["method"],
-            f"{NORM_NAMES[cell['norm']]} {cell['epsilon']:g}",
+            *columns(cell),
             f"{100 * robust['hessjax']:.1f}", f"{100 * robust['reference']:.1f}",
             f"{only['hessjax']} / {only['reference']}",
             f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}",
         ])  # fmt: skip
-    return markdown(rows, words=4)
+    return markdown(rows, words=len(COLUMNS))
 
 
 @contextmanager

@@ -12,12 +12,10 @@ from experiments.landscape_pictures import Landscapes, draw_landscapes
 from experiments.table import Method, family, group
 from experiments.words import about, attack_of, auto_of, images_of, seeds_of
 
-# Of more methods, lines hide each other.
-_MOST_LINES = 12
-
-
+# Of more methods, curves hide each other.
+_MOST_CURVES = 12
 # Of even more, no figure would be readable; the study has as many.
-MOST = 24
+MOST_METHODS = 24
 # Settings that lose more of the clean accuracy are of no use, and would crowd the others.
 _MOST_LOST = 0.1
 
@@ -25,13 +23,13 @@ _MOST_LOST = 0.1
 def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscapes]) -> list[Path]:
     """Draw all that there is something to draw of, and return the files."""
     methods = group(comparison)
-    if len(methods) > MOST:
+    if len(methods) > MOST_METHODS:
         return _draw_tradeoff(folder, comparison, methods)
     drawn = [_draw_accuracy(folder, comparison, methods)]
     if any(method.runs[0]["method"] == "none" for method in _timed(methods)):
         drawn += [draw_cost(folder / "cost.png", comparison)]
     watched = [method for method in methods if any("trajectory" in run for run in method.runs)]
-    if 0 < len(watched) <= _MOST_LINES:
+    if 0 < len(watched) <= _MOST_CURVES:
         drawn += [_draw_training(folder, comparison, watched)]
     drawn += _draw_tradeoff(folder, comparison, methods)
     return drawn + draw_landscapes(folder, images_of(comparison), landscapes)
@@ -61,7 +59,7 @@ def _draw_accuracy(folder: Path, comparison: dict[str, Any], methods: Sequence[M
     curves = {norm: [curve(one, norm, radii) for one in methods] for norm, radii in norms.items()}
     note = f"{about(comparison)}. Attack: {attack_of(comparison['attack'])}."
     several = any(len(method.runs) > 1 for method in methods)
-    if many := len(methods) > _MOST_LINES:
+    if many := len(methods) > _MOST_CURVES:
         note += f" Rows: by the mean accuracy over the {norm_name(next(iter(norms)))} radii."
         note += " Markers: mean over seeds; small dots: seeds." if several else ""
     elif several:
@@ -139,7 +137,7 @@ def _draw_tradeoff(
     families: dict[tuple[str, ...], list[Method]] = {}
     for method in methods:
         families.setdefault(family(method.runs[0]), []).append(method)
-    if not len(families) < len(methods) or len(families) > MOST:
+    if not len(families) < len(methods) or len(families) > MOST_METHODS:
         return []
     radii = {norm: values[len(values) // 2] for norm, values in comparison["norms"].items()}
 
@@ -165,7 +163,7 @@ def _draw_tradeoff(
     least = max(one.clean.max() for one in drawn) - _MOST_LOST
     lost = sum(int(np.sum(one.clean < least)) for one in drawn)
     left_out = f" Not shown: {lost} of less than {100 * least:.1f} % clean." if lost else ""
-    joined = len(drawn) <= _MOST_LINES
+    joined = len(drawn) <= _MOST_CURVES
     read_so = (
         "A line joins the strengths of a method."
         if joined

@@ -13,7 +13,7 @@ import tyro
 from experiments.files import replacing
 from experiments.interruption import ending
 from experiments.landscape_pictures import FIGURES, Landscapes, read_landscapes
-from experiments.pictures import MOST, draw, draw_cost
+from experiments.pictures import MOST_METHODS, draw, draw_cost
 from experiments.reading import joined, read
 from experiments.table import group, table
 from experiments.words import about, attacked, explained, under_apgd
@@ -95,7 +95,7 @@ def write(
     there = {found.label for found in landscapes}
     drawn, notes = draw(directory / "figures", comparison, landscapes), []
     before = [directory / "figures" / f"{name}.png" for name in FIGURES]
-    if len(labels) > MOST:
+    if len(labels) > MOST_METHODS:
         notes = [f"No figures of each: {len(labels)} methods could not be told apart.\n"]
     elif not landscapes and (left := [path for path in before if path.is_file()]):
         drawn += left

@@ -17,10 +17,10 @@ from hessjax._compilation import compiled
 from hessjax._placement import each, following, gathered, mesh_of, replicated
 from hessjax.attacks import AttackState, pgd_step, random_point
 from hessjax.attacks.batches import Examples
+from hessjax.attacks.gradient import Loss
 from hessjax.losses import misclassified
 from hessjax.objective import Apply
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
 LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "DLR": dlr_loss}
 
 

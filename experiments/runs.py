@@ -44,6 +44,7 @@ class Run(NamedTuple):
         params: its weights.
         commit: of the code that trained it.
         training: how the training went, as in ``training.json``.
+        architecture: the arguments of `experiments.models.create`.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Run(NamedTuple):
     params: models.Params
     commit: str
     training: dict[str, Any]
+    architecture: dict[str, Any]
 
     @property
     def logits_fn(self) -> jax.tree_util.Partial:
@@ -68,7 +70,7 @@ class Run(NamedTuple):
         return digest.hexdigest()[:12]
 
 
-def network(config: Config, dataset: Dataset) -> dict[str, Any]:
+def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Return the arguments of `experiments.models.create` that a configuration means."""
     mean, std = models.pixel_statistics(dataset.train_images)
     return {
@@ -84,7 +86,7 @@ def network(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 @led
-def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
+def start(path: Path, config: Config, network: dict[str, Any]) -> None:
     """Begin a run's folder, or begin it again if it holds one of the same configuration.
 
     Raises:
@@ -97,7 +99,7 @@ def start(path: Path, config: Config, architecture: dict[str, Any]) -> None:
     shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
     content = {
         "config": dataclasses.asdict(config),
-        "network": architecture,
+        "network": network,
         **provenance.collect(),
     }
     write_json(path / _CONFIG, content)
@@ -204,7 +206,8 @@ def load(path: Path) -> Run:
     content, params, training = _left(path)
     config = _config(path, content)
     try:
-        model = models.create(**content["network"], seed=config.seed)
+        network = content["network"]
+        model = models.create(**network, seed=config.seed)
         apply, template = models.functional(model)
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -217,7 +220,7 @@ def load(path: Path) -> Run:
     if shapes != expected:
         raise ValueError(f"{path}/weights.npz has the arrays {shapes}, expected {expected}")
     params = jax.tree.map(jax.numpy.asarray, params)
-    return Run(path, config, apply, params, content.get("commit", "unknown"), training)
+    return Run(path, config, apply, params, content.get("commit", "unknown"), training, network)
 
 
 @led

@@ -17,7 +17,7 @@ from experiments.cells import measure_each
 from experiments.config import Config, kind_of_images
 from experiments.data import Dataset
 from experiments.distances import ESTIMATES, measure
-from experiments.files import read_arrays, write_arrays
+from experiments.files import read_arrays, read_json, write_arrays
 from experiments.interruption import ending
 from experiments.markdown import markdown
 from experiments.trends import Distances, calibration
@@ -69,6 +69,9 @@ def main(
         run, settings, out=out, data_dir=data_dir, by=held, shown=table, kept=_kept
     )
     draw(out.with_suffix(".png"), measured, num_examples)
+    cells = read_json(out)["cells"]
+    if (found := across(cells)) is not None:
+        print(f"rank correlation of mean norm and mean distance, {len(cells)} runs: {found:+.2f}")
 
 
 def held(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def train(
     check_count("watch", watch or None, dataset)
     images, labels = dataset.train_images, dataset.train_labels
     apply, step, state = first_step(config, dataset)
-    batch_size, steps_per_epoch = _given(config.batch_size), _steps_per_epoch(config, dataset)
+    batch_size, steps_per_epoch = _filled_in(config.batch_size), _steps_per_epoch(config, dataset)
 
     def batch(index: np.ndarray) -> tuple:
         found = images[index], labels[index]
@@ -181,7 +181,7 @@ def train(
         if found is None:
             if leads() and (path / "config.json").is_file():
                 print(f"{path}: training anew; what was there is deleted", file=sys.stderr)
-            runs.start(path, config, runs.network(config, dataset))
+            runs.start(path, config, runs.architecture(config, dataset))
         else:
             check_converging(path)
             runs.resume(path)
@@ -199,7 +199,7 @@ def train(
             indices=partial(
                 batch_indices, num_examples=len(labels), batch_size=batch_size, seed=config.seed
             ),
-            total=_given(config.epochs) * steps_per_epoch,
+            total=_filled_in(config.epochs) * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,
             checkpoint_every=checkpoint_every or max(steps_per_epoch, _LEAST_BETWEEN_CHECKPOINTS),
             log=log,
@@ -221,13 +221,13 @@ def first_step(config: Config, dataset: Dataset) -> tuple[Apply, Step, TrainStat
         ValueError: if a setting does not fit the data.
     """
     steps_per_epoch = _steps_per_epoch(config, dataset)
-    total = _given(config.epochs) * steps_per_epoch
+    total = _filled_in(config.epochs) * steps_per_epoch
     if config.every > total:
         raise ValueError(
             f"every must be at most the {total} steps of the training, got {config.every}"
         )
-    architecture = runs.network(config, dataset)
-    apply, params = models.functional(models.create(**architecture, seed=config.seed))
+    network = models.create(**runs.architecture(config, dataset), seed=config.seed)
+    apply, params = models.functional(network)
     check_apply(apply, params, dataset.train_images)
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, total))
     optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=_ALWAYS)
@@ -236,7 +236,7 @@ def first_step(config: Config, dataset: Dataset) -> tuple[Apply, Step, TrainStat
 
 
 def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
-    count, batch_size = len(dataset.train_labels), _given(config.batch_size)
+    count, batch_size = len(dataset.train_labels), _filled_in(config.batch_size)
     if count < batch_size:
         raise ValueError(
             f"batch_size must be at most the {count} training examples, got {batch_size}"
@@ -245,7 +245,7 @@ def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
 
 
 def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:
-    warmup = round(_given(config.warmup_epochs) * steps_per_epoch)
+    warmup = round(_filled_in(config.warmup_epochs) * steps_per_epoch)
     setting = methods.Setting(
         strength=config.strength or 0.0,
         step=config.step or 0.0,
@@ -260,7 +260,7 @@ def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:
     return refusing(with_accuracy(apply, objective))
 
 
-def _given(value: T | None) -> T:
+def _filled_in(value: T | None) -> T:
     if value is None:
         raise ValueError("the configuration has gaps: call resolved() first")
     return value

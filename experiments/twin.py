@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from experiments.extras import of_extra
-from experiments.files import read_json
 from experiments.models import Params
 from experiments.runs import Run
 
@@ -48,8 +47,7 @@ def torch_twin(
     on, beside those of hessjax on the original.
 
     Args:
-        architecture: the arguments of `experiments.models.create`, which ``config.json`` of a run
-            has under ``network``.
+        architecture: the arguments of `experiments.models.create`, as `runs.Run` has them.
         params: the parameters, as `experiments.models.functional` returns them.
         dtype: of weights and images.
 
@@ -100,8 +98,7 @@ def torch_twin(
 
 def run_twin(run: Run, *, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """Build the PyTorch network of a trained run, as `torch_twin` does."""
-    architecture = read_json(run.path / "config.json")["network"]
-    return torch_twin(architecture, run.params, dtype=dtype)
+    return torch_twin(run.architecture, run.params, dtype=dtype)
 
 
 def twin_batch(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from experiments.models import Params
 from hessjax import Lazy
 from hessjax._placement import each
-from hessjax.lazy import Metrics, Objective
-from hessjax.objective import Apply
+from hessjax.objective import Apply, Metrics, Objective
 
 
 def with_accuracy(apply: Apply, objective: Objective) -> Objective:

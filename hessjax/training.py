@@ -93,13 +93,11 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
             "objective": value,
         }
 
-    def compiled(objective: Objective) -> Step:
+    def jitted(objective: Objective) -> Step:
         options = compiler_options()
         return jax.jit(partial(advance, objective), donate_argnums=0, compiler_options=options)
 
-    steps = (
-        _Alternating(objective, compiled) if isinstance(objective, Lazy) else compiled(objective)
-    )
+    steps = _Alternating(objective, jitted) if isinstance(objective, Lazy) else jitted(objective)
 
     def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
         # Inside a larger traced program, even where all arguments are constants, its caller chooses
@@ -116,9 +114,9 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 class _Alternating:
     """The two steps of a lazy objective; which one is due, it knows without asking the device."""
 
-    def __init__(self, objective: Lazy, compiled: Callable[[Objective], Step]) -> None:
+    def __init__(self, objective: Lazy, jitted: Callable[[Objective], Step]) -> None:
         self._every = objective.every
-        self._penalized, self._plain = compiled(objective.penalized), compiled(objective.plain)
+        self._penalized, self._plain = jitted(objective.penalized), jitted(objective.plain)
         # The last state's step, there and here. Only its identity counts: it may be donated.
         self._last: tuple[jax.Array | None, int] = (None, 0)
 

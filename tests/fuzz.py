@@ -77,7 +77,7 @@ def _checkpoint(path: Path) -> None:
     # The hand that changed it mended its checksums.
     for step in folder.iterdir():
         write_json(step / "checksums.json", checksums(step))
-    model = models.create(**runs.network(CONFIG, load("digits")), seed=0)
+    model = models.create(**runs.architecture(CONFIG, load("digits")), seed=0)
     params = models.functional(model)[1]
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, 21))
     optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=5)

@@ -23,7 +23,6 @@ def linear(tmp_path: Path) -> runs.Run:
     """Return a network without a bend: all layers but the last one copy."""
     config = Config(data="digits", model="mlp", activation="relu", method="none").resolved()
     network = {"name": "mlp", "activation": "relu", "input_shape": SHAPE, "num_classes": 10}
-    write_json(tmp_path / "config.json", {"config": {}, "network": network})
     apply, template = models.functional(models.create(**network, seed=0))
     rng = np.random.default_rng(0)
     copy = np.eye(256)
@@ -39,7 +38,7 @@ def linear(tmp_path: Path) -> runs.Run:
         name: leaf.shape for name, leaf in template.items()
     }
     params = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in params.items()}
-    return runs.Run(tmp_path, config, apply, params, "unknown", {})
+    return runs.Run(tmp_path, config, apply, params, "unknown", {}, network)
 
 
 def test_the_distance_of_a_linear_network_is_its_margin_over_the_slope(
@@ -187,8 +186,11 @@ def test_runs_are_measured_once_and_arrays_kept(
     other = shutil.copytree(copy, tmp_path / "other")
     changed = {name: 2 * value for name, value in read_arrays(other / "weights.npz").items()}
     write_arrays(other / "weights.npz", changed)
-    monkeypatch.setattr(theory, "measure", lambda *_: arrays)
+    monkeypatch.setattr(theory, "measure", lambda *_: {n: 2 * a for n, a in arrays.items()})
+    capsys.readouterr()
     tyro.cli(theory.main, args=[str(copy), str(other), *arguments[1:]])
+    last = "rank correlation of mean norm and mean distance, 2 runs: +1.00\n"
+    assert capsys.readouterr().out.endswith(last)
     assert len(read_json(tmp_path / "theory.json")["cells"]) == 2
     content = read_json(other / "config.json")
     content["config"]["validation"] = 50

@@ -5,7 +5,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from experiments import runs
@@ -21,7 +20,6 @@ from experiments.config import Config
 from experiments.data import load
 from experiments.files import read_json
 from experiments.train import train
-from tests.narrow import Y
 from tests.stored import columns
 from tests.test_records import clean
 from tests.twins import twin
@@ -79,7 +77,8 @@ def test_the_steps_that_are_told_are_those_that_can_be_timed(run):
         for theirs in (False, True)
     )
     assert own == [*steps.objectives(loaded.apply, 8), steps.ACCUMULATED]
-    assert of_pytorch == list(penalty_cost._reference_makers(loaded, np.zeros((8, 8, 8, 1)), Y))
+    names = (*reference.STEPS, "hessian, compiled")
+    assert of_pytorch == [f"PyTorch: {name}" for name in names]
 
 
 def test_without_pytorch_a_sentence_says_what_to_install(monkeypatch):
@@ -140,7 +139,7 @@ def test_a_network_is_known_by_its_weights_and_a_step_by_its_precision(run, tmp_
 
 def test_pytorch_does_not_stand_beside_bfloat16(run, tmp_path, monkeypatch, capsys):
     half = twin(run, tmp_path / "half", precision="bfloat16")
-    monkeypatch.setattr(penalty_cost, "_reference_makers", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(penalty_cost, "_reference_calls", lambda *_: pytest.fail("made"))
     monkeypatch.setattr(penalty_cost, "measure_steps", lambda *_, **__: [{"step": "none"}])
     names = ("PyTorch: hessian", "none")
     settings = penalty_cost.Settings(8, 2, 10, quick=False, reference=True, steps=names)

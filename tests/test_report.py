@@ -139,7 +139,7 @@ def test_figures_of_runs_that_are_gone_are_kept(directory, monkeypatch):
     (directory / "figures" / "planes.png").unlink()
     report.main(directory)
     assert "gone: norms, boundaries, attacks." in (directory / "report.md").read_text()
-    monkeypatch.setattr(report, "MOST", 1)
+    monkeypatch.setattr(report, "MOST_METHODS", 1)
     report.main(directory)
     assert "No figures of each: 2 methods" in (directory / "report.md").read_text()
 

@@ -24,7 +24,7 @@ MEASURED = (
 @pytest.fixture
 def run(tmp_path):
     path = tmp_path / "run"
-    architecture = runs.network(CONFIG, DATA)
+    architecture = runs.architecture(CONFIG, DATA)
     _, params = models.functional(models.create(**architecture, seed=1))
     runs.start(path, CONFIG, architecture)
     runs.finish(path, params, {"completed": True, "steps": 3})
@@ -33,7 +33,7 @@ def run(tmp_path):
 
 def test_a_network_comes_back_as_it_was(run):
     loaded = runs.load(run)
-    apply, params = models.functional(models.create(**runs.network(CONFIG, DATA), seed=1))
+    apply, params = models.functional(models.create(**runs.architecture(CONFIG, DATA), seed=1))
     np.testing.assert_array_equal(loaded.apply(loaded.params, IMAGES[0]), apply(params, IMAGES[0]))
     assert loaded.config == CONFIG
     assert loaded.training == {"completed": True, "steps": 3}
@@ -57,12 +57,15 @@ def test_a_run_from_before_a_setting_has_its_default(run):
     assert runs.read_config(run) == CONFIG
     assert runs.is_trained(run, CONFIG)
     loaded = runs.load(run)
-    assert loaded.apply is models.functional(models.create(**runs.network(CONFIG, DATA), seed=1))[0]
+    assert (
+        loaded.apply
+        is models.functional(models.create(**runs.architecture(CONFIG, DATA), seed=1))[0]
+    )
 
 
 def test_a_run_in_bfloat16_comes_back_in_it(tmp_path):
     config = dataclasses.replace(CONFIG, precision="bfloat16")
-    architecture = runs.network(config, DATA)
+    architecture = runs.architecture(config, DATA)
     apply, params = models.functional(models.create(**architecture, seed=1))
     runs.start(tmp_path, config, architecture)
     runs.finish(tmp_path, params, {"completed": True})
@@ -71,24 +74,24 @@ def test_a_run_in_bfloat16_comes_back_in_it(tmp_path):
 
 
 def test_normalization_is_that_of_the_training_images():
-    architecture = runs.network(CONFIG, DATA)
+    architecture = runs.architecture(CONFIG, DATA)
     np.testing.assert_allclose(architecture["mean"], [IMAGES.mean()])
     np.testing.assert_allclose(architecture["std"], [IMAGES.std()])
     blank = DATA._replace(train_images=np.zeros_like(IMAGES))
-    assert runs.network(CONFIG, blank)["std"] == [1.0]
+    assert runs.architecture(CONFIG, blank)["std"] == [1.0]
 
 
 def test_a_run_with_other_settings_is_not_overwritten(run):
     other = dataclasses.replace(CONFIG, strength=7.0)
     with pytest.raises(ValueError, match=r"other settings \(strength 1, not 7.0\): delete it or"):
-        runs.start(run, other, runs.network(other, DATA))
+        runs.start(run, other, runs.architecture(other, DATA))
     assert runs.read_config(run) == CONFIG
 
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"holds something else than a run: name another folder"):
-        runs.start(tmp_path, CONFIG, runs.network(CONFIG, DATA))
+        runs.start(tmp_path, CONFIG, runs.architecture(CONFIG, DATA))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -96,7 +99,7 @@ def test_starting_again_forgets_the_old_results(run):
     for left in ("metrics.jsonl", *MEASURED):
         (run / left).write_text("{}")
     (run / "checkpoints").mkdir()
-    runs.start(run, CONFIG, runs.network(CONFIG, DATA))
+    runs.start(run, CONFIG, runs.architecture(CONFIG, DATA))
     assert [path.name for path in run.iterdir()] == ["config.json"]
     assert not runs.is_trained(run, CONFIG)
 

@@ -27,7 +27,6 @@ from experiments.benchmarks.steps import (
 )
 from experiments.config import Config, kind_of_images
 from experiments.data import Dataset, check_count
-from experiments.files import read_json
 from experiments.interruption import ending
 from experiments.train import data_of, load_for, train
 
@@ -106,6 +105,10 @@ class Settings(NamedTuple):
         """Names of the steps to time; None for all."""
         return ("none", *self.steps) if self.steps else _QUICK_STEPS if self.quick else None
 
+    def wants(self, name: str) -> bool:
+        """Whether a step is one of them."""
+        return self.wanted is None or name in self.wanted
+
     @property
     def needs_reference(self) -> bool:
         """Whether any of them is PyTorch's."""
@@ -174,9 +177,9 @@ def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: P
         settings.check_images(dataset)
     cells: list[records.Cell] = []
     for run in loaded:
-        config, architecture = run.config, _architecture(run)
+        config = run.config
         network = {"model": config.model, "activation": config.activation}
-        sizes = {key: architecture[key] for key in ("input_shape", "num_classes")}
+        sizes = {key: run.architecture[key] for key in ("input_shape", "num_classes")}
         cell = {"kind": "step", **network, "precision": config.precision, **sizes}
         cells.append((cell, partial(_step_rows, run, settings)))
     for run, dataset in zip(compared, datasets, strict=True):
@@ -189,27 +192,20 @@ def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: P
     records.collect(NAME, settings._asdict(), cells, path)
 
 
-def _architecture(run: runs.Run) -> dict[str, Any]:
-    return read_json(run.path / "config.json")["network"]
-
-
 def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
-    shape, num_classes = (_architecture(run)[key] for key in ("input_shape", "num_classes"))
+    shape, num_classes = (run.architecture[key] for key in ("input_shape", "num_classes"))
     x, y = random_batch(shape, num_classes, settings.batch_size)
     batch = jnp.asarray(x), jnp.asarray(y)
     known = objectives(run.apply, settings.batch_size)
     makers = {name: partial(compile_step, objective) for name, objective in known.items()}
     makers[ACCUMULATED] = partial(compile_accumulated, known["hessian"], count=4)
-    references = {}
+    steps = {n: make(run.params, batch) for n, make in makers.items() if settings.wants(n)}
+    others = {}
     if settings.needs_reference and run.config.precision == labels.USUAL:
-        references = _reference_makers(run, x, y)
+        others = _reference_calls(run, settings, x, y)
     elif settings.needs_reference:
         # In float32 they would be those of another network.
         print(f"without PyTorch's forms, which have no {run.config.precision}", file=sys.stderr)
-    wanted = settings.wanted or (*makers, *references)
-    steps = {name: make(run.params, batch) for name, make in makers.items() if name in wanted}
-    calls = {name: make() for name, make in references.items() if name in wanted}
-    others = {name: call for name, call in calls.items() if call is not None}
     return measure_steps(steps, others, repeats=settings.repeats)
 
 
@@ -220,42 +216,35 @@ def _reference_names() -> tuple[str, ...]:
     return (*(f"{_REFERENCE}{name}" for name in STEPS), _COMPILED)
 
 
-def _reference_makers(
-    run: runs.Run, x: np.ndarray, y: np.ndarray
-) -> dict[str, Callable[[], Callable[[], Any] | None]]:
-    """Return what makes PyTorch's steps, by name; None where this PyTorch cannot compile one."""
+def _reference_calls(
+    run: runs.Run, settings: Settings, x: np.ndarray, y: np.ndarray
+) -> dict[str, Callable[[], Any]]:
+    """Return PyTorch's steps by name; without the compiled one where this PyTorch has none."""
     from experiments.benchmarks import reference  # noqa: PLC0415 - as above
 
-    make = partial(
-        reference.steps,
-        *(_architecture(run), run.params, x, y),
-        epsilon=EPSILON,
-        weight=EPSILON,
-        step=STEP,
-    )
-
-    def compiled() -> Callable[[], Any] | None:
+    weights = {"epsilon": EPSILON, "weight": EPSILON, "step": STEP}
+    make = partial(reference.steps, run.architecture, run.params, x, y, **weights)
+    calls: dict[str, Callable[[], Any]] = {
+        f"{_REFERENCE}{name}": call for name, call in make().items()
+    }
+    if settings.wants(_COMPILED):
         try:
-            return make()["hessian"].compile()
+            calls[_COMPILED] = make()["hessian"].compile()
         except RuntimeError as error:
             print(f"without PyTorch's compiled form: {error}", file=sys.stderr)
-            return None
-
-    found: dict[str, Callable[[], Callable[[], Any] | None]] = {
-        f"{_REFERENCE}{name}": partial(lambda call: call, call) for name, call in make().items()
-    }
-    return {**found, _COMPILED: compiled}
+    return {name: call for name, call in calls.items() if settings.wants(name)}
 
 
 def _error_rows(run: runs.Run, settings: Settings, dataset: Dataset) -> list[dict[str, Any]]:
-    images = dataset.test_images[: settings.num_images]
-    labels = dataset.test_labels[: settings.num_images]
+    x = dataset.test_images[: settings.num_images]
+    y = dataset.test_labels[: settings.num_images]
     chosen = _QUICK_ESTIMATES if settings.quick else ESTIMATES
     estimates = {name: ESTIMATES[name] for name in chosen}
-    norms, errors = relative_errors(run.apply, run.params, images, labels, estimates)
-    told = {"images": kind_of_images(run.config.validation), "mean_norm": float(norms.mean())}
+    norms, errors = relative_errors(run.apply, run.params, x, y, estimates)
+    shared = {"images": kind_of_images(run.config.validation), "mean_norm": float(norms.mean())}
     return [
-        {"estimate": name, **told, "error": summary(norms, error)} for name, error in errors.items()
+        {"estimate": name, **shared, "error": summary(norms, error)}
+        for name, error in errors.items()
     ]
 
 

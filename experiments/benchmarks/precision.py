@@ -118,12 +118,12 @@ def _cells(
     loaded = [runs.load(folder) for folder in folders]
     for run, dataset in zip(loaded, data_of([run.config for run in loaded], data_dir), strict=True):
         check_count("num_images", settings.num_images, dataset)
-        config, network = run.config, read_json(run.path / "config.json")["network"]
+        config, network = run.config, run.architecture
         shape = {"model": config.model, "activation": config.activation}
         applies = {name: _apply(network, name) for name in PRECISIONS}
         sizes = {key: network[key] for key in ("input_shape", "num_classes")}
         cell = {"kind": "step", **shape, **sizes}
-        cells.append((cell, partial(_step_rows, applies, run, network, settings)))
+        cells.append((cell, partial(_step_rows, applies, run, settings)))
         told = {"data": config.data, "method": config.name, "epochs": config.epochs}
         told |= {"seed": config.seed, "trained": config.precision, "weights": run.weights}
         cell = {"kind": "run", **told, **shape}
@@ -136,10 +136,11 @@ def _apply(network: Mapping[str, Any], precision: str) -> Apply:
 
 
 def _step_rows(
-    applies: Mapping[str, Apply], run: runs.Run, network: Mapping[str, Any], settings: Settings
+    applies: Mapping[str, Apply], run: runs.Run, settings: Settings
 ) -> list[dict[str, Any]]:
     """Time the steps in both precisions, in turns."""
-    drawn = random_batch(network["input_shape"], network["num_classes"], settings.batch_size)
+    shape, num_classes = (run.architecture[key] for key in ("input_shape", "num_classes"))
+    drawn = random_batch(shape, num_classes, settings.batch_size)
     batch = jax.tree.map(jnp.asarray, drawn)
     chosen = {
         name if precision == "float32" else f"{name}, {precision}": objective

@@ -15,7 +15,7 @@ from experiments.files import write_json
 from experiments.interruption import ending
 from experiments.reading import STEP_TIMES, read, setup_of
 from experiments.train import first_step, load_for
-from hessjax.lazy import Metrics
+from hessjax.objective import Metrics
 
 
 @ending("nothing is written")
@@ -49,10 +49,10 @@ def main(
     calls = {name: _stepping(config, dataset) for name, config in configs.items()}
     timings = harness.measure(calls, repeats=repeats)
     seconds = {name: t.times(1 / configs[name].every)._asdict() for name, t in timings.items()}
-    told = {**records.conditions(), "setup": comparison["setup"], "seconds": seconds}
-    write_json(directory / STEP_TIMES, told)
-    for name, told in seconds.items():
-        print(f"{name}: {1e3 * told['median']:.1f} ms")
+    content = {**records.conditions(), "setup": comparison["setup"], "seconds": seconds}
+    write_json(directory / STEP_TIMES, content)
+    for name, times in seconds.items():
+        print(f"{name}: {1e3 * times['median']:.1f} ms")
     print(f"written: {directory / STEP_TIMES}")
 
 

@@ -17,8 +17,7 @@ from experiments.methods import METHODS, Setting
 from experiments.models import Params
 from hessjax import Lazy, TrainState, regularized, second_order, train_step
 from hessjax._numerics import ScalarFunction
-from hessjax.lazy import Metrics, Objective
-from hessjax.objective import Apply, Penalty
+from hessjax.objective import Apply, Metrics, Objective, Penalty
 from hessjax.penalties import Key
 
 _OPTIMIZER = optax.adam(1e-3)

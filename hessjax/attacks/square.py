@@ -96,7 +96,7 @@ def tile(side: int) -> np.ndarray:
     return both / np.linalg.norm(both)
 
 
-def random_start(ball: LpBall, x: jax.Array, key: jax.Array) -> jax.Array:
+def first_point(ball: LpBall, x: jax.Array, key: jax.Array) -> jax.Array:
     """Return the first point for an image x: stripes for ℓ∞, a grid of tiles for ℓ2, then clipped.
 
     A stripe is ±ε in one column and channel. A tile is a fifth of the image high and wide, with a
@@ -186,7 +186,7 @@ def square_init(
     del run
     x = check_center(ball, x)
     for_start, for_steps = jax.random.split(key)
-    point = random_start(ball, x.reshape(image_shape(x.shape)), for_start).reshape(x.shape)
+    point = first_point(ball, x.reshape(image_shape(x.shape)), for_start).reshape(x.shape)
     return SquareState(point, *_evaluate(logits_fn, point, y), for_steps, jnp.int32(0))
 
 
