@@ -15,14 +15,14 @@ from jax.sharding import Mesh
 
 from experiments import apgd, auto, comparison_file, provenance, report, runs
 from experiments.config import Config, Setup, parse_method
-from experiments.data import Dataset, check_count
+from experiments.data import Dataset, check_count, load_for
 from experiments.evaluate import evaluate
 from experiments.files import number_key
 from experiments.landscape_pictures import read_landscapes
 from experiments.processes import leads, led
 from experiments.reading import read
 from experiments.session import DivergedError
-from experiments.train import load_for, train
+from experiments.train import train
 
 
 class Attacks(NamedTuple):

@@ -1,29 +1,23 @@
 """Image classification sets as plain arrays."""
 
-import difflib
-import hashlib
-import importlib.util
 import os
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from experiments.config import Config
 from experiments.files import read_arrays, write_arrays
+from experiments.preparing import prepare, unknown
+from hessjax import check_batch
 
 # Mean of the training pixels in [0, 1]: these two have equal shapes, classes and file names, so
 # that nothing cheaper tells one from the other.
 _TRAIN_MEANS = {"mnist": 0.13066, "fashion_mnist": 0.28604}
 _KEYS = {"train_images", "train_labels", "test_images", "test_labels", "num_classes", "train_mean"}
-_PREPARE = "pip install '.[prepare]' in the checkout brings it; it is needed only the first time"
-
-# A tfds.core.DatasetBuilder: naming it would need the import that only preparing is to do.
-_Builder = Any
 
 
 class Dataset(NamedTuple):
@@ -71,14 +65,14 @@ def load(
     if name == "digits":
         return _digits()
     if not re.fullmatch(r"[a-z0-9_]+(/\w[\w.-]*)?", name):
-        raise _unknown(name, ["digits", *_TRAIN_MEANS])
+        raise unknown(name, ["digits", *_TRAIN_MEANS])
     root = data_dir or os.environ.get("HESSJAX_DATA") or Path.home() / ".cache" / "hessjax"
     # A folder for each set: TensorFlow Datasets extracts files of equal names, such as those of
     # both MNISTs, to one path below one download folder, and then takes the first for the second.
     folder = Path(root).expanduser() / name
     cache = folder / "arrays.npz"
     cached = cache.is_file()
-    arrays = _read(cache) if cached else _prepare(name, folder, manual_dir)
+    arrays = _read(cache) if cached else prepare(name, folder, manual_dir)
     _check(name, arrays, folder)
     if not cached:
         write_arrays(cache, arrays)
@@ -142,95 +136,29 @@ def _check(name: str, arrays: dict[str, np.ndarray], folder: Path) -> None:
         )
 
 
-def _prepare(name: str, folder: Path, manual_dir: str | Path | None) -> dict[str, np.ndarray]:
-    """Build the set by TensorFlow Datasets; nothing else needs it, or TensorFlow."""
-    try:
-        tfds = importlib.import_module("tensorflow_datasets")
-    except ImportError as error:
-        raise ImportError(f"{name} needs TensorFlow Datasets: {_PREPARE}") from error
-    builder = _builder(tfds, name, folder / "records")
-    if not builder.is_prepared():
-        if manual_dir is not None:
-            _check_manual_dir(name, Path(manual_dir).expanduser(), builder)
-        if importlib.util.find_spec("tensorflow") is None:
-            raise ImportError(f"preparing {name} needs TensorFlow: {_PREPARE}")
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"Preparing {name} in {folder}, once", file=sys.stderr)
-        if not sys.stderr.isatty():
-            tfds.disable_progress_bar()
-        config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-        try:
-            builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
-        except OSError as error:
-            hint = "where it cannot be downloaded, manual_dir names a folder of its original files"
-            raise OSError(f"{name} could not be prepared ({error}); {hint}") from error
-    features = builder.info.features
-    arrays = {"num_classes": np.array(features["label"].num_classes)}
-    for split in ("train", "test"):
-        source = builder.as_data_source(split)
-        images = np.empty((len(source), *features["image"].shape), np.uint8)
-        labels = np.empty(len(source), np.int32)
-        for i, example in enumerate(source):
-            images[i], labels[i] = example["image"], example["label"]
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    return arrays | {"train_mean": arrays["train_images"].mean() / 255}
+def load_for(
+    config: Config, data_dir: Path | None = None, manual_dir: Path | None = None
+) -> Dataset:
+    """Load the data of a configuration, its validation split if it has one, and check them.
+
+    Raises:
+        ValueError: if labels or pixels are out of range, or as `load`.
+    """
+    dataset = load(config.data, data_dir=data_dir, manual_dir=manual_dir)
+    if config.validation:
+        dataset = validation_split(dataset, config.validation)
+    check_batch((dataset.train_images, dataset.train_labels), num_classes=dataset.num_classes)
+    check_batch((dataset.test_images, dataset.test_labels), num_classes=dataset.num_classes)
+    return dataset
 
 
-def _builder(tfds: ModuleType, name: str, records: Path) -> _Builder:
-    """Find the set, and see that it classifies images."""
-    try:
-        # Array records are the format that is read without TensorFlow.
-        builder = tfds.builder(name, data_dir=records, file_format="array_record")
-    except (ValueError, tfds.core.DatasetNotFoundError) as error:
-        names = tfds.list_builders(with_community_datasets=False)
-        raise _unknown(name, ["digits", *names]) from error
-    features = builder.info.features
-    named: Any = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = named.get("image"), named.get("label")
-    if not (
-        isinstance(image, tfds.features.Image)
-        and isinstance(label, tfds.features.ClassLabel)
-        and image.np_dtype == np.uint8
-        and None not in image.shape
-    ):
-        raise ValueError(
-            f"{name} is no classification set of 8-bit images of one shape: "
-            f"its image is {image}, its label {label}"
-        )
-    # Before the set is prepared, the splits are known only where the catalog can be reached.
-    splits = builder.info.splits
-    if splits and not {"train", "test"} <= splits.keys():
-        raise ValueError(f"{name} has the splits {', '.join(splits)}, expected train and test")
-    return builder
-
-
-def _unknown(name: str, names: Iterable[str]) -> ValueError:
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(
-        f"unknown data set {name!r}: there are digits, mnist, fashion_mnist and every image "
-        f"classification set of TensorFlow Datasets, by its name there{hint}"
-    )
-
-
-def _check_manual_dir(name: str, manual_dir: Path, builder: _Builder) -> None:
-    """Compare the files with the sizes and SHA-256 sums that TensorFlow Datasets knows."""
-    if not manual_dir.is_dir():
-        raise ValueError(f"the manual folder {manual_dir} is no folder")
-    infos = {info.filename: info for info in (builder.url_infos or {}).values() if info.filename}
-    missing = [filename for filename in infos if not (manual_dir / filename).is_file()]
-    # Which configuration of a set needs which file is not known: there, one has to do.
-    if missing and not (builder.BUILDER_CONFIGS and len(missing) < len(infos)):
-        raise ValueError(f"the manual folder {manual_dir} lacks {', '.join(missing)} of {name}")
-    for info in [info for filename, info in infos.items() if filename not in missing]:
-        path = manual_dir / info.filename
-        with path.open("rb") as file:
-            found = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-        if found != (info.size, info.checksum):
-            raise ValueError(
-                f"{path} is not the file of {name}: it has {found[0]} bytes and the SHA-256 sum "
-                f"{found[1]}, expected {int(info.size)} bytes and {info.checksum}"
-            )
+def data_of(configs: Sequence[Config], data_dir: Path | None) -> list[Dataset]:
+    """Load the data of each configuration, those that several have in common once."""
+    found: dict[tuple[str, int], Dataset] = {}
+    for config in configs:
+        if (kind := (config.data, config.validation)) not in found:
+            found[kind] = load_for(config, data_dir)
+    return [found[config.data, config.validation] for config in configs]
 
 
 def validation_split(dataset: Dataset, size: int) -> Dataset:

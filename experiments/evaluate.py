@@ -14,13 +14,12 @@ from jax.sharding import Mesh
 
 from experiments import auto, devices, provenance, runs
 from experiments.config import ORDERS, Norm, kind_of_images, recipe
-from experiments.data import Dataset
+from experiments.data import Dataset, load_for
 from experiments.files import kept, number_key, write_arrays, write_json
 from experiments.interruption import ending
 from experiments.landscape import landscape
 from experiments.processes import leads, led, progress_bar, start
 from experiments.robustness import LOSSES, withstood
-from experiments.train import load_for
 from hessjax import LpBall
 
 _NAME = "evaluation.json"

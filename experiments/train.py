@@ -1,7 +1,6 @@
 """Train one network by one method."""
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from jax.sharding import Mesh
 from experiments import devices, methods, models, runs
 from experiments.checkpoints import Checkpoints, Snapshot
 from experiments.config import ORDERS, Config
-from experiments.data import Dataset, batch_indices, check_count, load, validation_split
+from experiments.data import Dataset, batch_indices, check_count, load_for
 from experiments.files import read_json
 from experiments.interruption import ending
 from experiments.landscape import norms
@@ -25,7 +24,7 @@ from experiments.models import Params
 from experiments.processes import leads, led, start
 from experiments.session import Session, check_converging
 from experiments.wrappers import refusing, with_accuracy
-from hessjax import TrainState, check_apply, check_batch, train_step
+from hessjax import TrainState, check_apply, train_step
 from hessjax._placement import replicated
 from hessjax.objective import Apply, Objective
 from hessjax.training import Step
@@ -88,31 +87,6 @@ def main(
         mesh=devices.mesh(num_devices),
     )
     print(f"trained {training['steps']} steps in {training['seconds']:.0f} s: {path}")
-
-
-def load_for(
-    config: Config, data_dir: Path | None = None, manual_dir: Path | None = None
-) -> Dataset:
-    """Load the data of a configuration, its validation split if it has one, and check them.
-
-    Raises:
-        ValueError: if labels or pixels are out of range, or as `experiments.data.load`.
-    """
-    dataset = load(config.data, data_dir=data_dir, manual_dir=manual_dir)
-    if config.validation:
-        dataset = validation_split(dataset, config.validation)
-    check_batch((dataset.train_images, dataset.train_labels), num_classes=dataset.num_classes)
-    check_batch((dataset.test_images, dataset.test_labels), num_classes=dataset.num_classes)
-    return dataset
-
-
-def data_of(configs: Sequence[Config], data_dir: Path | None) -> list[Dataset]:
-    """Load the data of each configuration, those that several have in common once."""
-    found: dict[tuple[str, int], Dataset] = {}
-    for config in configs:
-        if (kind := (config.data, config.validation)) not in found:
-            found[kind] = load_for(config, data_dir)
-    return [found[config.data, config.validation] for config in configs]
 
 
 def train(

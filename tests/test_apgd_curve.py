@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import apgd, devices, runs, train
-from experiments.data import Dataset
+from experiments import apgd, devices, runs
+from experiments.data import Dataset, load_for
 from experiments.files import read_json, write_json
 from hessjax import LpBall
 from hessjax.attacks import AttackResult, apgd_attack, auto_attack
@@ -27,7 +27,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def network(run: Path, tmp_path: Path) -> tuple[runs.Run, Dataset]:
     loaded = runs.load(run)
-    return loaded._replace(path=tmp_path), train.load_for(loaded.config)
+    return loaded._replace(path=tmp_path), load_for(loaded.config)
 
 
 def alone(run: runs.Run, dataset: Dataset, radius: float, order: float) -> np.ndarray:

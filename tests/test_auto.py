@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 from experiments import auto, devices, evaluate, masking, runs, train
+from experiments.data import load_for
 from experiments.files import read_arrays, read_json, write_arrays, write_json
 from hessjax.attacks import apgd_attack, fab_attack, square_attack
 
@@ -61,7 +62,7 @@ def test_devices_change_nothing(run, monkeypatch):
     monkeypatch.setattr(auto, "auto_attack", noting)
     monkeypatch.setitem(auto.VERSIONS, "standard", SHORT[:1])
     loaded = runs.load(run)
-    dataset = train.load_for(loaded.config)
+    dataset = load_for(loaded.config)
     told = auto.settings("standard", 40, 0)
     results = []
     for mesh in (None, devices.mesh(2)):

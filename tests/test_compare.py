@@ -13,9 +13,9 @@ import pytest
 import tyro
 
 from experiments import auto, compare, comparison, evaluate, masking, provenance, runs, session
+from experiments.data import load_for
 from experiments.files import read_json, write_json
 from experiments.reading import read
-from experiments.train import load_for
 from hessjax.attacks import apgd_attack
 
 ARGUMENTS = [

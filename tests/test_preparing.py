@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments import data
+from experiments import data, preparing
 from tests.test_data import mnist_like
 
 MNIST_FILES = {
@@ -77,7 +77,7 @@ def test_sets_do_not_share_extracted_files(tmp_path, monkeypatch):
             extracted.write_bytes(original.read_bytes())
         builder.folder = download_dir
 
-    monkeypatch.setattr(data, "_check_manual_dir", lambda *_: None)
+    monkeypatch.setattr(preparing, "_check_manual_dir", lambda *_: None)
     for name, gray in {"kmnist": "51", "emnist": "102"}.items():
         (tmp_path / f"{name}-files").mkdir()
         (tmp_path / f"{name}-files" / "train-images-idx3-ubyte.gz").write_text(gray)
@@ -237,7 +237,7 @@ def manual(tmp_path, contents, *, configs=()):
     }
     unnamed = {"http://example.org/c": SimpleNamespace(filename=None, size=1, checksum="")}
     builder = SimpleNamespace(url_infos=infos | unnamed, BUILDER_CONFIGS=configs)
-    data._check_manual_dir("letters", tmp_path, builder)
+    preparing._check_manual_dir("letters", tmp_path, builder)
 
 
 def test_right_manual_folder_passes(tmp_path):

@@ -24,7 +24,7 @@ CONFIG = Config(method="none", model="mlp", activation="relu", epochs=2).resolve
 
 @pytest.fixture(scope="module")
 def digits():
-    return train.load_for(CONFIG)
+    return data.load_for(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +364,7 @@ def test_a_training_that_diverged_at_its_end_is_not_complete(digits, tmp_path):
 
 
 def test_a_validation_split_is_held_out(digits):
-    split = train.load_for(dataclasses.replace(CONFIG, validation=100))
+    split = data.load_for(dataclasses.replace(CONFIG, validation=100))
     np.testing.assert_array_equal(split.test_images, digits.train_images[-100:])
     np.testing.assert_array_equal(split.train_images, digits.train_images[:-100])
 
@@ -396,6 +396,6 @@ def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path)
 
 def test_wrong_data_are_told(digits, monkeypatch):
     wrong = digits._replace(test_labels=digits.test_labels + 1)
-    monkeypatch.setattr(train, "load", lambda *_, **__: wrong)
+    monkeypatch.setattr(data, "load", lambda *_, **__: wrong)
     with pytest.raises(ValueError, match="labels must be from 0 to 9, got 10"):
-        train.load_for(CONFIG)
+        data.load_for(CONFIG)

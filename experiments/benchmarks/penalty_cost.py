@@ -26,9 +26,9 @@ from experiments.benchmarks.steps import (
     random_batch,
 )
 from experiments.config import Config, kind_of_images
-from experiments.data import Dataset, check_count
+from experiments.data import Dataset, check_count, data_of, load_for
 from experiments.interruption import ending
-from experiments.train import data_of, load_for, train
+from experiments.train import train
 
 NAME = "penalty_cost"
 # What the names of PyTorch's steps begin with.

@@ -17,13 +17,12 @@ from experiments.benchmarks import harness, records
 from experiments.benchmarks.estimates import check_positive, exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
 from experiments.config import ORDERS
-from experiments.data import Dataset, check_count
+from experiments.data import Dataset, check_count, data_of
 from experiments.evaluate import attack_settings
 from experiments.files import read_json
 from experiments.interruption import ending
 from experiments.markdown import markdown
 from experiments.robustness import withstood
-from experiments.train import data_of
 from hessjax import (
     finite_step_operator_norm,
     hessian_operator_norm,

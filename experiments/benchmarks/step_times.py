@@ -10,11 +10,11 @@ import tyro
 
 from experiments.benchmarks import harness, records
 from experiments.config import Config, parse_method
-from experiments.data import Dataset
+from experiments.data import Dataset, load_for
 from experiments.files import write_json
 from experiments.interruption import ending
 from experiments.reading import STEP_TIMES, read, setup_of
-from experiments.train import first_step, load_for
+from experiments.train import first_step
 from hessjax.objective import Metrics
 
 
