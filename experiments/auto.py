@@ -4,9 +4,10 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,11 +92,14 @@ def evaluate(
         ball = LpBall(radius, ORDERS[norm])
         if name not in content["results"].get(norm, {}):
             label = f"{norm} radius {name} on {run.config.data} {run.config.name}"
+            part = _part_of(run, place, attack)
+            identity = json.dumps({**attack, "place": place, "weights": run.weights})
             begun = time.perf_counter()
-            result, before = _attacked(
-                run, logits_fn, x, y, ball=ball, key=key, attack=attack,
-                place=place, smaller=smaller, label=label, batch_size=batch_size,
-            )  # fmt: skip
+            with _resumable(part, identity, label) as going:
+                result = auto_attack(
+                    logits_fn, x, y, ball, key, attacks=VERSIONS[attack["version"]],
+                    batch_size=batch_size, resume=going.resume or smaller, on_batch=going.note,
+                )  # fmt: skip
             met = None if smaller is None else smaller.robust
             figures = masking.examine(
                 logits_fn, x, y, ball, key, result=result, names=_names(attack), met=met
@@ -114,11 +118,11 @@ def evaluate(
                 "warnings": list(result.warnings),
                 "masking": figures,
                 "verdict": masking.verdict(figures),
-                "seconds": before + time.perf_counter() - begun,
+                "seconds": going.seconds + time.perf_counter() - begun,
                 **provenance.collect(),
             }
             led(write_json)(run.path / "auto_attack.json", content)
-            led(_part_of(run, place, attack).unlink)(missing_ok=True)
+            led(part.unlink)(missing_ok=True)
         broken_by = arrays[f"{place}/broken_by"]
         robust, by = jnp.asarray(broken_by == ROBUST), jnp.asarray(broken_by)
         smaller = AttackResult(x, robust, by, jnp.asarray(arrays[f"{place}/distance"]), ())
@@ -140,28 +144,18 @@ def report(content: dict[str, Any], norm: str, radii: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
-def _attacked(
-    run: runs.Run,
-    logits_fn: jax.tree_util.Partial,
-    x: jax.Array,
-    y: jax.Array,
-    *,
-    ball: LpBall,
-    key: jax.Array,
-    attack: dict[str, Any],
-    place: str,
-    smaller: AttackResult | None,
-    label: str,
-    batch_size: int | None,
-) -> tuple[AttackResult, float]:
-    """Run AutoAttack at one radius, from where an interrupted call got, and show how far it is.
+class _Going(NamedTuple):
+    """An attack that goes on: from where, after how many seconds, and what notes how far it is."""
 
-    Returns:
-        The result, and the seconds that interrupted calls took.
-    """
-    begun, saved = time.perf_counter(), time.perf_counter()
-    path = _part_of(run, place, attack)
-    identity = json.dumps({**attack, "place": place, "weights": run.weights})
+    resume: Progress | None
+    seconds: float
+    note: Callable[[Progress], None]
+
+
+@contextmanager
+def _resumable(path: Path, identity: str, label: str) -> Iterator[_Going]:
+    """Go on with what an interrupted call left, show how far it is, and keep it when this ends."""
+    begun = saved = time.perf_counter()
     resume, before = _read_part(path, identity)
     latest: Progress | None = None
 
@@ -186,14 +180,10 @@ def _attacked(
                 saved = time.perf_counter()
 
         try:
-            result = auto_attack(
-                logits_fn, x, y, ball, key, attacks=VERSIONS[attack["version"]],
-                batch_size=batch_size, resume=resume or smaller, on_batch=note,
-            )  # fmt: skip
+            yield _Going(resume, before, note)
         finally:
             # Of a whole attack, too: examining it takes a quarter of its time.
             save()
-    return result, before
 
 
 def _part_of(run: runs.Run, place: str, attack: dict[str, Any]) -> Path:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import tyro
 
-from experiments import devices
+from experiments import devices, pgd
 from experiments.comparison import Attacks, compare, plan
 from experiments.config import Setup
-from experiments.evaluate import attack_settings, chosen_radii
+from experiments.evaluate import chosen_radii
 from experiments.interruption import ending
 from experiments.processes import led, start
 from experiments.reading import read
@@ -76,7 +76,7 @@ def main(
     if distributed:
         start()
     radii = chosen_radii(setup.data, l2=l2, linf=linf)
-    pgd = attack_settings(num_steps=num_steps, num_restarts=num_restarts)
+    attack = pgd.settings(num_steps=num_steps, num_restarts=num_restarts)
     strongest = _strongest(setup.data, auto_l2, auto_linf, auto_examples)
     if apgd_examples < 0:
         raise ValueError(f"apgd_examples must be at least 0, got {apgd_examples}")
@@ -85,7 +85,7 @@ def main(
         methods,
         seeds,
         out=out,
-        attacks=Attacks(radii, pgd, strongest, auto_examples, apgd_examples),
+        attacks=Attacks(radii, attack, strongest, auto_examples, apgd_examples),
         mesh=devices.mesh(num_devices),
         data_dir=data_dir,
         manual_dir=manual_dir,

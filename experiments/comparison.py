@@ -13,10 +13,9 @@ import jax
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
-from experiments import apgd, auto, comparison_file, provenance, report, runs
+from experiments import apgd, auto, comparison_file, pgd, provenance, report, runs
 from experiments.config import Config, Setup, parse_method
 from experiments.data import Dataset, check_count, load_for
-from experiments.evaluate import evaluate
 from experiments.files import number_key
 from experiments.landscape_pictures import read_landscapes
 from experiments.processes import leads, led
@@ -30,7 +29,7 @@ class Attacks(NamedTuple):
 
     Attributes:
         radii: of the balls by norm, for PGD.
-        pgd: from `experiments.evaluate.attack_settings`.
+        pgd: from `experiments.pgd.settings`.
         auto_radii: likewise for AutoAttack, which is left out where there are none.
         auto_examples: how many, the first of the test set, AutoAttack gets; all if None.
         apgd_examples: how many APGD gets, at the radii of PGD; it is left out if 0.
@@ -168,7 +167,7 @@ def _evaluated(
     run: runs.Run, *, dataset: Dataset, attacks: Attacks, mesh: Mesh | None
 ) -> dict[str, Any]:
     """Attack a network and return what was found, also under ``auto`` and ``apgd``."""
-    found = evaluate(run, dataset, attacks.radii, attacks.pgd, mesh=mesh)
+    found = pgd.evaluate(run, dataset, attacks.radii, attacks.pgd, mesh=mesh)
     commits = [found["commit"]]
     told = auto.settings("standard", attacks.auto_examples, run.config.seed)
     by_norm = {}

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 
 import tyro
 
+from experiments import pgd
 from experiments.comparison import Attacks, compare, folder_of
 from experiments.comparison import plan as planned
 from experiments.config import Config, Setup
-from experiments.evaluate import attack_settings
 from experiments.files import replacing
 from experiments.interruption import ending
 from experiments.plans import PLANS, QUICK, Plan
@@ -100,7 +100,7 @@ def study(
         failures = run(setup, methods, seeds, out=out / folder, attacks=attacks)
         failed.update({f"{out / folder / path}": why for path, why in failures.items()})
 
-    short, long = (attack_settings(num_steps=steps) for steps in plan.num_steps)
+    short, long = (pgd.settings(num_steps=steps) for steps in plan.num_steps)
     attacks = Attacks(plan.radii, long, {}, None)
     strongest = {norm: (radius,) for norm, radius in plan.epsilon.items()}
 

@@ -18,11 +18,10 @@ from typing import Any
 import jax
 import optax
 
-from experiments import models, runs
+from experiments import models, pgd, runs
 from experiments.checkpoints import Checkpoints, checksums
 from experiments.config import Config
 from experiments.data import load
-from experiments.evaluate import attack_settings, evaluate
 from experiments.files import read_arrays, read_json, write_json
 from experiments.reading import read
 from experiments.table import table
@@ -108,8 +107,8 @@ def fuzz(folder: Path, seconds: float, seed: int) -> int:
     folder.mkdir()
     path, finds, tried = folder / "run", 0, 0
     train(CONFIG, load("digits"), path)
-    radii, attack = {"l2": [0.5], "linf": []}, attack_settings(num_steps=1)
-    evaluate(runs.load(path), load("digits"), radii, attack)
+    radii, attack = {"l2": [0.5], "linf": []}, pgd.settings(num_steps=1)
+    pgd.evaluate(runs.load(path), load("digits"), radii, attack)
     source = Path(__file__).parents[1] / "experiments" / "results" / "mnist" / "comparison.json"
     (folder / "comparison").mkdir()
     shutil.copy(source, folder / "comparison")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import auto, compare, comparison, evaluate, masking, provenance, runs, session
+from experiments import auto, compare, comparison, evaluate, masking, pgd, provenance, runs, session
 from experiments.data import load_for
 from experiments.files import read_json, write_json
 from experiments.reading import read
@@ -69,8 +69,8 @@ def test_the_same_command_does_nothing_twice(folder, monkeypatch):
         pytest.fail("done before")
 
     monkeypatch.setattr(comparison, "train", refuse)
-    monkeypatch.setattr(evaluate, "withstood", refuse)
-    monkeypatch.setattr(evaluate, "landscape", refuse)
+    monkeypatch.setattr(pgd, "withstood", refuse)
+    monkeypatch.setattr(pgd, "landscape", refuse)
     tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(folder)])
     assert read_json(folder / "comparison.json")["runs"] == before
 
@@ -173,7 +173,7 @@ def test_radii_add_to_those_that_are_there(folder, tmp_path, monkeypatch, capsys
     assert found["radii"]["linf"] == [0.05, 0.1]
     assert list(found["robust"]["linf"]) == ["0.05", "0.1"]
     assert "replacing" not in capsys.readouterr().err
-    monkeypatch.setattr(evaluate, "_accuracies", lambda *_, **__: pytest.fail("attacked again"))
+    monkeypatch.setattr(pgd, "_accuracies", lambda *_, **__: pytest.fail("attacked again"))
     tyro.cli(evaluate.main, args=[*options, "0.1"])
     assert read_json(path / "evaluation.json")["robust"] == found["robust"]
     assert "under PGD, linf radius 0.05" in capsys.readouterr().out
@@ -251,7 +251,7 @@ def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path,
 def test_a_result_tells_the_commits_of_every_attack(monkeypatch):
     result = {"robust": 0.5, "verdict": "", "commit": "by-auto"}
     found = {
-        "evaluate": {"commit": "by-pgd"},
+        "pgd.evaluate": {"commit": "by-pgd"},
         "auto.evaluate": {"results": {"l2": {"0.5": result}}},
         "apgd.evaluate": {"robust": {"l2": {"0.5": 0.25}}, "commit": "by-apgd"},
     }
@@ -333,7 +333,7 @@ def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch, capsys
     (path / "evaluation.json").write_bytes(whole)
 
     nothing = {"gradient_norm": np.array([1.0]), "curvature": np.array([np.nan])}
-    monkeypatch.setattr(evaluate, "landscape", lambda *_, **__: nothing)
+    monkeypatch.setattr(pgd, "landscape", lambda *_, **__: nothing)
     with pytest.raises(SystemExit) as stopped:
         tyro.cli(
             evaluate.main,

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import tyro
 
-from experiments import comparison, report, study
+from experiments import comparison, pgd, report, study
 from experiments.comparison import Attacks, folder_of, plan
 from experiments.config import Config, Setup
-from experiments.evaluate import attack_settings
 from experiments.files import read_json, write_json
 from experiments.plans import PLANS
 from experiments.study import HEADLINE, tuning, winners
@@ -241,7 +240,7 @@ def test_what_failed_before_is_told_until_it_is_done(tmp_path: Path) -> None:
 def test_rows_that_lack_a_candidate_have_no_winner(tmp_path: Path) -> None:
     given, setup = PLANS["mnist"], Setup(data="mnist", validation=5000)
     names = [*given.candidates["gradient"], *given.candidates["hessian"][:2]]
-    attacks = Attacks({"l2": (1.5,), "linf": (0.2,)}, attack_settings(), {}, None)
+    attacks = Attacks({"l2": (1.5,), "linf": (0.2,)}, pgd.settings(), {}, None)
     made_up([], middling)(setup, names, [0], out=tmp_path, attacks=attacks)
     chosen = winners(study.read(tmp_path), tuning("mnist", given, "cnn"), given)
     assert [run["path"] for run in chosen["runs"]] == ["gradient-12/seed-0"]
@@ -278,7 +277,7 @@ def unattacked(monkeypatch: pytest.MonkeyPatch) -> None:
         means = {"gradient_norm_mean": 1.0, "hessian_norm_mean": 1.0}
         return {"clean": 0.9, "robust": robust, **means, "seconds": 1.0, "commit": "1"}
 
-    monkeypatch.setattr(comparison, "evaluate", evaluate)
+    monkeypatch.setattr(pgd, "evaluate", evaluate)
 
 
 @pytest.mark.usefixtures("undrawn", "unattacked")
@@ -286,7 +285,7 @@ def test_results_without_their_runs_count_as_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = Setup(model="mlp", epochs=1)
-    attacks = Attacks({"l2": (0.1,)}, attack_settings(num_steps=1), {}, None)
+    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1), {}, None)
     comparison.compare(setup, ["none"], [0], out=tmp_path, attacks=attacks)
     before = read_json(tmp_path / "comparison.json")
     shutil.rmtree(tmp_path / "none")
@@ -305,7 +304,7 @@ def test_results_without_their_runs_count_as_done(
     assert after["runs"][0] == before["runs"][0]
     assert [run["seed"] for run in after["runs"]] == [0, 1]
     # Under another attack they tell nothing, and without leave they are trained anew.
-    other = attacks._replace(pgd=attack_settings(num_steps=2))
+    other = attacks._replace(pgd=pgd.settings(num_steps=2))
     comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=other, known=True)
     assert trained == [1, 0]
     shutil.rmtree(tmp_path / "none")
@@ -317,7 +316,7 @@ def test_results_without_their_runs_count_as_done(
 def test_a_report_that_was_interrupted_is_written_by_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attacks = Attacks({"l2": (0.1,)}, attack_settings(num_steps=1), {}, None)
+    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1), {}, None)
     given = (Setup(model="mlp", epochs=1), ["none"], [0])
     write, written = report.write, []
 
@@ -344,7 +343,7 @@ def test_each_result_is_kept_when_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = Setup(model="mlp", epochs=1)
-    attacks = Attacks({"l2": (0.1,)}, attack_settings(num_steps=1), {}, None)
+    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1), {}, None)
     entry = comparison._entry
 
     def interrupted(config: Any, *given: Any) -> Any:

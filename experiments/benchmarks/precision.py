@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import models, runs
+from experiments import models, pgd, runs
 from experiments.batchwise import of_each
 from experiments.benchmarks import harness, records
 from experiments.benchmarks.estimates import check_positive, exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
 from experiments.config import ORDERS
 from experiments.data import Dataset, check_count, data_of
-from experiments.evaluate import attack_settings
 from experiments.files import read_json
 from experiments.interruption import ending
 from experiments.markdown import markdown
@@ -104,7 +103,7 @@ def main(
 def _check(settings: Settings) -> None:
     """Raise before any work if a number is out of range."""
     harness.check_repeats(settings.repeats)
-    attack_settings(num_steps=settings.num_steps)
+    pgd.settings(num_steps=settings.num_steps)
     for name in ("epsilon", "num_images", "batch_size"):
         if not 0 < (value := getattr(settings, name)) < math.inf:
             raise ValueError(f"{name} must be a finite positive number, got {value}")
