@@ -65,8 +65,8 @@ def main(
         num_restarts: random starts of each PGD attack.
         auto_l2: radii of the ℓ₂ balls for AutoAttack, which is much slower; none if not given.
         auto_linf: radii of the ℓ∞ balls, likewise.
-        auto_examples: AutoAttack gets so many, the first of the test set; all if not given.
-        apgd_examples: attack so many by AutoAttack's first two attacks alone, too, at all radii.
+        auto_examples: AutoAttack gets this many, the first of the test set; all if not given.
+        apgd_examples: attack this many by AutoAttack's first two attacks alone, too, at all radii.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
         distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
             environment tells of, each given this same command; see experiments/README.md.

@@ -159,7 +159,7 @@ def _check_paths(out: Path, configs: Sequence[Config]) -> None:
     paths = [folder_of(config) for config in configs]
     for path, config in zip(paths, configs, strict=True):
         if paths.count(path) > 1:
-            raise ValueError(f"{config.name} is there twice, with numbers too near to tell apart")
+            raise ValueError(f"{config.name} appears twice, with numbers too close to tell apart")
         runs.check_free(out / folder_of(config), config)
 
 

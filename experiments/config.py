@@ -105,7 +105,7 @@ class Setup:
         warmup_epochs: epochs over which the penalty's weight grows from 0 to its value; the data
             set's default if not given, in proportion if the training is shorter.
         learning_rate: of Adam, at the start of its cosine decay.
-        validation: hold out so many training examples and evaluate on them instead of on the test
+        validation: hold out this many training examples and evaluate on them instead of on the test
             set; tune with it.
     """
 
@@ -138,8 +138,8 @@ class Config(Setup):
             likewise.
         weight: the second weight, λ_h of gradient-hessian or β of trades; likewise.
         norm: of the ball of gradient, adversarial, trades and fgsm.
-        every: evaluate the penalty on every so many steps only, so many times as heavy.
-        parts: evaluate it on one of so many random parts of each batch only, likewise.
+        every: evaluate the penalty every this many steps only, as many times as heavy.
+        parts: evaluate it on one of this many random parts of each batch only, likewise.
         num_steps: of the attack that adversarial and trades train with, 10 if not given, and of the
             way to the point where hessian-inside evaluates, 1 if not given.
         seed: of the weights, the order of the examples and every random start.
@@ -212,7 +212,8 @@ class Config(Setup):
         models.check_names(self.model, self.activation, self.precision)
         if self.beta != Setup.beta and self.activation != "softplus":
             raise ValueError(
-                f"beta is of softplus, got {self.beta:g} with the activation {self.activation}"
+                f"beta applies to softplus only, got {self.beta:g} with the activation "
+                f"{self.activation}"
             )
         if self.norm not in ORDERS:
             raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")

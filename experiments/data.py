@@ -125,7 +125,8 @@ def _check(name: str, arrays: dict[str, np.ndarray], folder: Path) -> None:
             )
         if not labels.size or labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
-                f"the {split} labels of {name} are none or not all below {num_classes}: {remedy}"
+                f"the {split} labels of {name} must be one or more from 0 to {num_classes - 1}: "
+                f"{remedy}"
             )
     mean = arrays["train_images"].mean() / 255
     expected = _TRAIN_MEANS.get(name, arrays["train_mean"])

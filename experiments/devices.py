@@ -6,7 +6,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def mesh(count: int | None = None) -> Mesh:
-    """Return a mesh of the first so many devices of all processes.
+    """Return a mesh of the first ``count`` devices of all processes.
 
     If their number is not given, of all; of one on a CPU alone, where more are simulated ones.
 

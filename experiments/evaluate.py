@@ -49,7 +49,7 @@ def main(
         num_steps: steps of each PGD attack; 40 if not given.
         num_restarts: random starts of each PGD attack; 1 if not given.
         version: of AutoAttack: standard, or plus with restarts; standard if not given.
-        num_examples: for AutoAttack: attack only so many, the first of the test set.
+        num_examples: for AutoAttack: attack only this many, the first of the test set.
         batch_size: for AutoAttack: examples at a time, which changes no result.
         num_devices: devices that share each batch; all if not given, but one of a CPU's.
         distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
@@ -60,7 +60,7 @@ def main(
     if attack == "auto":
         others = _given(num_steps=num_steps, num_restarts=num_restarts)
     for name in others:
-        raise ValueError(f"{name} is not of the attack {attack}: leave it out")
+        raise ValueError(f"{name} does not apply to the attack {attack}: leave it out")
     if distributed:
         start()
     data = led(lambda: runs.read_config(run).data)()

@@ -31,7 +31,7 @@ class Laps:
 
     @property
     def seconds(self) -> float:
-        """All since the beginning."""
+        """Seconds since the beginning."""
         return time.perf_counter() - self._begun
 
     @property

@@ -101,7 +101,7 @@ def unknown(name: str, names: Iterable[str]) -> ValueError:
 def _check_manual_dir(name: str, manual_dir: Path, builder: _Builder) -> None:
     """Compare the files with the sizes and SHA-256 sums that TensorFlow Datasets knows."""
     if not manual_dir.is_dir():
-        raise ValueError(f"the manual folder {manual_dir} is no folder")
+        raise ValueError(f"manual_dir {manual_dir} is not a folder")
     infos = {info.filename: info for info in (builder.url_infos or {}).values() if info.filename}
     missing = [filename for filename in infos if not (manual_dir / filename).is_file()]
     # Which configuration of a set needs which file is not known: there, one has to do.

@@ -33,7 +33,7 @@ def start() -> None:
     ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, from 0.
 
     Raises:
-        ValueError: if nothing tells, a number is none or it is out of range.
+        ValueError: if nothing tells, or a number is malformed or out of range.
     """
     address, count, number = os.environ.get(_ADDRESS), _whole(_COUNT, 1), _whole(_NUMBER, 0)
     if count is not None and number is not None and number >= count:

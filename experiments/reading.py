@@ -56,7 +56,7 @@ def read(directory: Path) -> dict[str, Any]:
 def _check_kinds(comparison: dict[str, Any]) -> None:
     for key, kind in _KINDS.items():
         if not isinstance(comparison.get(key, kind()), kind):
-            raise TypeError(f"the {key} {comparison[key]!r} is none")
+            raise TypeError(f"{key} must be of type {kind.__name__}, got {comparison[key]!r}")
 
 
 def _check(comparison: dict[str, Any], path: Path) -> None:
@@ -181,14 +181,17 @@ def _check_alike(comparisons: Sequence[dict[str, Any]]) -> None:
         for key in ("data", "num_test", "attack"):
             if other[key] != first[key]:
                 raise ValueError(
-                    f"comparisons of different {key} make no table: {first[key]} and {other[key]}"
+                    f"comparisons of different {key} cannot share a table: "
+                    f"{first[key]} and {other[key]}"
                 )
         for key, before in setup_of(first).items():
             after = setup_of(other)[key]
             if before != after and key not in _NETWORK:
-                raise ValueError(f"comparisons of different {key} make no table: {before}, {after}")
+                raise ValueError(
+                    f"comparisons of different {key} cannot share a table: {before}, {after}"
+                )
     if not _common([one["norms"] for one in comparisons]):
-        raise ValueError("comparisons without a radius in common make no table")
+        raise ValueError("comparisons without a radius in common cannot share a table")
 
 
 def _auto(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -198,7 +201,7 @@ def _auto(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {}
     norms = _common([told["norms"] for told in found])
     if not norms or any({**told, "norms": norms} != {**found[0], "norms": norms} for told in found):
-        raise ValueError(f"comparisons of different AutoAttack make no table: {found}")
+        raise ValueError(f"comparisons of different AutoAttack cannot share a table: {found}")
     return {**found[0], "norms": norms}
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import tyro
 
-from experiments.files import replacing
+from experiments.files import write_text
 from experiments.interruption import ending
 from experiments.landscape_pictures import FIGURES, Landscapes, read_landscapes
 from experiments.pictures import MOST_METHODS, draw, draw_cost
 from experiments.reading import joined, read
 from experiments.table import group, table
-from experiments.words import about, attacked, explained, under_apgd
+from experiments.words import about, results
 
 _REPORT = "report.md"
 
@@ -53,7 +53,7 @@ def main(
         print(table(whole, brief=brief))
         return
     if cost is not None:
-        raise ValueError("cost is of several comparisons: one has figures/cost.png")
+        raise ValueError("cost needs several comparisons: one has figures/cost.png")
     comparison = read(directory)
     landscapes = read_landscapes(directory, comparison)
     written = write(directory, comparison, landscapes)
@@ -105,8 +105,7 @@ def write(
         named = ", ".join(absent)
         notes = [f"Without landscape.npz, so in none of the figures made of it: {named}.\n"]
     report = directory / _REPORT
-    with replacing(report) as partial:
-        partial.write_text(_text(comparison, drawn, notes), encoding="utf-8")
+    write_text(report, _text(comparison, drawn, notes))
     return [report, *drawn]
 
 
@@ -126,12 +125,7 @@ def _facts(comparison: dict[str, Any]) -> str:
         f"- Versions: {versions}",
         f"- Device: {comparison['device']}",
         f"- Data: {about(comparison)}",
-        *attacked(comparison),
-        *(f"- Failed: {path}: {why}" for path, why in comparison.get("failed", {}).items()),
-        "",
-        table(comparison),
-        f"\n{explained(comparison)}\n",
-        *under_apgd(comparison),
+        *results(comparison, comparison.get("failed", {})),
     ]
     return "\n".join(lines)
 

@@ -13,12 +13,12 @@ from experiments import pgd
 from experiments.comparison import Attacks, compare, folder_of
 from experiments.comparison import plan as planned
 from experiments.config import Config, Setup
-from experiments.files import replacing
+from experiments.files import write_text
 from experiments.interruption import ending
 from experiments.plans import PLANS, QUICK, Plan
 from experiments.reading import joined, read
 from experiments.table import table
-from experiments.words import attacked, explained, failures_of, under_apgd
+from experiments.words import failures_of, results
 
 Network = Literal["cnn", "mlp"]
 Part = Literal["headline", "activations", "wider", "mlp"]
@@ -201,20 +201,14 @@ def _write_table(out: Path, data: str, plan: Plan, failed: Mapping[str, str]) ->
         f"# The study on {whole['data']}\n",
         f"From comparison.json of {', '.join(tabled)}",
         "(command, commit, versions and device are told there).\n",
-        *attacked(whole),
-        *(f"- Failed: {path}: {why}" for path, why in {**told, **failed}.items()),
-        "",
-        table(whole),
-        f"\n{explained(whole)}\n",
-        *under_apgd(whole),
+        *results(whole, {**told, **failed}),
     ]
     for model in get_args(Network):
         if found := there.get(f"tuning-{model}"):
             chosen = winners(found, tuning(data, plan, model), plan)
             title = f"\n## The weights chosen for the {model}, on held-out images\n"
             lines += [title, table(chosen)]
-    with replacing(out / "report.md") as unfinished:
-        unfinished.write_text("\n".join(lines), encoding="utf-8")
+    write_text(out / "report.md", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main(
 
     Args:
         run: folders that experiments.train wrote.
-        num_examples: so many of the test set, or of the examples held out, the first that are
+        num_examples: this many of the test set, or of the examples held out, the first that are
             rightly classified.
         out: the JSON file that a summary of each run is added to; arrays go into RUN/distances.npz,
             and a calibration plot of the runs, with the ending .png, beside the file.

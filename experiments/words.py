@@ -7,7 +7,19 @@ from experiments.config import kind_of_images
 from experiments.table import apgd_table, group, table
 
 
-def attacked(comparison: dict[str, Any]) -> list[str]:
+def results(comparison: dict[str, Any], failed: Mapping[str, str]) -> list[str]:
+    """Return what a report tells: attacks, what failed and why, tables, and what they say."""
+    return [
+        *_attacked(comparison),
+        *(f"- Failed: {path}: {why}" for path, why in failed.items()),
+        "",
+        table(comparison),
+        f"\n{explained(comparison)}\n",
+        *_under_apgd(comparison),
+    ]
+
+
+def _attacked(comparison: dict[str, Any]) -> list[str]:
     """Return what the networks were attacked with, an item of a list each."""
     strongest = auto_of(comparison)
     seen = "masking: at how many of its runs and balls a sign of masked gradients was seen"
@@ -92,7 +104,7 @@ def attack_of(settings: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def under_apgd(comparison: dict[str, Any]) -> list[str]:
+def _under_apgd(comparison: dict[str, Any]) -> list[str]:
     """Return the table of accuracies under APGD with a line before it, nothing if there is none."""
     found = apgd_table(comparison)
     if not found:

@@ -142,7 +142,7 @@ def batched(
         terms: ``(f, x, key) -> {"loss": ..., name: ...}``, unweighted, of one example.
         weights: those of the terms beside the loss.
         every: on each step that is no multiple of it, the loss alone.
-        parts: the other terms on one of so many random parts of the batch, as much heavier.
+        parts: the other terms on one of this many random parts of the batch, as much heavier.
         chunk_size: examples at a time, None for all at once.
     """
     every, parts = check_count("every", every), check_count("parts", parts)

@@ -39,8 +39,8 @@ def torch_module(logits_fn: Logits, *, batch_size: int = 250) -> torch.nn.Module
         logits_fn: from one example, of any shape, to logits ``(C,)``: a function, whose weights
             are those that it has when the module is first called, or a `jax.tree_util.Partial`
             whose leaves are weights, no constants of what is compiled.
-        batch_size: examples per call of the compiled function: a batch is cut into so many, and
-            the last part filled with copies. Best is that of the attack.
+        batch_size: examples per call of the compiled function: a batch is cut into parts of
+            this size, the last filled with copies. The attack's own batch size is best.
 
     Returns:
         A module without parameters, from a batch ``(N, ...)`` to logits ``(N, C)``, of the batch's
@@ -49,8 +49,8 @@ def torch_module(logits_fn: Logits, *, batch_size: int = 250) -> torch.nn.Module
         float64 if JAX has ``jax_enable_x64``.
 
     Raises:
-        TypeError: if the function is none or ``batch_size`` no whole number; when called, if the
-            batch has another dtype.
+        TypeError: if ``logits_fn`` is not callable or ``batch_size`` is not a whole number; when
+            called, if the batch has another dtype.
         ValueError: if ``batch_size`` is less than 1; when called, if the batch is empty or the
             function returns no vector of floating-point logits.
         RuntimeError: if a gradient is to be differentiated again.

@@ -107,7 +107,7 @@ def _shaken(params: PyTree) -> PyTree:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             return leaf
-        # Upwards, for variances are among them.
+        # Upwards, because variances may be among them.
         return leaf + 0.01 * jnp.abs(jax.random.normal(key, jnp.shape(leaf), dtype))
 
     keys = jax.random.split(jax.random.key(0), len(leaves))

@@ -107,7 +107,7 @@ def targeted_dlr_loss(logits: ArrayLike, y: ArrayLike, target: ArrayLike) -> jax
 
 
 def _largest(logits: jax.Array, count: int) -> jax.Array:
-    """Return the largest logits, for each -inf, which would make a ratio 0, the least other."""
+    """Return the largest logits, each -inf, which would make the ratio 0, as the least other."""
     largest = jax.lax.top_k(logits, count)[0]
     least = jnp.min(jnp.where(logits == -jnp.inf, jnp.inf, logits))
     return jnp.where(largest == -jnp.inf, least, largest)

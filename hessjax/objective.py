@@ -47,8 +47,8 @@ def regularized(
             do not have to leave their device. With one key, k steps in a row take all parts in
             turn; `train_step` has a key of its own for each step. The metrics of the penalties are
             estimated from the part.
-        chunk_size: evaluate so many examples at a time, and again in the backward pass, so that the
-            memory is that of one chunk. A loop, slow over convolutions on a CPU.
+        chunk_size: evaluate this many examples at a time, and again in the backward pass, so that
+            the memory is that of one chunk. A loop, slow over convolutions on a CPU.
 
     Returns:
         ``objective(params, batch, key, step=0) -> (value, metrics)``: the batch is ``(x, y)`` or
@@ -129,7 +129,7 @@ def second_order(
         solver: as in `hessian_operator_norm`. The default takes one product from the gradient; how
             near it comes to the norm is in ``experiments/benchmarks``. None, without a product, is
             cheaper by a sixth and a little less near; `lanczos` with five is nearly exact and takes
-            twice the time, for any other solver needs a third direction for ‖g‖.
+            twice the time, because any other solver needs a third direction for ‖g‖.
         start: likewise.
         every: as in `regularized`.
         parts: likewise.

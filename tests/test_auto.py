@@ -246,9 +246,12 @@ def test_progress_of_other_settings_is_not_taken(run):
             ["--attack", "auto", "--num-examples", "451"],
             "num_examples must be from 1 to 450, the number of test images, got 451",
         ),
-        (["--attack", "auto", "--num-steps", "9"], "num_steps is not of the attack auto: leave it"),
-        (["--version", "plus"], "version is not of the attack pgd: leave it out"),
-        (["--num-examples", "9"], "num_examples is not of the attack pgd: leave it out"),
+        (
+            ["--attack", "auto", "--num-steps", "9"],
+            "num_steps does not apply to the attack auto: leave it",
+        ),
+        (["--version", "plus"], "version does not apply to the attack pgd: leave it out"),
+        (["--num-examples", "9"], "num_examples does not apply to the attack pgd: leave it out"),
     ],
 )
 def test_bad_input_is_one_sentence(run, arguments, message):

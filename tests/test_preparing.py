@@ -199,7 +199,7 @@ def test_set_without_a_test_split_is_refused(tmp_path):
 
 
 def test_missing_manual_folder_is_said(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
         data.load("mnist", data_dir=tmp_path, manual_dir=tmp_path / "nowhere")
 
 

@@ -69,7 +69,7 @@ def test_comparisons_of_one_network_join_at_the_radii_that_all_have(tmp_path, dr
         report.main(push, (part("c", "jacobian", both, both, 0.05),), cost=tmp_path / "cost.png")
     with pytest.raises(SystemExit, match="comparisons without a radius in common"):
         report.main(push, (part("d", "jacobian", [("linf", (0.1,))], [], 0.05),))
-    with pytest.raises(SystemExit, match="cost is of several comparisons: one has figures/cost"):
+    with pytest.raises(SystemExit, match="cost needs several comparisons: one has figures/cost"):
         report.main(push, cost=tmp_path / "cost.png")
 
 
@@ -158,10 +158,19 @@ def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
         ([1], "holds no JSON dictionary"),
         (without(comparison(), "num_test"), "comparison.json lacks num_test"),
         (comparison([]), "holds no runs"),
-        (comparison() | {"versions": [1]}, r"is damaged \(the versions \[1\] is none\)"),
-        (comparison() | {"attack": "PGD"}, r"is damaged \(the attack 'PGD' is none\)"),
-        (comparison() | {"failed": [1]}, r"is damaged \(the failed \[1\] is none\)"),
-        (comparison() | {"num_test": "many"}, r"is damaged \(the num_test 'many' is none\)"),
+        (
+            comparison() | {"versions": [1]},
+            r"is damaged \(versions must be of type dict, got \[1\]\)",
+        ),
+        (
+            comparison() | {"attack": "PGD"},
+            r"is damaged \(attack must be of type dict, got 'PGD'\)",
+        ),
+        (comparison() | {"failed": [1]}, r"is damaged \(failed must be of type dict, got \[1\]\)"),
+        (
+            comparison() | {"num_test": "many"},
+            r"is damaged \(num_test must be of type int, got 'many'\)",
+        ),
         (
             comparison([run("none", 0) | {"seed": None}]),
             r"is damaged \(the seed None is no whole number\)",

@@ -101,22 +101,28 @@ def test_comparisons_attacked_alike_make_one_table(directory, tmp_path, capsys):
         store(tmp_path / "other", other | {"setup": small["setup"] | more}, {})
         report.main(directory, (tmp_path / "other",))
     store(tmp_path / "other", other | {"setup": small["setup"] | {"precision": "bfloat16"}}, {})
-    with pytest.raises(SystemExit, match="different precision make no table: float32, bfloat16"):
+    with pytest.raises(
+        SystemExit, match="different precision cannot share a table: float32, bfloat16"
+    ):
         report.main(directory, (tmp_path / "other",))
     store(tmp_path / "other", other | {"setup": small["setup"] | {"warmup_epochs": 4}}, {})
-    with pytest.raises(SystemExit, match="different warmup_epochs make no table: None, 4"):
+    with pytest.raises(SystemExit, match="different warmup_epochs cannot share a table: None, 4"):
         report.main(directory, (tmp_path / "other",))
     with pytest.raises(SystemExit, match="cnn gelu none-0 is in several of the comparisons"):
         report.main(directory, (directory,))
     store(tmp_path / "other", other | {"num_test": 99}, {})
-    with pytest.raises(SystemExit, match="comparisons of different num_test make no table: 1234"):
+    with pytest.raises(
+        SystemExit, match="comparisons of different num_test cannot share a table: 1234"
+    ):
         report.main(directory, (tmp_path / "other",))
     there.write_text(json.dumps(comparison()))
     with pytest.raises(SystemExit, match="a comparison for a joint table lacks setup"):
         report.main(directory, (directory,))
     there.write_text(json.dumps(other | {"auto": {"norms": {"linf": [0.1]}, "num_examples": 9}}))
     store(tmp_path / "other", other, {})
-    with pytest.raises(SystemExit, match="comparisons of different AutoAttack make no table"):
+    with pytest.raises(
+        SystemExit, match="comparisons of different AutoAttack cannot share a table"
+    ):
         report.main(directory, (tmp_path / "other",))
 
 

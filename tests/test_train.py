@@ -379,7 +379,7 @@ def test_a_validation_split_is_held_out(digits):
         (["--num-devices", "9"], "num_devices must be from 1 to the 8 there are, got 9"),
         (["--watch", "-1"], "watch must be at least 0, got -1"),
         (["--watch", "451"], "watch must be from 1 to 450, the number of test images, got 451"),
-        (["--beta", "3"], "beta is of softplus, got 3 with the activation gelu"),
+        (["--beta", "3"], "beta applies to softplus only, got 3 with the activation gelu"),
         (["--checkpoint-every", "0"], "checkpoint_every must be at least 1, got 0"),
         (["--batch-size", "5000"], "batch_size must be at most the 1347 training examples, got 5"),
         (["--every", "631"], "every must be at most the 630 steps of the training, got 631"),

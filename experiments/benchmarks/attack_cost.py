@@ -141,7 +141,7 @@ def choose(
     """Return the first test images as a target.
 
     Raises:
-        ValueError: if there are not so many, or the ball or the batches are none.
+        ValueError: if there are too few images, or epsilon or batch_size is not positive.
     """
     _check(norm, epsilon, 1, batch_size)
     check_count("num_examples", num_examples, dataset)

@@ -8,7 +8,7 @@ import tyro
 
 from experiments.benchmarks import labels, plots, records, targets
 from experiments.benchmarks.estimates import DEFAULT
-from experiments.files import read_json, replacing
+from experiments.files import read_json, write_text
 from experiments.interruption import ending
 from experiments.markdown import markdown
 from experiments.reading import require
@@ -44,8 +44,7 @@ def write(folder: Path) -> list[Path]:
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder} holds damaged results ({error!r}): measure anew") from error
     report = folder / "report.md"
-    with replacing(report) as partial:
-        partial.write_text(told, encoding="utf-8")
+    write_text(report, told)
     return [report, *figures]
 
 

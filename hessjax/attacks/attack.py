@@ -82,7 +82,7 @@ def likely_class(logits: jax.Array, rank: jax.Array) -> jax.Array:
 
 
 def fitting(attack: Attack, num_classes: int) -> Attack:
-    """Return the attack for so many classes: its stand-in if they are too few, no extra targets.
+    """Return the attack for this number of classes: its stand-in if too few, no extra targets.
 
     Raises:
         ValueError: if they are too few, and it has no stand-in.

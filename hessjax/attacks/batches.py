@@ -16,7 +16,7 @@ from hessjax.attacks.attack import Attack, Logits, Outcome, State, check_logits
 from hessjax.attacks.balls import LpBall, contains
 from hessjax.losses import dlr_loss, margin, misclassified
 
-# After so many steps what was found is kept, and a batch in which everything is broken ends. With
+# After this many steps what was found is kept, and a batch in which everything is broken ends. With
 # gradients a call is one step, because that of a convolution is slow in a compiled loop on the CPU.
 _STEPS_BETWEEN_LOOKS, _STEPS_WITHOUT_GRADIENTS = 10, 50
 
@@ -105,7 +105,7 @@ def slopes(given: Problem, examples: Examples, index: np.ndarray) -> jax.Array:
 
 @jax.jit
 def put(x: jax.Array, index: np.ndarray, points: jax.Array, used: int) -> jax.Array:
-    """Replace the examples of an index, of which so many are no filling.
+    """Replace the examples of an index, of which the first ``used`` are not filling.
 
     The filling repeats the last of them, but a randomized model may have answered it otherwise.
     """

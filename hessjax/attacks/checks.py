@@ -27,7 +27,7 @@ def check_outside(*given: object) -> None:
 
 
 def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
-    """Return the attacks, or raise if there are none or an entry is none."""
+    """Return the attacks, or raise if there are none, or one is not an `Attack`."""
     told = "attacks must be a tuple such as (square_attack(),)"
     # An attack alone is a tuple, too.
     if isinstance(attacks, Attack) or not isinstance(attacks, Iterable):

@@ -120,7 +120,7 @@ def first_point(ball: LpBall, x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def draw(shape: tuple[int, ...], sides: tuple[int, ...], key: jax.Array, step: jax.Array) -> Draws:
-    """Draw the proposal of a number, for an image of this shape and squares of these sides."""
+    """Draw proposal number ``step``, for an image of this shape and squares of these sides."""
     words = jax.random.bits(jax.random.fold_in(key, step), (5 + shape[2],), jnp.uint32)
     stage = jnp.sum(step > _HALVED_AFTER)
     # As in the source, no square ends where the image does, unless there is no other place.
