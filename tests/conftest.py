@@ -57,6 +57,19 @@ def counted():
 
 
 @pytest.fixture
+def torch_float64(monkeypatch):
+    """Have PyTorch and the reference attacks compute in float64; float32 compares too little."""
+    import torch  # noqa: PLC0415 - seconds of imports, which few tests need
+
+    default = torch.get_default_dtype()
+    # The reference attacks cast to single precision by this method.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(default)
+
+
+@pytest.fixture
 def undrawn(monkeypatch):
     """Write reports without figures, which take seconds."""
     monkeypatch.setattr(report, "draw", lambda *_: [])

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
@@ -18,17 +17,12 @@ from hessjax.attacks.balls import sphere_point
 from hessjax.losses import targeted_dlr_loss
 from tests import originals
 
+pytestmark = pytest.mark.usefixtures("torch_float64")
+
 RADII = {2: 0.6, np.inf: 0.12}
 # The reference adds 1e-12 to the norms of gradients, which here are as small as 1e-6.
 TOLERANCE = 1e-6
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def original(model, order, loss, rank):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from pyautoattack import AutoAttack
 
 from hessjax import LpBall
@@ -46,21 +45,12 @@ def examples():
     return x, y
 
 
-@pytest.fixture
-def float64(monkeypatch):
-    """The reference casts its inputs to float32, which this network's weights are not."""
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def same(a, b):
     np.testing.assert_array_equal(a.broken_by, b.broken_by)
     np.testing.assert_allclose(a.x, b.x, atol=1e-9)
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("torch_float64")
 @pytest.mark.parametrize("order", RADII)
 def test_verdicts_are_those_of_the_reference(order):
     """Few queries of Square, the only attack that need not find the same: it finds nothing here."""

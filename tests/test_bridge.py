@@ -247,18 +247,8 @@ def opponents():
     return module, twin, images, twin(images).argmax(dim=1)
 
 
-@pytest.fixture
-def double_precision(monkeypatch):
-    """Rounding of single precision could tip an example that is nearly broken."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    # The reference casts to single precision by this method.
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    yield
-    torch.set_default_dtype(default)
-
-
-@pytest.mark.usefixtures("double_precision")
+# Rounding of single precision could tip an example that is nearly broken.
+@pytest.mark.usefixtures("torch_float64")
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("attack", ["apgd-ce", "fab", "square"])
 def test_the_reference_attacks_over_the_bridge(opponents, attack, norm):

@@ -14,16 +14,9 @@ from hessjax.attacks.balls import sphere_point
 from hessjax.attacks.fab import fab, fab_attack
 from tests import originals
 
+pytestmark = pytest.mark.usefixtures("torch_float64")
+
 RADII = {2: 0.6, np.inf: 0.12}
-
-
-@pytest.fixture(autouse=True)
-def float64(monkeypatch):
-    """The reference casts its inputs to float32, which is too little for a comparison."""
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("order", RADII)

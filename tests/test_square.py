@@ -28,17 +28,12 @@ from hessjax.attacks.square import (
 )
 from hessjax.losses import margin
 
+pytestmark = pytest.mark.usefixtures("torch_float64")
+
 NORMS = {2: "L2", math.inf: "Linf"}
 KEY = jax.random.key(60)
 SHAPE = (11, 11, 3)
 NUM_STEPS = 260
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 # A small network in both frameworks.
