@@ -100,6 +100,20 @@ def quadratic(name: str, scale: float = 1.0, dtype: Any = jnp.float64) -> Case:
     return Case(quadratic_apply, params, jnp.asarray(vector(6, seed=2), dtype), 0, output_itself)
 
 
+def saddle(t: Any, x: jax.Array) -> jax.Array:
+    """Return ``t (x₀² - 3 x₁²)``, with gradient t (2 x₀, -6 x₁) and Hessian t diag(2, -6)."""
+    return t * (x[0] ** 2 - 3 * x[1] ** 2)
+
+
+# ‖Hv‖ at (1, 1) by one product, Hĝ = (2, 18)/√10, and by the next, along (1, 9)/√82.
+SADDLE_NORMS = np.sqrt(328 / 10), np.sqrt(2920 / 82)
+
+
+def second_axis(gradient: Any, key: Any) -> jax.Array:
+    """Return the start (0, 2), of a length that does not matter; it takes a key."""
+    return 0 * gradient + jnp.array([0.0, 2.0]) + 0 * jax.random.normal(key)
+
+
 def linear_apply(params: Any, x: jax.Array) -> jax.Array:
     """Return ``Wx + b``."""
     return params["W"] @ x + params["b"]

@@ -10,22 +10,16 @@ import pytest
 
 import hessjax
 from hessjax import power_iteration, regularized, second_order
-from tests import cases
+from tests.cases import SADDLE_NORMS, output_itself, saddle, second_axis
 
 KEY = jax.random.key(51)
-
-
-def saddle(t: Any, x: jax.Array) -> jax.Array:
-    """The gradient is t (2 a, -6 b), the Hessian t diag(2, -6)."""
-    return t * (x[0] ** 2 - 3 * x[1] ** 2)
-
 
 # At the second point the gradient vanishes; random signs take its place.
 X = jnp.array([[1.0, 1.0], [0.0, 0.0]])
 BATCH = (X, jnp.zeros(2))
 LOSS, SLOPE = (-2 + 0) / 2, (np.sqrt(40) + 0) / 2
 # H (1, -3)/√10 = (2, 18)/√10 and H (±1, ±1)/√2 = (±2, ∓6)/√2, with vᵀHv = -5.2 and -2.
-ONE, TWO = np.sqrt(32.8), np.sqrt(2920 / 82)
+ONE, TWO = SADDLE_NORMS
 
 
 def residual(norm: float, quotient: float) -> float:
@@ -38,11 +32,6 @@ SURROGATE = {
     "hessian_norm": (ONE + np.sqrt(20)) / 2,
     "residual": (residual(ONE, 5.2) + residual(np.sqrt(20), 2)) / 2,
 }
-
-
-def own_start(gradient: Any, key: Any) -> jax.Array:
-    """Return (0, 2), of a length that does not matter; it takes a key."""
-    return 0 * gradient + jnp.array([0.0, 2.0]) + 0 * jax.random.normal(key)
 
 
 CASES: dict[str, tuple[tuple[float, float], dict[str, Any], dict[str, float]]] = {
@@ -58,12 +47,12 @@ CASES: dict[str, tuple[tuple[float, float], dict[str, Any], dict[str, float]]] =
     # The direction is the start's, the slope along it no gradient norm.
     "own start": (
         (0.7, 0.3),
-        {"start": own_start},
+        {"start": second_axis},
         {"gradient_norm": SLOPE, "hessian_norm": 6, "residual": 0},
     ),
     "own start, no product": (
         (0.7, 0.3),
-        {"start": own_start, "solver": None},
+        {"start": second_axis, "solver": None},
         {"gradient_norm": SLOPE, "hessian_norm": 6},
     ),
     # The second product of the one point is the first of the other.
@@ -94,24 +83,24 @@ def check(objective: Any, weights: tuple[float, float], wanted: dict[str, float]
 @pytest.mark.parametrize("name", CASES)
 def test_a_saddle(name: str) -> None:
     weights, options, wanted = CASES[name]
-    check(second_order(saddle, cases.output_itself, *weights, **options), weights, wanted)
+    check(second_order(saddle, output_itself, *weights, **options), weights, wanted)
 
 
 def test_a_saddle_by_separate_penalties() -> None:
     penalties: Any = {
         "gradient_norm": (0.7, hessjax.input_gradient_norm),
         "left out": (0, hessjax.gauss_newton_operator_norm),
-        "hessian_norm": (0.3, partial(hessjax.hessian_operator_norm, start=own_start)),
+        "hessian_norm": (0.3, partial(hessjax.hessian_operator_norm, start=second_axis)),
     }
     wanted = {"gradient_norm": SLOPE, "hessian_norm": 6}
-    check(regularized(saddle, cases.output_itself, penalties), (0.7, 0.3), wanted)
+    check(regularized(saddle, output_itself, penalties), (0.7, 0.3), wanted)
 
 
 @pytest.mark.parametrize(
     "options", [{"parts": 2}, {"chunk_size": 1}, {"parts": 2, "chunk_size": 1}]
 )
 def test_parts_and_chunks_of_a_saddle(options: dict[str, Any]) -> None:
-    objective = second_order(saddle, cases.output_itself, 0.7, 0.3, start=own_start, **options)
+    objective = second_order(saddle, output_itself, 0.7, 0.3, start=second_axis, **options)
     evaluate = jax.jit(objective)
     steps = [evaluate(1.0, BATCH, KEY, step) for step in (0, 1)]
     value, metrics = jax.tree.map(lambda *two: sum(two) / 2, *steps)
@@ -123,7 +112,7 @@ def test_parts_and_chunks_of_a_saddle(options: dict[str, Any]) -> None:
     np.testing.assert_allclose(slopes, wanted, rtol=1e-12, atol=1e-14)
 
 
-SCHEDULED = partial(second_order, saddle, cases.output_itself, lambda step: 0.1 * step, 0)
+SCHEDULED = partial(second_order, saddle, output_itself, lambda step: 0.1 * step, 0)
 
 
 def test_a_mask_on_a_saddle() -> None:
@@ -154,7 +143,7 @@ def test_the_step_is_0_if_none_is_said() -> None:
 @pytest.mark.parametrize("options", [{}, {"parts": 2}, {"chunk_size": 1}, {"every": 2}])
 def test_single_precision_stays(options: dict[str, Any]) -> None:
     weights = np.float64(0.7), lambda step: np.float64(0.3) * step
-    objective = second_order(saddle, cases.output_itself, *weights, **options)
+    objective = second_order(saddle, output_itself, *weights, **options)
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (*BATCH, jnp.ones(2)))
     shapes = jax.eval_shape(objective, jnp.float32(1), single, KEY, 0)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}

@@ -12,6 +12,7 @@ import pytest
 import hessjax
 from hessjax import Composite, power_iteration
 from hessjax.eigen import ONE_PRODUCT
+from tests.cases import SADDLE_NORMS, saddle, second_axis
 
 ONES = jnp.ones(2)
 KEY = jax.random.key(50)
@@ -21,19 +22,8 @@ SLOPE, BEND = hessjax.input_gradient_norm, hessjax.curvature_along_gradient
 JACOBIAN = hessjax.jacobian_operator_norm
 TWO_PRODUCTS = partial(power_iteration, num_iters=2)
 
-
-def saddle(t: Any, x: jax.Array) -> jax.Array:
-    """At (1, 1) the gradient is (2, -6); the Hessian is diag(2, -6). Times t."""
-    return t * (x[0] ** 2 - 3 * x[1] ** 2)
-
-
-def second_axis(gradient: Any, key: Any) -> jax.Array:
-    """Return (0, 2), of a length that does not matter; it takes a key."""
-    return 0 * gradient + jnp.array([0.0, 2.0]) + 0 * jax.random.normal(key)
-
-
-# Hĝ = (2, 18)/√10; the direction of the next product is (1, 9)/√82.
-ONE, TWO = np.sqrt(328 / 10), np.sqrt(2920 / 82)
+# At (1, 1), where the gradient is (2, -6).
+ONE, TWO = SADDLE_NORMS
 OF_THE_SADDLE: dict[str, tuple[Callable[..., jax.Array], float]] = {
     "gradient": (SLOPE, np.sqrt(40)),
     "gradient, linf ball": (partial(SLOPE, order=np.inf), 8),
