@@ -46,7 +46,8 @@ def first_order_distance_estimate(gap: ArrayLike, gradient_norm: ArrayLike) -> j
 
     .. math:: d_1 = c / \|g\|
 
-    Exact for a linear f. For a convex f it is too large, never too small; otherwise either.
+    Exact for a linear f, never too small for a convex one, either for others. A box of inputs makes
+    the distance larger, so that in one it may be too small for any f.
 
     Args:
         gap: c, by how much f may grow, any shape; what is negative counts as zero.

@@ -36,7 +36,7 @@ PLUS: tuple[Attack, ...] = (
     apgd_attack(num_targets=9),
     fab_attack(num_targets=9),
 )
-"""The version with restarts: three times the cost for a little more."""
+"""The version with restarts: about twice the cost for a little more."""
 
 ROBUST, MISCLASSIFIED = -1, -2
 """In ``broken_by``: by no attack, and before any."""
