@@ -70,10 +70,10 @@ def gradient_start(gradient: PyTree, key: jax.Array | None = None) -> PyTree:
     """Return the normalized gradient or, where it vanishes, a random direction.
 
     With two classes and a piecewise-linear model the gradient is the top eigenvector. For networks
-    trained without a penalty it is nearly so: one product comes on average within 2 % of the norm, as
-    near as three to five from a random start. Those trained with a curvature penalty turn the top
-    eigenvector away from it; there one product is too low by 5 to 60 % on average, and often worth
-    no more than three random ones: look at the residual, or take `lanczos`
+    trained without a penalty it is nearly so: one product comes on average within 2 % of the norm,
+    as near as three to five from a random start. For those trained with a curvature penalty it is
+    not: one product is too low by 5 to 60 % on average, and often worth no more than three from a
+    random start. There look at the residual, or take `lanczos`
     (``experiments/benchmarks`` has the figures).
 
     Args:

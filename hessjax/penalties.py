@@ -162,9 +162,9 @@ def finite_step_operator_norm(
 
     With h of the size of the attack's ε it sees curvature over the ball rather than at its center.
     It tends to ``‖Hv‖`` as h goes to 0. Where f is twice differentiable it never exceeds the
-    largest ``‖H‖`` on the way from x to x + hv, but may exceed that at x; a kink on the way adds its
-    jump of the gradient over h. It is not linear in v. Two gradients are subtracted: a short step
-    leaves their rounding, divided by h, and an ``apply`` in bfloat16 bears no short one.
+    largest ``‖H‖`` on the way from x to x + hv, but may exceed that at x; a kink on the way adds
+    its jump of the gradient over h. It is not linear in v. Two gradients are subtracted: a short
+    step leaves their rounding, divided by h, and an ``apply`` in bfloat16 bears no short one.
 
     Args:
         f: one example to its loss.
