@@ -2,6 +2,14 @@
 
 from collections.abc import Sequence
 
+# What a cell says where there is nothing to tell.
+NOTHING = "-"
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """Return a number for a cell, `NOTHING` for None."""
+    return NOTHING if value is None else format(value, form)
+
 
 def markdown(rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """Return rows, the heads first, as a table: so many columns of words, then numbers.

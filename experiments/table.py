@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 
 from experiments.canvas import Style, radius_name, style
 from experiments.config import NORM_NAMES
-from experiments.markdown import markdown
+from experiments.markdown import NOTHING, markdown, number
 from experiments.reading import auto_radii_of, radii_of
-
-_NOTHING = "-"
 
 
 class Method(NamedTuple):
@@ -98,8 +96,8 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
                 ),
                 *(_under_auto(runs, norm, radius) for norm, radius in strongest),
                 *([_masking(runs)] if strongest else []),
-                *(() if brief else (_short(gradient), _short(hessian))),
-                *([time or _NOTHING] if timed else []),
+                *(() if brief else (number(gradient, ".3g"), number(hessian, ".3g"))),
+                *([time or NOTHING] if timed else []),
                 str(len(runs)),
             ]
         )
@@ -156,7 +154,7 @@ def _masking(runs: Sequence[dict[str, Any]]) -> str:
         ball["verdict"] for run in runs for radii in run["auto"].values() for ball in radii.values()
     ]
     if not verdicts:
-        return _NOTHING
+        return NOTHING
     seen = sum(verdict.startswith("masking") for verdict in verdicts)
     return f"{seen} of {len(verdicts)}" if seen else "none"
 
@@ -164,16 +162,12 @@ def _masking(runs: Sequence[dict[str, Any]]) -> str:
 def _setting(strength: float | None, step: float | None, *options: str) -> str:
     parts = [f"{strength:g}"] if strength is not None else []
     parts += [f"step {step:g}"] if step is not None else []
-    return ", ".join([*parts, *options]) or _NOTHING
-
-
-def _short(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.3g}"
+    return ", ".join([*parts, *options]) or NOTHING
 
 
 def _percent(accuracies: Sequence[float]) -> str:
     if not accuracies:
-        return _NOTHING
+        return NOTHING
     spread = f" ± {100 * stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
     return f"{100 * mean(accuracies):.1f}{spread}"
 

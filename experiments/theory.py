@@ -19,7 +19,7 @@ from experiments.data import Dataset
 from experiments.distances import ESTIMATES, measure
 from experiments.files import read_arrays, read_json, write_arrays
 from experiments.interruption import ending
-from experiments.markdown import markdown
+from experiments.markdown import NOTHING, markdown, number
 from experiments.trends import Distances, calibration
 
 _ARRAYS = "distances.npz"
@@ -189,12 +189,12 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
         mean = partial(_mean, networks)
         row = [data, method, f"{mean('found'):.2f}", f"{mean('hessian_norm'):.3g}"]
         row += [
-            f"{_rounded(mean('estimates', name, 'rank_correlation'))}, "
-            f"{_rounded(mean('estimates', name, 'ratio'))}, "
+            f"{number(mean('estimates', name, 'rank_correlation'))}, "
+            f"{number(mean('estimates', name, 'ratio'))}, "
             f"{_share(mean('estimates', name, 'too_large'))}"
             for name in ESTIMATES
         ]
-        row += [_rounded(mean("curvature_correlation"))]
+        row += [number(mean("curvature_correlation"))]
         row += [_share(mean(name)) for name in ("off", "warned", "false_alarms")]
         rows.append([*row, f"{len(networks)}"])
     return markdown(rows, words=2)
@@ -228,11 +228,7 @@ def across(cells: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
-
-
-def _rounded(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return NOTHING if value is None else f"{100 * value:.0f} %"
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:

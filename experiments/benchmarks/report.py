@@ -10,11 +10,10 @@ from experiments.benchmarks import labels, plots, records, targets
 from experiments.benchmarks.estimates import DEFAULT
 from experiments.files import read_json, write_text
 from experiments.interruption import ending
-from experiments.markdown import markdown
+from experiments.markdown import NOTHING, markdown, number
 from experiments.reading import require
 
 Row = Mapping[str, Any]
-_NOTHING = "-"
 # What a report needs of every file.
 _TOLD = ("settings", "rows", "command", "commit", "versions", "device", "device_name")
 
@@ -86,10 +85,6 @@ def _origin(content: Mapping[str, Any]) -> str:
     )
 
 
-def _number(value: float | None, form: str = ".2f") -> str:
-    return _NOTHING if value is None else format(value, form)
-
-
 def _penalty_section(content: Mapping[str, Any]) -> list[str]:
     rows = content["rows"]
     steps = [row for row in rows if row["kind"] == "step"]
@@ -138,7 +133,7 @@ def step_table(rows: Iterable[Row]) -> str:
 
     def ratio(row: Row, key: str) -> str:
         value = row.get(key)
-        return _number(None if value is None else value / plain[key])
+        return number(None if value is None else value / plain[key])
 
     lines = [
         [
@@ -147,7 +142,7 @@ def step_table(rows: Iterable[Row]) -> str:
             f"{row['plain_steps']:.2f} ({_quartiles(row, unit)})",
             ratio(row, "operations"),
             ratio(row, "temporary_bytes"),
-            _number(row.get("compile_seconds"), ".1f"),
+            number(row.get("compile_seconds"), ".1f"),
         ]
         for row in rows
     ]
@@ -173,11 +168,11 @@ def estimate_table(steps: Sequence[Row], errors: Sequence[Row]) -> str:
         for name in architectures:
             # The default estimate's step goes by the name of the method.
             step = "hessian" if estimate == DEFAULT else f"hessian: {estimate}"
-            cells.append(_number(cost.get((step, name))))
+            cells.append(number(cost.get((step, name))))
         for network in networks:
             error = found.get((estimate, network))
             cells.append(
-                _NOTHING
+                NOTHING
                 if error is None
                 else f"{100 * error['mean']:.1f} / {100 * error['percentile_95']:.1f}"
             )
@@ -191,7 +186,7 @@ def _scaling_section(content: Mapping[str, Any]) -> list[str]:
     steps = list(dict.fromkeys(row["step"] for row in rows))
     places = list(dict.fromkeys((row["size"], row["classes"]) for row in rows))
     at = {(row["step"], row["size"], row["classes"]): row["plain_steps"] for row in rows}
-    lines = [[step, *(_number(at.get((step, *place))) for place in places)] for step in steps]
+    lines = [[step, *(number(at.get((step, *place))) for place in places)] for step in steps]
     heads = ["step", *(f"{size}², {classes}" for size, classes in places)]
     return [
         "## Larger images, more classes\n",
@@ -231,7 +226,7 @@ def _hvp_section(content: Mapping[str, Any]) -> list[str]:
 
 def _product_cell(row: Row | None) -> str:
     if row is None:
-        return _NOTHING
+        return NOTHING
     error = "" if row["relative_error"] is None else f" ({row['relative_error']:.0e})"
     return f"{row['ratio']:.2f}{error}"
 
