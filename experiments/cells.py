@@ -6,8 +6,9 @@ from typing import Any
 
 from experiments import provenance, runs
 from experiments.config import NORM_NAMES, ORDERS, Norm
-from experiments.data import check_count, data_of
+from experiments.data import check_count
 from experiments.files import read_json, shared, write_json
+from experiments.loading import data_of
 from experiments.twin import run_twin
 from hessjax import LpBall
 

@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 from experiments import apgd, auto, comparison_file, pgd, provenance, report, runs
 from experiments.config import Config, Setup, parse_method
-from experiments.data import Dataset, check_count, load_for
+from experiments.data import Dataset, check_count
 from experiments.files import number_key
 from experiments.landscape_pictures import read_landscapes
+from experiments.loading import load_for
 from experiments.processes import leads, led
 from experiments.reading import read
 from experiments.session import DivergedError

@@ -2,17 +2,14 @@
 
 import os
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.config import Config
 from experiments.files import read_arrays, write_arrays
 from experiments.preparing import prepare, unknown
-from hessjax import check_batch
 
 # Mean of the training pixels in [0, 1]: these two have equal shapes, classes and file names, so
 # that nothing cheaper tells one from the other.
@@ -135,31 +132,6 @@ def _check(name: str, arrays: dict[str, np.ndarray], folder: Path) -> None:
             f"the training pixels of {name} have mean {mean:.5f}, expected {expected:.5f}, so they "
             f"are those of another set: {remedy}"
         )
-
-
-def load_for(
-    config: Config, data_dir: Path | None = None, manual_dir: Path | None = None
-) -> Dataset:
-    """Load the data of a configuration, its validation split if it has one, and check them.
-
-    Raises:
-        ValueError: if labels or pixels are out of range, or as `load`.
-    """
-    dataset = load(config.data, data_dir=data_dir, manual_dir=manual_dir)
-    if config.validation:
-        dataset = validation_split(dataset, config.validation)
-    check_batch((dataset.train_images, dataset.train_labels), num_classes=dataset.num_classes)
-    check_batch((dataset.test_images, dataset.test_labels), num_classes=dataset.num_classes)
-    return dataset
-
-
-def data_of(configs: Sequence[Config], data_dir: Path | None) -> list[Dataset]:
-    """Load the data of each configuration, those that several have in common once."""
-    found: dict[tuple[str, int], Dataset] = {}
-    for config in configs:
-        if (kind := (config.data, config.validation)) not in found:
-            found[kind] = load_for(config, data_dir)
-    return [found[config.data, config.validation] for config in configs]
 
 
 def validation_split(dataset: Dataset, size: int) -> Dataset:

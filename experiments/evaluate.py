@@ -9,8 +9,8 @@ import tyro
 
 from experiments import auto, devices, pgd, runs
 from experiments.config import ORDERS, Norm, kind_of_images, recipe
-from experiments.data import load_for
 from experiments.interruption import ending
+from experiments.loading import load_for
 from experiments.processes import led, start
 
 

@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from experiments import devices, methods, models, runs
 from experiments.checkpoints import Checkpoints, Snapshot
 from experiments.config import ORDERS, Config
-from experiments.data import Dataset, batch_indices, check_count, load_for
+from experiments.data import Dataset, batch_indices, check_count
 from experiments.files import read_json
 from experiments.interruption import ending
 from experiments.landscape import norms
+from experiments.loading import load_for
 from experiments.metrics import Log
 from experiments.models import Params
 from experiments.processes import leads, led, start

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import apgd, devices, runs
-from experiments.data import Dataset, load_for
+from experiments.data import Dataset
 from experiments.files import read_json, write_json
+from experiments.loading import load_for
 from hessjax import LpBall
 from hessjax.attacks import AttackResult, apgd_attack, auto_attack
 from hessjax.attacks.autoattack import ROBUST

@@ -11,8 +11,8 @@ import tyro
 from experiments import runs
 from experiments.benchmarks import attack_cost, harness
 from experiments.config import Config
-from experiments.data import load_for
 from experiments.files import read_json
+from experiments.loading import load_for
 from hessjax.attacks import STANDARD, square_attack
 from tests.test_records import clean
 

@@ -8,8 +8,8 @@ import pytest
 import tyro
 
 from experiments import auto, devices, evaluate, masking, runs, train
-from experiments.data import load_for
 from experiments.files import read_arrays, read_json, write_arrays, write_json
+from experiments.loading import load_for
 from hessjax.attacks import apgd_attack, fab_attack, square_attack
 
 SHORT = (

@@ -13,8 +13,8 @@ import pytest
 import tyro
 
 from experiments import auto, compare, comparison, evaluate, masking, pgd, provenance, runs, session
-from experiments.data import load_for
 from experiments.files import read_json, write_json
+from experiments.loading import load_for
 from experiments.reading import read
 from hessjax.attacks import apgd_attack
 

@@ -11,8 +11,8 @@ import pytest
 import tyro
 
 from experiments import cells, crosscheck, parity
-from experiments.data import load_for
 from experiments.files import read_json, write_json
+from experiments.loading import load_for
 from hessjax.attacks import STANDARD, square_attack
 from tests.stored import columns
 

@@ -8,8 +8,8 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from experiments import models, runs
 from experiments.benchmarks import precision
-from experiments.data import load_for
 from experiments.files import read_json
+from experiments.loading import load_for
 from hessjax import second_order
 from tests.stored import columns
 from tests.test_records import clean

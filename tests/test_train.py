@@ -11,7 +11,7 @@ import pytest
 import tyro
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from experiments import data, devices, provenance, runs, train
+from experiments import data, devices, loading, provenance, runs, train
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config, parse_method
 from experiments.files import read_json
@@ -24,7 +24,7 @@ CONFIG = Config(method="none", model="mlp", activation="relu", epochs=2).resolve
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load_for(CONFIG)
+    return loading.load_for(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +364,7 @@ def test_a_training_that_diverged_at_its_end_is_not_complete(digits, tmp_path):
 
 
 def test_a_validation_split_is_held_out(digits):
-    split = data.load_for(dataclasses.replace(CONFIG, validation=100))
+    split = loading.load_for(dataclasses.replace(CONFIG, validation=100))
     np.testing.assert_array_equal(split.test_images, digits.train_images[-100:])
     np.testing.assert_array_equal(split.train_images, digits.train_images[:-100])
 
@@ -396,6 +396,6 @@ def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path)
 
 def test_wrong_data_are_told(digits, monkeypatch):
     wrong = digits._replace(test_labels=digits.test_labels + 1)
-    monkeypatch.setattr(data, "load", lambda *_, **__: wrong)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: wrong)
     with pytest.raises(ValueError, match="labels must be from 0 to 9, got 10"):
-        data.load_for(CONFIG)
+        loading.load_for(CONFIG)

@@ -26,8 +26,9 @@ from experiments.benchmarks.steps import (
     random_batch,
 )
 from experiments.config import Config, kind_of_images
-from experiments.data import Dataset, check_count, data_of, load_for
+from experiments.data import Dataset, check_count
 from experiments.interruption import ending
+from experiments.loading import data_of, load_for
 from experiments.train import train
 
 NAME = "penalty_cost"

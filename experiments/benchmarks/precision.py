@@ -17,9 +17,10 @@ from experiments.benchmarks import harness, records
 from experiments.benchmarks.estimates import check_positive, exact_cross_entropy
 from experiments.benchmarks.steps import compile_step, measure_steps, objectives, random_batch
 from experiments.config import ORDERS
-from experiments.data import Dataset, check_count, data_of
+from experiments.data import Dataset, check_count
 from experiments.files import read_json
 from experiments.interruption import ending
+from experiments.loading import data_of
 from experiments.markdown import markdown
 from experiments.robustness import withstood
 from hessjax import (

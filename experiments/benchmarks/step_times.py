@@ -10,9 +10,10 @@ import tyro
 
 from experiments.benchmarks import harness, records
 from experiments.config import Config, parse_method
-from experiments.data import Dataset, load_for
+from experiments.data import Dataset
 from experiments.files import write_json
 from experiments.interruption import ending
+from experiments.loading import load_for
 from experiments.reading import STEP_TIMES, read, setup_of
 from experiments.train import first_step
 from hessjax.objective import Metrics
