@@ -14,6 +14,7 @@ from hessjax._numerics import (
     DIRECTION,
     PyTree,
     check_count,
+    check_key,
     check_number,
     check_scalar,
     widen,
@@ -152,9 +153,8 @@ def batched(
     plain = _mean_objective(_means(evaluate, _loss_alone), {})
     if not weights:
         return plain
-    means = (
-        _means(evaluate, terms) if parts == 1 else _means_by_parts(evaluate, terms, parts, every)
-    )
+    whole = parts == 1
+    means = _means(evaluate, terms) if whole else _means_by_parts(evaluate, terms, parts, every)
     heavier = {name: _multiplied(weight, every) for name, weight in weights.items()}
     penalized = _mean_objective(means, heavier)
     return penalized if every == 1 else Lazy(penalized, plain, every)
@@ -209,6 +209,7 @@ def _mean_objective(means: _Means, weights: Mapping[str, Weight]) -> Objective:
     def objective(
         params: PyTree, batch: tuple, key: jax.Array, step: int | jax.Array = 0
     ) -> tuple[jax.Array, Metrics]:
+        check_key(key)
         x, y, mask, size = unpack(batch)
         if mask is not None:
             x, y = _without_padding((x, y), mask)

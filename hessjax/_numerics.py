@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 PyTree = Any
 Matvec = Callable[[PyTree], PyTree]
@@ -155,6 +155,28 @@ def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
         case [float(low), float(high)] if low < high:
             return low, high
     raise ValueError(f"bounds must be a pair of numbers, the lower one first, got {bounds!r}")
+
+
+def inside(x: ArrayLike, bounds: tuple[float, float]) -> np.ndarray:
+    """Tell which entries lie in a box, both as JAX holds them: bfloat16 rounds the bounds.
+
+    Without 64-bit types it rounds what numpy computed in float64, too.
+    """
+    entries = np.asarray(x)
+    floating = jnp.issubdtype(entries.dtype, jnp.floating)
+    dtype = jnp.result_type(entries) if floating else np.dtype(np.float64)
+    with np.errstate(over="ignore"):  # what becomes infinite is outside
+        low, high = np.asarray(bounds, dtype)
+        entries = entries.astype(dtype)
+    return (low <= entries) & (entries <= high)
+
+
+def check_key(key: jax.Array) -> None:
+    """Raise unless it is one key of `jax.random`, of the new or the old style."""
+    dtype, shape = getattr(key, "dtype", np.dtype(object)), np.shape(key)
+    old = dtype == np.uint32 and len(shape) == 1
+    if not old and (shape or not jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key must be one key, such as jax.random.key(0), got {key!r}")
 
 
 def check_number(name: str, value: float | jax.Array, *, positive: bool) -> None:

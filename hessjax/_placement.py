@@ -1,6 +1,6 @@
 """Let each device work on examples of its own, where a batch lies on several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -58,6 +58,14 @@ def filled(examples: Result, multiple: int) -> Result:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[places], examples)
 
 
+def _dealt_out(examples: PyTree) -> Iterator[tuple[AxisType, ...]]:
+    """Tell of which types the axes of the meshes are that leading axes are known to lie on."""
+    for leaf in jax.tree.leaves(examples):
+        sharding = jax.typeof(leaf).sharding
+        if len(sharding.spec) and sharding.spec[0] is not None:
+            yield sharding.mesh.axis_types
+
+
 def spread(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -> Result:
     """Return ``function(shared, *examples)``, from each device for a share of the examples.
 
@@ -74,11 +82,12 @@ def spread(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -
         ValueError: if the mesh is one with explicit axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Explicit in mesh.axis_types:
-        raise ValueError(
-            "hessjax needs a mesh whose sharding the compiler works out, "
-            f"jax.make_mesh(..., axis_types=(AxisType.Auto,)), got {mesh.axis_types}"
-        )
+    for axis_types in (mesh.axis_types, *_dealt_out(examples)):
+        if AxisType.Explicit in axis_types:
+            raise ValueError(
+                "hessjax needs a mesh whose sharding the compiler works out, "
+                f"jax.make_mesh(..., axis_types=(AxisType.Auto,)), got {axis_types}"
+            )
     if tuple(mesh.axis_types) != (AxisType.Auto,) or mesh.size == 1:
         return function(shared, *examples)
     size = jax.tree.leaves(examples)[0].shape[0]

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hessjax._batching import Apply, unpack
-from hessjax._numerics import PyTree, check_bounds
+from hessjax._numerics import PyTree, check_bounds, inside
 
 # Examples that a model is tried on.
 _TRIED = 3
@@ -145,6 +145,6 @@ def check_batch(batch: tuple, *, num_classes: int, bounds: tuple[float, float] =
     low, high = check_bounds(bounds)
     for leaf in jax.tree.leaves(x):
         pixels = np.asarray(leaf)[counts]
-        wrong = pixels[~((pixels >= low) & (pixels <= high))]
+        wrong = pixels[~inside(pixels, (low, high))]
         if wrong.size:
             raise ValueError(f"inputs must be in [{low:g}, {high:g}], got {wrong.flat[0]}")

@@ -19,8 +19,10 @@ from hessjax.attacks import (
     fab_attack,
     square_attack,
 )
+from hessjax.attacks.attack import with_options
 from hessjax.attacks.batches import put
 from hessjax.attacks.checks import check_classes, randomness_warnings
+from hessjax.losses import targeted_dlr_loss
 from tests import originals
 
 KEY = jax.random.key(0)
@@ -133,6 +135,30 @@ def test_nor_does_it_with_keys_whose_numbers_depend_on_the_batch(examples, impl)
         for size in (8, 64)
     ]
     same(*results)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(apgd_attack, num_steps=3),
+        partial(apgd_attack, num_steps=3, num_targets=2, loss=targeted_dlr_loss),
+        partial(fab_attack, num_targets=0),
+        partial(square_attack, initial_share=0.5),
+    ],
+    ids=["apgd", "apgd-t", "fab", "square"],
+)
+def test_what_is_compiled_of_an_attack_is_found_again_when_it_is_made_anew(make):
+    """Programs are found by the functions that they were made of, which partials hide."""
+    assert make() == make()
+    assert make() != make(num_steps=4)
+
+
+def test_the_options_of_an_attack_may_be_unhashable():
+    def step(*, options: object) -> object:
+        return options
+
+    options = {"share": 0.5}
+    assert with_options(step, options=options)() is options
 
 
 def test_what_fills_a_batch_is_not_kept():
@@ -380,6 +406,8 @@ def test_an_attack_without_a_stand_in_is_told_what_it_lacks(examples):
         ({"attacks": lambda some: some[0]}, r"attacks must be a tuple such as \(square_attack"),
         ({"attacks": lambda _: ("apgd",)}, r"must be a tuple such as .*, got \('apgd',\)"),
         ({"batch_size": lambda _: 0}, "batch_size must be at least 1, got 0"),
+        ({"x": lambda x: x[:0], "y": lambda y: y[:0]}, "the batch is empty: it needs at least one"),
+        ({"key": lambda _: 0}, "key must be one key, such as .*, got 0"),
         (
             {"logits_fn": lambda f: lambda x: jax.nn.softmax(f(x))},
             "sum to 1 for every example",

@@ -128,6 +128,21 @@ def test_random_points_are_spread_as_documented():
         assert float(corner.min()) == 0
 
 
+def test_what_numpy_computed_in_float64_lies_in_the_box_that_jax_rounds():
+    """As normalized images do; JAX would round both to float32."""
+    ball = LpBall(0.1, 2, (-0.4242, 2.8215))
+    x = np.array([-0.4242, 2.8215], np.float32).astype(np.float64)
+    with jax.enable_x64(False):
+        assert check_center(ball, x).dtype == jnp.float32
+        for end, beyond in ((0, -1), (1, 1)):
+            outside = x.copy()
+            outside[end] = np.nextafter(np.float32(x[end]), np.float32(9 * beyond))
+            with pytest.raises(ValueError, match="x must lie in the box"):
+                check_center(ball, outside)
+        with pytest.raises(ValueError, match=r"entries from -0\.4.* to 1e\+300"):
+            check_center(ball, np.array([x[0], 1e300]))
+
+
 def test_a_ball_must_make_sense():
     make: Any = LpBall
     for epsilon in (0, -0.1, math.inf, math.nan, np.float32(0)):

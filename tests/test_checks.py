@@ -196,3 +196,6 @@ def test_bounds_of_the_check() -> None:
             check(bounds=bounds)
     with pytest.raises(ValueError, match=r"2\.0"):
         check(np.full((4, 2), 2.0), bounds=(-1, 1))
+    end = float(np.float32(2.8215))  # a little more than 2.8215
+    with jax.enable_x64(False):
+        check(np.full((4, 2), end), bounds=(0, 2.8215))

@@ -271,8 +271,13 @@ def test_what_is_wrong_is_told(monkeypatch: Any) -> None:
     explicit = jax.make_mesh((8,), ("batch",), (AxisType.Explicit,))
     batch = devices.sharded(explicit, cases.batch_of(CASE, 8))
     state = hessjax.TrainState.create(CASE.params, optax.sgd(0.1), KEY)
-    with pytest.raises(ValueError, match=r"axis_types=\(AxisType.Auto,\)\), got \(Explicit,\)"):
+    told = r"axis_types=\(AxisType.Auto,\)\), got \(Explicit,\)"
+    with pytest.raises(ValueError, match=told):
         hessjax.train_step(SECOND_ORDER, optax.sgd(0.1))(replicated(explicit, state), batch)
+    # Outside of jax.set_mesh the arrays alone tell.
+    for call in (SECOND_ORDER, jax.jit(SECOND_ORDER)):
+        with pytest.raises(ValueError, match=told):
+            call(replicated(explicit, CASE.params), batch, KEY)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES must be a whole number of at least 1"):

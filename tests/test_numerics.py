@@ -14,6 +14,7 @@ from hessjax._numerics import (
     as_point,
     as_tangent,
     check_count,
+    check_key,
     check_number,
     check_scalar,
     hold,
@@ -241,3 +242,19 @@ def test_messages(call: Callable[[], object], message: str) -> None:
     with pytest.raises((TypeError, ValueError)) as raised:
         call()
     assert str(raised.value) == message
+
+
+def test_a_key_is_one_key_of_either_style() -> None:
+    for impl in ("threefry2x32", "rbg"):
+        key: Any = jax.random.key(0, impl=impl)
+        old = jax.random.key_data(key)
+        check_key(key)
+        check_key(old)
+        numpy: Any = np.asarray(old)
+        check_key(numpy)
+        jax.vmap(check_key)(jax.random.split(key))
+    told = r"key must be one key, such as jax.random.key\(0\), got"
+    wrong: Any
+    for wrong in (0, None, jax.random.split(jax.random.key(0)), np.zeros(2), np.uint32(1)):
+        with pytest.raises(TypeError, match=told):
+            check_key(wrong)

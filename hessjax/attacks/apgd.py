@@ -8,7 +8,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from hessjax._numerics import check_count
 from hessjax.attacks.apgd_steps import Loss, apgd_init, apgd_outcome, apgd_step
-from hessjax.attacks.attack import Attack, Logits, search
+from hessjax.attacks.attack import Attack, Logits, search, with_options
 from hessjax.attacks.balls import LpBall
 from hessjax.losses import dlr_loss, targeted_dlr_loss
 
@@ -30,8 +30,8 @@ def apgd_attack(
         loss = targeted_dlr_loss if num_targets else cross_entropy
     if name is None:
         name = "apgd-t" if num_targets else "apgd"
-    init = partial(apgd_init, loss=loss, num_targets=num_targets, num_restarts=num_restarts)
-    step = partial(apgd_step, loss=loss, num_targets=num_targets, num_steps=num_steps)
+    init = with_options(apgd_init, loss=loss, num_targets=num_targets, num_restarts=num_restarts)
+    step = with_options(apgd_step, loss=loss, num_targets=num_targets, num_steps=num_steps)
     runs = num_restarts * max(num_targets, 1)
     attack = Attack(name, init, step, apgd_outcome, num_steps, runs, num_targets)
     # With fewer classes these ratios are not defined.

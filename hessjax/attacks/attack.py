@@ -1,13 +1,14 @@
 """What an attack is to the loops that run it: functions of one example, from a start to a step."""
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hessjax._numerics import wide
+from hessjax._numerics import check_key, wide
 from hessjax.attacks.balls import LpBall, check_center
 from hessjax.losses import misclassified
 
@@ -57,6 +58,21 @@ class Attack(NamedTuple):
     min_classes: int = 2
     otherwise: Any = None
     differentiates: bool = True
+
+
+_same = lru_cache(maxsize=None, typed=True)(partial)
+
+
+def with_options(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
+    """Return a `functools.partial`, for the same options the same one.
+
+    Programs are found again by the functions that they were made of. Without this, attacks that are
+    made where they are used would be compiled at each call.
+    """
+    try:
+        return _same(function, **options)
+    except TypeError:  # an option is not hashable
+        return partial(function, **options)
 
 
 def check_logits(outputs: object) -> int:
@@ -113,6 +129,7 @@ def search(
 
     The example itself, if it is misclassified.
     """
+    check_key(key)
     x, y = check_center(ball, x), jnp.asarray(y)
     logits = logits_fn(x)
     attack = fitting(attack, check_logits(logits))

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from hessjax._numerics import check_count
+from hessjax._numerics import check_count, check_key
 from hessjax._placement import mesh_of, replicated
 from hessjax.attacks import batches, checks
 from hessjax.attacks.apgd import apgd_attack
@@ -156,6 +156,7 @@ def auto_attack(
     ([True, False, False], [-1, 0, -2])
     """
     attacks = checks.check_attacks(attacks)
+    check_key(key)
     x, y = checks.check_examples(x, y, ball)
     given = batches.problem(logits_fn, ball, x.dtype)
     checks.check_outside(given, x, y, key)

@@ -14,6 +14,7 @@ from hessjax._numerics import (
     as_point,
     check_bounds,
     check_number,
+    inside,
     normalize,
     safe_norm,
     widen,
@@ -62,13 +63,8 @@ def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
     if not isinstance(ball, LpBall):
         raise TypeError(f"the ball must be an LpBall, such as LpBall(0.3, 2), got {ball!r}")
     if not isinstance(center, Tracer):
-        # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
-        entries = np.asarray(center)
-        low, high = ball.bounds
-        # The bounds as the attacks clip to them: bfloat16 rounds them, and numpy would not.
-        rounding = entries.dtype if jnp.issubdtype(entries.dtype, jnp.floating) else np.float64
-        least, greatest = np.asarray(ball.bounds, rounding)
-        if not np.all((least <= entries) & (entries <= greatest)):
+        entries, (low, high) = np.asarray(center), ball.bounds
+        if not np.all(inside(entries, ball.bounds)):
             raise ValueError(
                 f"x must lie in the box [{low:g}, {high:g}], "
                 f"got entries from {np.min(entries)} to {np.max(entries)}"

@@ -49,6 +49,8 @@ def check_examples(x: ArrayLike, y: ArrayLike, ball: LpBall) -> tuple[jax.Array,
         raise ValueError(
             f"x and y must be a batch, of shapes (N, ...) and (N,), got {shape} and {labels.shape}"
         )
+    if not shape[0]:
+        raise ValueError("the batch is empty: it needs at least one example")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"y must hold whole numbers, the classes, got dtype {labels.dtype}")
     return check_center(ball, x), labels

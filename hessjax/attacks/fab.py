@@ -1,6 +1,5 @@
 """FAB, the fast adaptive boundary attack: the nearest misclassified point, for one example."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hessjax._numerics import check_count, safe_norm, widen
-from hessjax.attacks.attack import Attack, Logits, Outcome, likely_class, search
+from hessjax.attacks.attack import Attack, Logits, Outcome, likely_class, search, with_options
 from hessjax.attacks.balls import LpBall, check_center, distance, sphere_point
 from hessjax.attacks.hyperplane import to_hyperplane
 from hessjax.losses import misclassified
@@ -131,8 +130,8 @@ def fab_attack(*, num_targets: int = 9, num_steps: int = 100, num_restarts: int 
         num_targets = check_count("num_targets", num_targets)
     return Attack(
         "fab-t" if num_targets else "fab",
-        partial(fab_init, num_targets=num_targets, num_restarts=num_restarts),
-        partial(fab_step, num_targets=num_targets),
+        with_options(fab_init, num_targets=num_targets, num_restarts=num_restarts),
+        with_options(fab_step, num_targets=num_targets),
         fab_outcome,
         num_steps,
         num_restarts * max(num_targets, 1),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from hessjax._numerics import check_count, check_number, check_scalar, wide
+from hessjax._numerics import check_count, check_key, check_number, check_scalar, wide
 from hessjax.attacks.attack import Logits, check_logits
 from hessjax.attacks.balls import LpBall, ascent_direction, check_center, project, random_point
 from hessjax.losses import misclassified
@@ -229,6 +229,7 @@ def pgd(
     """
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
+    check_key(key)
     center = check_center(ball, x)
     length = 2.5 * ball.epsilon / num_steps if step_size is None else step_size
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hessjax._numerics import check_count, check_number, widen
-from hessjax.attacks.attack import Attack, Logits, Outcome, search
+from hessjax.attacks.attack import Attack, Logits, Outcome, search, with_options
 from hessjax.attacks.balls import LpBall, check_center
 from hessjax.losses import margin, misclassified
 
@@ -226,7 +226,7 @@ def square_attack(
     """Return the Square attack in the parts that `auto_attack` runs; arguments as for `square`."""
     check_number("initial_share", initial_share, positive=True)
     counts = check_count("num_steps", num_steps), check_count("num_restarts", num_restarts)
-    step = partial(square_step, initial_share=initial_share)
+    step = with_options(square_step, initial_share=initial_share)
     return Attack("square", square_init, step, square_outcome, *counts, differentiates=False)
 
 
