@@ -36,100 +36,97 @@ class Plan(NamedTuple):
     epochs: int | None = None
 
 
-def _weights(method: str, *values: float, after: str = "") -> tuple[str, ...]:
-    return tuple(f"{method}:{value:g}{after}" for value in values)
+# The values of candidates, by row; a string is more than the one number.
+_Table = Mapping[str, Sequence[float | str]]
 
 
-def _candidates(
-    *,
-    gradient: Sequence[float],
-    dual: Sequence[float],
-    surrogate: Sequence[float],
-    inside: Sequence[tuple[float, float]],
-    curvature: Sequence[float],
-    pairs: Sequence[tuple[float, float]],
-    frobenius: Sequence[float],
-    finite: Sequence[float],
-    cure: Sequence[float],
-    jacobian: Sequence[float],
-    l2: Sequence[float],
-    linf: Sequence[float],
-) -> dict[str, tuple[str, ...]]:
-    """Return the candidates of every method but ``none``; relatives share their numbers."""
+def _rows(table: _Table) -> dict[str, tuple[str, ...]]:
+    """Return the candidates of each row: its method, a value, and the row's options."""
+
+    def candidate(row: str, value: float | str) -> str:
+        method, comma, options = row.partition(",")
+        return f"{method}:{value if isinstance(value, str) else f'{value:g}'}{comma}{options}"
+
+    return {row: tuple(candidate(row, value) for value in table[row]) for row in table}
+
+
+def _alone(*weights: float) -> _Table:
+    """Return the rows of the norms of the Hessian, or of its Gauss-Newton part, alone."""
     only = ("hessian-only", "hessian-only-power", "hessian-only-ascent", "hessian-only-lanczos")
+    return dict.fromkeys((*only, "gauss-newton"), weights)
+
+
+def _jacobians(*weights: float) -> _Table:
+    """Return the rows of both norms of the Jacobian, by weights of the squared one."""
+    return {"jacobian-operator": [10 * weight for weight in weights], "jacobian": weights}
+
+
+def _in_balls(*, l2: Sequence[float], linf: Sequence[float]) -> _Table:
+    """Return the rows of the methods that train inside a ball, by its radii."""
     betas = (1, 3, 6)
     return {
-        "gradient": _weights("gradient", *gradient),
-        "gradient,norm=linf": _weights("gradient", *dual, after=",norm=linf"),
-        **{method: _weights(method, *curvature) for method in (*only, "gauss-newton")},
-        "hessian": _weights("hessian", *surrogate),
-        "hessian-inside": tuple(f"hessian-inside:{epsilon:g}:{h:g}" for epsilon, h in inside),
-        "gradient-hessian": tuple(f"gradient-hessian:{g:g},weight={h:g}" for g, h in pairs),
-        "hessian-frobenius": _weights("hessian-frobenius", *frobenius),
-        "finite-step": _weights("finite-step", *finite),
-        "curvature": _weights("curvature", *cure),
-        "jacobian-operator": _weights("jacobian-operator", *(10 * value for value in jacobian)),
-        "jacobian": _weights("jacobian", *jacobian),
-        "adversarial": _weights("adversarial", *l2),
-        "adversarial,norm=linf": _weights("adversarial", *linf, after=",norm=linf"),
+        "adversarial": l2,
+        "adversarial,norm=linf": linf,
         # What fewer steps are worth, alone and with the penalty on a quarter of the examples.
-        "adversarial,num_steps=3": _weights("adversarial", *l2, after=",num_steps=3"),
-        "hessian-inside,parts=4,num_steps=4": _weights(
-            f"hessian-inside:{l2[0] / 2:g}", *l2, after=",parts=4,num_steps=4"
-        ),
-        "trades": tuple(f"trades:{l2[1]:g},weight={beta}" for beta in betas),
-        "trades,norm=linf": tuple(f"trades:{linf[1]:g},weight={beta},norm=linf" for beta in betas),
-        "fgsm": _weights("fgsm", *l2),
-        "fgsm,norm=linf": _weights("fgsm", *linf, after=",norm=linf"),
+        "adversarial,num_steps=3": l2,
+        "hessian-inside,parts=4,num_steps=4": [f"{l2[0] / 2:g}:{h:g}" for h in l2],
+        "trades": [f"{l2[1]:g},weight={beta}" for beta in betas],
+        "trades,norm=linf": [f"{linf[1]:g},weight={beta}" for beta in betas],
+        "fgsm": l2,
+        "fgsm,norm=linf": linf,
     }
 
 
 PLANS = {
     "mnist": Plan(
-        candidates=_candidates(
-            gradient=(4, 12, 36),
-            dual=(0.1, 0.3, 0.9),
-            surrogate=(3, 6, 12),
-            inside=((1.25, 1), (1.75, 1), (2.5, 1)),
-            curvature=(1, 3, 9),
-            pairs=((12, 6), (6, 36), (24, 24)),
-            frobenius=(0.1, 1, 10),
-            finite=(3, 10, 30),
-            cure=(1, 4, 16),
-            jacobian=(0.01, 0.03, 0.1),
-            l2=(1, 1.5, 2),
-            linf=(0.1, 0.2, 0.3),
+        candidates=_rows(
+            {
+                "gradient": (4, 12, 36),
+                "gradient,norm=linf": (0.1, 0.3, 0.9),
+                **_alone(1, 3, 9),
+                "hessian": (3, 6, 12),
+                "hessian-inside": ("1.25:1", "1.75:1", "2.5:1"),
+                "gradient-hessian": ("12,weight=6", "6,weight=36", "24,weight=24"),
+                "hessian-frobenius": (0.1, 1, 10),
+                "finite-step": (3, 10, 30),
+                "curvature": (1, 4, 16),
+                **_jacobians(0.01, 0.03, 0.1),
+                **_in_balls(l2=(1, 1.5, 2), linf=(0.1, 0.2, 0.3)),
+            }
         ),
         epsilon={"l2": 1.5, "linf": 0.2},
         radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.1, 0.2, 0.3)},
     ),
     "fashion_mnist": Plan(
-        candidates=_candidates(
-            gradient=(0.7, 2, 6),
-            dual=(0.02, 0.06, 0.2),
-            surrogate=(0.6, 1.1, 2),
-            inside=((0.25, 0.5), (0.5, 0.5), (1, 0.5)),
-            curvature=(0.3, 1, 3),
-            pairs=((2, 0.6), (1, 2), (4, 2)),
-            frobenius=(0.03, 0.3, 3),
-            finite=(0.3, 1, 3),
-            cure=(0.3, 1, 3),
-            jacobian=(0.003, 0.01, 0.03),
-            l2=(0.5, 1, 1.5),
-            linf=(0.03, 0.05, 0.1),
+        candidates=_rows(
+            {
+                "gradient": (0.7, 2, 6),
+                "gradient,norm=linf": (0.02, 0.06, 0.2),
+                **_alone(0.3, 1, 3),
+                "hessian": (0.6, 1.1, 2),
+                "hessian-inside": ("0.25:0.5", "0.5:0.5", "1:0.5"),
+                "gradient-hessian": ("2,weight=0.6", "1,weight=2", "4,weight=2"),
+                "hessian-frobenius": (0.03, 0.3, 3),
+                "finite-step": (0.3, 1, 3),
+                "curvature": (0.3, 1, 3),
+                **_jacobians(0.003, 0.01, 0.03),
+                **_in_balls(l2=(0.5, 1, 1.5), linf=(0.03, 0.05, 0.1)),
+            }
         ),
         epsilon={"l2": 1.0, "linf": 0.05},
         radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.03, 0.05, 0.1)},
     ),
     QUICK: Plan(
-        candidates={
-            "gradient": _weights("gradient", 0.5, 1),
-            "hessian": _weights("hessian", 0.5, 1),
-            "hessian-inside": ("hessian-inside:0.25:0.25", "hessian-inside:0.5:0.25"),
-            "hessian-only": _weights("hessian-only", 0.5, 1),
-            "finite-step": _weights("finite-step", 0.5, 1),
-            "adversarial": _weights("adversarial", 0.5, 1),
-        },
+        candidates=_rows(
+            {
+                "gradient": (0.5, 1),
+                "hessian": (0.5, 1),
+                "hessian-inside": ("0.25:0.25", "0.5:0.25"),
+                "hessian-only": (0.5, 1),
+                "finite-step": (0.5, 1),
+                "adversarial": (0.5, 1),
+            }
+        ),
         epsilon={"l2": 0.5, "linf": 0.05},
         radii={"l2": (0.5, 1.0), "linf": (0.05,)},
         validation=300,
