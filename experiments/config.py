@@ -11,14 +11,13 @@ from experiments import methods, models
 Norm = Literal["l2", "linf"]
 ORDERS: dict[str, float] = {"l2": 2, "linf": math.inf}
 NORM_NAMES = {"l2": "ℓ₂", "linf": "ℓ∞"}
-# What may follow a method's numbers, as in ``hessian:2,every=4``: the type, and what stands for
-# "not given".
-_OPTIONS: Mapping[str, tuple[Callable[[str], Any], Any]] = {
-    "weight": (float, None),
-    "norm": (str, "l2"),
-    "every": (int, 1),
-    "parts": (int, 1),
-    "num_steps": (int, None),
+# What may follow a method's numbers, as in ``hessian:2,every=4``, and its type.
+_OPTIONS: Mapping[str, Callable[[str], Any]] = {
+    "weight": float,
+    "norm": str,
+    "every": int,
+    "parts": int,
+    "num_steps": int,
 }
 
 
@@ -126,14 +125,11 @@ class Config(Setup):
     """What decides the result of one training.
 
     Attributes:
-        method: none, gradient, hessian, hessian-cheap, hessian-lanczos, hessian-inside,
-            gradient-hessian, hessian-only, hessian-only-lanczos, hessian-only-power,
-            hessian-only-ascent, hessian-frobenius, finite-step, curvature, jacobian,
-            jacobian-operator, gauss-newton, adversarial, trades, fgsm or hot.
+        method: its name; experiments/README.md lists them, with what they do and their defaults,
+            and the answer to a name that is unknown has them all.
         strength: the method's one number: a penalty's weight, the ε of hessian, adversarial, trades
             and fgsm in input units, or the temperature of hot; the data set's default if not given
-            (for an ℓ∞ ball: the middle one of its ℓ∞ radii). experiments/README.md lists methods
-            and defaults.
+            (for an ℓ∞ ball: the middle one of its ℓ∞ radii).
         step: length h of the step of finite-step, curvature and hessian-inside, in input units;
             likewise.
         weight: the second weight, λ_h of gradient-hessian or β of trades; likewise.
@@ -169,18 +165,14 @@ class Config(Setup):
             # A shorter training warms up in the same part of it.
             "warmup_epochs": defaults.warmup_epochs * min(1, epochs / defaults.epochs),
         }
-        offered = {
-            "strength": (method.strength, defaults.strengths.get(self.method, method.usual)),
-            "step": (method.takes_step, defaults.steps.get(self.method, defaults.step)),
-            "weight": (method.weight, method.usual_weight),
+        usual = {
+            "strength": defaults.strengths.get(self.method, method.usual),
+            "step": defaults.steps.get(self.method, defaults.step),
+            "weight": method.usual_weight,
         }
-        for name, (taken, usual) in offered.items():
-            if taken:
-                known[name] = usual
-            elif (value := getattr(self, name)) is not None:
-                raise ValueError(f"the method {self.method!r} takes no {name}, got {value:g}")
-        if method.takes_ball and self.norm == "linf":
-            known["strength"] = defaults.radii["linf"][len(defaults.radii["linf"]) // 2]
+        if self.norm == "linf":
+            usual["strength"] = defaults.radii["linf"][len(defaults.radii["linf"]) // 2]
+        known |= {name: value for name, value in usual.items() if name in method.takes}
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **missing)
         config.check()
@@ -223,16 +215,10 @@ class Config(Setup):
         method = methods.find(self.method)
         if method.positive and self.strength == 0:
             raise ValueError(f"strength, the {method.strength}, must be positive, got 0")
-        if self.norm != "l2" and not method.takes_ball:
-            raise ValueError(f"the method {self.method!r} has no ball, got norm={self.norm}")
-        if self.num_steps is not None and not method.takes_num_steps:
-            raise ValueError(
-                f"the method {self.method!r} takes no attack's steps, "
-                f"got num_steps={self.num_steps}"
-            )
-        savings = [word for word in self.options if word.startswith(("every", "parts"))]
-        if savings and not method.penalizes:
-            raise ValueError(f"the method {self.method!r} has no penalty, got {savings[0]}")
+        for name in ("strength", "step", *_OPTIONS):
+            value = getattr(self, name)
+            if value != getattr(Config, name) and name not in method.takes:
+                raise ValueError(f"the method {self.method!r} takes no {name}, got {value}")
 
     @property
     def setup(self) -> dict[str, Any]:
@@ -252,7 +238,7 @@ class Config(Setup):
         return [
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in given.items()
-            if value != _OPTIONS[name][1]
+            if value != getattr(Config, name)
         ]
 
 
@@ -267,7 +253,7 @@ def parse_method(text: str) -> dict[str, Any]:
     methods.find(name)
     try:
         values = [float(number) for number in numbers]
-        given = [(key, _OPTIONS[key][0](value)) for key, value in (w.split("=") for w in words)]
+        given = [(key, _OPTIONS[key](value)) for key, value in (w.split("=") for w in words)]
     except (ValueError, KeyError):
         values, given = [math.nan] * 3, []
     if len(values) > 2:

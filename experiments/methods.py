@@ -62,32 +62,29 @@ class Setting(NamedTuple):
         return {} if self.num_steps is None else {"num_steps": self.num_steps}
 
 
+# What every method with a penalty takes: it can be left to some of the steps or examples.
+_PENALTY = ("strength", "every", "parts")
+
+
 class Method(NamedTuple):
     """How to train.
 
     Attributes:
         build: ``(apply, setting) -> objective``.
         strength: what the strength is, in a word or two; None if there is none.
-        weight: what the second weight is, likewise.
+        takes: the names of the settings that mean something to it, as in `Setting`; ``norm`` if it
+            trains for a ball of either norm, with the radius as its strength.
         usual: the strength for a data set that has none of its own.
         usual_weight: likewise the second weight.
-        takes_step: whether it takes a finite step.
-        takes_ball: whether it trains for a ball of either norm, with the radius as its strength.
-        takes_num_steps: whether the number of its attack's steps can be chosen.
         positive: whether its strength must not be 0.
-        penalizes: whether it adds a penalty, which can be left to some of the steps or examples.
     """
 
     build: Callable[[Apply, Setting], Objective]
     strength: str | None
-    weight: str | None = None
+    takes: tuple[str, ...] = _PENALTY
     usual: float = 1
     usual_weight: float | None = None
-    takes_step: bool = False
-    takes_ball: bool = False
-    takes_num_steps: bool = False
     positive: bool = False
-    penalizes: bool = True
 
 
 def _ramped(setting: Setting, weight: float) -> Callable[[Any], Any]:
@@ -170,8 +167,8 @@ _FIVE = {
     "lanczos": partial(lanczos, num_iters=5),
 }
 METHODS = {
-    "none": Method(_none, None, penalizes=False),
-    "gradient": Method(_gradient, "weight of ‖∇f‖₂", takes_ball=True),
+    "none": Method(_none, None, takes=()),
+    "gradient": Method(_gradient, "weight of ‖∇f‖₂", takes=(*_PENALTY, "norm")),
     "hessian": Method(_surrogate, "ε of the surrogate f + ε‖∇f‖₂ + ½ε²‖∇²f‖"),
     "hessian-cheap": Method(
         partial(_surrogate, solver=None), "ε of the surrogate with |ĝᵀ∇²f ĝ|, ĝ = ∇f/‖∇f‖"
@@ -183,11 +180,13 @@ METHODS = {
     "hessian-inside": Method(
         _inside,
         "ε of the surrogate at x + hĝ, the end of one step or of several",
-        takes_step=True,
-        takes_num_steps=True,
+        takes=(*_PENALTY, "step", "num_steps"),
     ),
     "gradient-hessian": Method(
-        _two_weights, "weight of ‖∇f‖₂", "weight of ‖∇²f‖", usual_weight=1.0
+        _two_weights,
+        "weight of ‖∇f‖₂",
+        takes=(*_PENALTY, "weight"),
+        usual_weight=1.0,  # of ‖∇²f‖
     ),
     "hessian-only": Method(_hessian_only, "weight of ‖∇²f‖"),
     "hessian-only-lanczos": Method(
@@ -212,12 +211,12 @@ METHODS = {
             penalty=partial(finite_step_operator_norm, squared=True),
         ),
         "weight of (‖∇f(x+hv) − ∇f(x)‖₂/h)²",
-        takes_step=True,
+        takes=(*_PENALTY, "step"),
     ),
     "curvature": Method(
         partial(_stepping, name="curvature", penalty=curvature_along_gradient),
         "weight of CURE's ‖∇f(x+hz) − ∇f(x)‖₂",
-        takes_step=True,
+        takes=(*_PENALTY, "step"),
     ),
     "jacobian": Method(
         partial(_penalized, name="jacobian_norm", penalty=jacobian_squared_frobenius_norm),
@@ -240,30 +239,29 @@ METHODS = {
     "adversarial": Method(
         partial(_attacked, attack=adversarial.by_pgd),
         f"ε of PGD-{adversarial.STEPS} training",
-        takes_ball=True,
-        takes_num_steps=True,
+        takes=("strength", "norm", "num_steps"),
         positive=True,
-        penalizes=False,
     ),
     "trades": Method(
         _trades,
         f"ε of TRADES, PGD of {adversarial.STEPS} steps",
-        "weight β of the divergence",
-        usual_weight=6.0,
-        takes_ball=True,
-        takes_num_steps=True,
+        takes=(*_PENALTY, "weight", "norm", "num_steps"),
+        usual_weight=6.0,  # β of the divergence
         positive=True,
     ),
     # The last two mask gradients rather than withstand: an evaluation has to find them out.
     "fgsm": Method(
         partial(_attacked, attack=adversarial.by_ascent),
         "ε of FGSM training",
-        takes_ball=True,
+        takes=("strength", "norm"),
         positive=True,
-        penalizes=False,
     ),
     "hot": Method(
-        _hot, "temperature of the cross-entropy", usual=100, positive=True, penalizes=False
+        _hot,
+        "temperature of the cross-entropy",
+        takes=("strength",),
+        usual=100,
+        positive=True,
     ),
 }
 

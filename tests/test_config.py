@@ -1,6 +1,8 @@
 """What the command line accepts and fills in."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +15,16 @@ from experiments.methods import METHODS
 def test_defaults_fill_every_gap(data, method):
     config = Config(data=data, method=method).resolved()
     assert None not in (config.epochs, config.batch_size, config.warmup_epochs)
-    assert (config.strength is None) == (METHODS[method].strength is None)
-    assert (config.step is None) != METHODS[method].takes_step
-    assert (config.weight is None) == (METHODS[method].weight is None)
+    assert (METHODS[method].strength is not None) == ("strength" in METHODS[method].takes)
+    for name in ("strength", "step", "weight"):
+        assert (getattr(config, name) is not None) == (name in METHODS[method].takes)
     assert config.resolved() == config
+
+
+def test_every_method_is_explained_where_the_help_says():
+    text = (Path(__file__).parents[1] / "experiments/README.md").read_text("utf-8")
+    explained = text.split("| method | adds to the loss | strength |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", explained, re.MULTILINE) == list(METHODS)
 
 
 def test_a_shorter_training_warms_up_in_the_same_part_of_it():
@@ -103,10 +111,10 @@ def test_a_wrong_method_is_told(text, message):
         ({"every": 0}, "every must be a finite positive number, got 0"),
         ({"parts": 65}, "parts must be at most the 64 examples of a batch, got 65"),
         ({"parts": -1}, "parts must be a finite positive number, got -1"),
-        ({"method": "none", "every": 2}, "the method 'none' has no penalty, got every=2"),
-        ({"method": "adversarial", "parts": 2}, "'adversarial' has no penalty, got parts=2"),
-        ({"num_steps": 3}, "the method 'hessian' takes no attack's steps, got num_steps=3"),
-        ({"method": "fgsm", "num_steps": 1}, "'fgsm' takes no attack's steps, got num_steps=1"),
+        ({"method": "none", "every": 2}, "the method 'none' takes no every, got 2"),
+        ({"method": "adversarial", "parts": 2}, "'adversarial' takes no parts, got 2"),
+        ({"num_steps": 3}, "the method 'hessian' takes no num_steps, got 3"),
+        ({"method": "fgsm", "num_steps": 1}, "'fgsm' takes no num_steps, got 1"),
         ({"method": "trades", "num_steps": 0}, "num_steps must be a finite positive number, got 0"),
         ({"epochs": 0}, "epochs must be a finite positive number, got 0"),
         ({"batch_size": -3}, "batch_size must be a finite positive number, got -3"),
@@ -128,7 +136,7 @@ def test_a_wrong_method_is_told(text, message):
             {"method": "trades", "weight": -1.0},
             "weight must be a finite number, at least 0, got -1",
         ),
-        ({"norm": "linf"}, "the method 'hessian' has no ball, got norm=linf"),
+        ({"norm": "linf"}, "the method 'hessian' takes no norm, got linf"),
         ({"norm": "l1"}, "unknown norm 'l1': there are l2, linf"),
     ],
 )
