@@ -38,8 +38,8 @@ class Attacks(NamedTuple):
 
     radii: Mapping[str, Sequence[float]]
     pgd: dict[str, Any]
-    auto_radii: Mapping[str, Sequence[float]]
-    auto_examples: int | None
+    auto_radii: Mapping[str, Sequence[float]] = {}
+    auto_examples: int | None = None
     apgd_examples: int = 0
 
 

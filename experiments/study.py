@@ -101,14 +101,14 @@ def study(
         failed.update({f"{out / folder / path}": why for path, why in failures.items()})
 
     short, long = (pgd.settings(num_steps=steps) for steps in plan.num_steps)
-    attacks = Attacks(plan.radii, long, {}, None)
+    attacks = Attacks(plan.radii, long)
     strongest = {norm: (radius,) for norm, radius in plan.epsilon.items()}
 
     def chosen(model: Network, rows: Sequence[str]) -> list[str]:
         setup = tuning(data, plan, model)
         candidates = [name for row in rows for name in plan.candidates.get(row, ())]
         folder = f"tuning-{model}"
-        done(folder, setup, candidates, [0], Attacks(strongest, short, {}, None))
+        done(folder, setup, candidates, [0], Attacks(strongest, short))
         if not (out / folder / "comparison.json").is_file():
             return [row for row in rows if row not in plan.candidates]  # all of them failed
         found = read(out / folder)

@@ -259,7 +259,7 @@ def test_a_result_tells_the_commits_of_every_attack(monkeypatch):
         where = f"experiments.comparison.{name}"
         monkeypatch.setattr(where, lambda *_, value=value, **__: value)
     run: Any = SimpleNamespace(config=SimpleNamespace(seed=0))
-    attacks = comparison.Attacks({"l2": [0.5]}, {}, {"l2": [0.5]}, None, 3)
+    attacks = comparison.Attacks({"l2": [0.5]}, {}, {"l2": [0.5]}, apgd_examples=3)
     nothing: Any = None
     told = comparison._evaluated(run, dataset=nothing, attacks=attacks, mesh=None)
     assert told["commit"] == "by-apgd, by-auto, by-pgd"

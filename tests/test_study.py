@@ -240,7 +240,7 @@ def test_what_failed_before_is_told_until_it_is_done(tmp_path: Path) -> None:
 def test_rows_that_lack_a_candidate_have_no_winner(tmp_path: Path) -> None:
     given, setup = PLANS["mnist"], Setup(data="mnist", validation=5000)
     names = [*given.candidates["gradient"], *given.candidates["hessian"][:2]]
-    attacks = Attacks({"l2": (1.5,), "linf": (0.2,)}, pgd.settings(), {}, None)
+    attacks = Attacks({"l2": (1.5,), "linf": (0.2,)}, pgd.settings())
     made_up([], middling)(setup, names, [0], out=tmp_path, attacks=attacks)
     chosen = winners(study.read(tmp_path), tuning("mnist", given, "cnn"), given)
     assert [run["path"] for run in chosen["runs"]] == ["gradient-12/seed-0"]
@@ -285,7 +285,7 @@ def test_results_without_their_runs_count_as_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = Setup(model="mlp", epochs=1)
-    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1), {}, None)
+    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1))
     comparison.compare(setup, ["none"], [0], out=tmp_path, attacks=attacks)
     before = read_json(tmp_path / "comparison.json")
     shutil.rmtree(tmp_path / "none")
@@ -316,7 +316,7 @@ def test_results_without_their_runs_count_as_done(
 def test_a_report_that_was_interrupted_is_written_by_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1), {}, None)
+    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1))
     given = (Setup(model="mlp", epochs=1), ["none"], [0])
     write, written = report.write, []
 
@@ -343,7 +343,7 @@ def test_each_result_is_kept_when_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = Setup(model="mlp", epochs=1)
-    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1), {}, None)
+    attacks = Attacks({"l2": (0.1,)}, pgd.settings(num_steps=1))
     entry = comparison._entry
 
     def interrupted(config: Any, *given: Any) -> Any:
