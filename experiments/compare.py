@@ -9,10 +9,10 @@ import tyro
 from experiments import devices, pgd
 from experiments.comparison import Attacks, compare, plan
 from experiments.config import Setup
-from experiments.evaluate import chosen_radii
 from experiments.interruption import ending
 from experiments.processes import led, start
 from experiments.reading import read
+from experiments.recipes import chosen_radii
 from experiments.table import table
 from experiments.words import failures_of
 

@@ -1,12 +1,13 @@
-"""What decides the result of a training, and what is used where the command line is silent."""
+"""What decides the result of a training, and how a command line names it."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from experiments import methods, models
+from experiments.recipes import recipe
 
 Norm = Literal["l2", "linf"]
 ORDERS: dict[str, float] = {"l2": 2, "linf": math.inf}
@@ -19,72 +20,6 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "parts": int,
     "num_steps": int,
 }
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Defaults of one data set.
-
-    Attributes:
-        epochs, batch_size, warmup_epochs: as in `Setup`.
-        strengths: of the methods for which it is not the usual one; which ones are tuned, on a
-            validation split, is told in experiments/README.md.
-        step: h of the methods that take a step, in input units.
-        steps: likewise, of those methods for which it is another.
-        radii: ε by norm, for evaluating.
-    """
-
-    epochs: int = 6
-    batch_size: int = 256
-    warmup_epochs: float = 2
-    strengths: Mapping[str, float] = field(default_factory=dict)
-    step: float = 1.0
-    steps: Mapping[str, float] = field(default_factory=dict)
-    radii: Mapping[str, Sequence[float]] = field(
-        default_factory=lambda: {"l2": (0.25, 0.5, 0.75, 1.0), "linf": (2 / 255, 4 / 255, 8 / 255)}
-    )
-
-
-RECIPES = {
-    "digits": Recipe(
-        epochs=30,
-        batch_size=64,
-        warmup_epochs=10,
-        radii={"l2": (0.25, 0.5, 0.75, 1.0), "linf": (0.05, 0.1, 0.15)},
-    ),
-    "mnist": Recipe(
-        strengths={
-            "gradient": 12,
-            "hessian": 6,
-            "hessian-cheap": 6,
-            "hessian-lanczos": 6,
-            "hessian-inside": 1.75,
-            "hessian-only": 3,
-            "finite-step": 10,
-            "adversarial": 1.5,
-        },
-        step=1.5,
-        steps={"hessian-inside": 1.0},
-        radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.1, 0.2)},
-    ),
-    "fashion_mnist": Recipe(
-        epochs=5,
-        strengths={
-            "gradient": 2,
-            "hessian": 1.1,
-            "hessian-cheap": 1.1,
-            "hessian-lanczos": 1.1,
-            "hessian-inside": 0.5,
-        },
-        steps={"hessian-inside": 0.5},
-        radii={"l2": (0.5, 1.0, 1.5, 2.0), "linf": (0.03, 0.05, 0.1)},
-    ),
-}
-
-
-def recipe(data: str) -> Recipe:
-    """Return the defaults of a data set; one that was never tuned gets general ones."""
-    return RECIPES.get(data, Recipe())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +60,8 @@ class Config(Setup):
     """What decides the result of one training.
 
     Attributes:
-        method: its name; experiments/README.md lists them, with what they do and their defaults,
-            and the answer to a name that is unknown has them all.
+        method: its name, of the list in experiments/README.md, which tells their defaults, too; a
+            name that is unknown is answered with all of them.
         strength: the method's one number: a penalty's weight, the ε of hessian, adversarial, trades
             and fgsm in input units, or the temperature of hot; the data set's default if not given
             (for an ℓ∞ ball: the middle one of its ℓ∞ radii).

@@ -1,6 +1,5 @@
 """Evaluate a trained network: accuracy clean and under attack, gradient and curvature."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,10 +7,11 @@ from typing import Any, Literal
 import tyro
 
 from experiments import auto, devices, pgd, runs
-from experiments.config import ORDERS, Norm, kind_of_images, recipe
+from experiments.config import ORDERS, Norm, kind_of_images
 from experiments.interruption import ending
 from experiments.loading import load_for
 from experiments.processes import led, start
+from experiments.recipes import chosen_radii
 
 
 @ending()
@@ -106,30 +106,6 @@ def _radii(
 
 def _given(**options: object) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def chosen_radii(data: str, **given: Sequence[float] | None) -> dict[str, tuple[float, ...]]:
-    """Return the radii by norm in growing order, the data set's where none are given.
-
-    Raises:
-        ValueError: if a radius is not positive, or there is none.
-    """
-    defaults = recipe(data).radii
-    radii = {}
-    for norm in ORDERS:
-        values = defaults[norm] if (values := given.get(norm)) is None else values
-        for value in values:
-            if not 0 < value < math.inf:
-                raise ValueError(
-                    f"a radius of {norm} must be a finite positive number, got {value}"
-                )
-        radii[norm] = tuple(sorted(set(values)))
-    if not any(radii.values()):
-        raise ValueError(
-            "there is no radius to attack with: give l2 or linf one, or leave both out for those "
-            "of the data set"
-        )
-    return radii
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ def torch_module(logits_fn: Logits, *, batch_size: int = 250) -> torch.nn.Module
 
     Args:
         logits_fn: from one example, of any shape, to logits ``(C,)``: a function, whose weights
-            are those that it has when the module is first called, or a `jax.tree_util.Partial`
-            whose leaves are weights, no constants of what is compiled.
+            are those that it has when the module is first called, and which JAX keeps as long as
+            the process lasts, or a `jax.tree_util.Partial` whose leaves are weights, no constants
+            of what is compiled.
         batch_size: examples per call of the compiled function: a batch is cut into parts of
             this size, the last filled with copies. The attack's own batch size is best.
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import RECIPES, Config, parse_method, recipe
+from experiments.config import Config, parse_method
 from experiments.methods import METHODS
+from experiments.recipes import RECIPES, recipe
 
 
 @pytest.mark.parametrize("data", [*RECIPES, "cifar10"])

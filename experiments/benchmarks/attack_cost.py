@@ -14,10 +14,11 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 
 from experiments import runs
 from experiments.benchmarks import harness, records
-from experiments.config import ORDERS, Config, Norm, recipe
+from experiments.config import ORDERS, Config, Norm
 from experiments.data import Dataset, check_count
 from experiments.interruption import ending
 from experiments.loading import load_for
+from experiments.recipes import recipe
 from experiments.robustness import withstood
 from experiments.train import train
 from hessjax import LpBall
