@@ -158,11 +158,11 @@ def test_one_mnist_is_not_taken_for_the_other(tmp_path):
         ({"test_images": np.zeros((3, 4, 5, 1), np.uint8)}, "test images"),
         ({"test_labels": np.zeros(3)}, "test .*float64"),
         ({"test_labels": np.zeros((3, 1), np.int32)}, "test images and labels"),
-        ({"test_labels": np.array([0, 1, 3], np.int32)}, "test labels .* below 3"),
-        ({"train_labels": np.array([0, 1, 2, 0, 1, -1], np.int32)}, "train labels .* below 3"),
+        ({"test_labels": np.array([0, 1, 3], np.int32)}, "test labels .* from 0 to 2"),
+        ({"train_labels": np.array([0, 1, 2, 0, 1, -1], np.int32)}, "train labels .* from 0 to 2"),
         (
             {"test_images": np.zeros((0, 4, 4, 1), np.uint8), "test_labels": np.zeros(0, np.int32)},
-            "test labels .* none",
+            "test labels .* must be one or more",
         ),
     ],
 )
