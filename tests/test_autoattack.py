@@ -172,7 +172,7 @@ def test_what_fills_a_batch_is_not_kept():
 def test_probabilities_are_refused_in_any_precision(dtype):
     logits = np.random.default_rng(0).normal(size=(9, 10))
     outputs = np.asarray(jax.nn.softmax(jnp.asarray(logits, dtype)))
-    with pytest.raises(ValueError, match="sum to 1 for every example, probabilities"):
+    with pytest.raises(ValueError, match="sum to 1 for every example, so they are probabilities"):
         check_classes(outputs, np.zeros(9, int))
     check_classes(np.asarray(jnp.asarray(np.abs(logits), dtype)), np.zeros(9, int))
 
@@ -345,11 +345,11 @@ def test_another_calls_progress_is_refused(examples):
     told = rf"resume is the progress of 'apgd-ce \(1 × 4 steps\) in the l2 ball of 0\.1 and {box}'"
     # As many runs of another attack, or of other steps; balls of either size, and of another norm.
     for attack in (fab_attack(num_steps=4, num_targets=0), apgd_attack(num_steps=5)):
-        refused(f"{told}, expected one of '{attack.name} ", attacks=(attack,))
+        refused(f"{told}, expected that of '{attack.name} ", attacks=(attack,))
     for epsilon, order, name in ((0.2, 2, "l2"), (0.05, 2, "l2"), (0.1, np.inf, "linf")):
-        expected = f"{told}, expected one of '.* in the {name} ball of {epsilon} and {box}'"
+        expected = f"{told}, expected that of '.* in the {name} ball of {epsilon} and {box}'"
         refused(expected, ball=LpBall(epsilon, order))
-    refused(rf"{told}, expected one of '.* the box \[-1\.0, 2\.0\]'", ball=LpBall(0.1, 2, (-1, 2)))
+    refused(rf"{told}, expected that of '.* the box \[-1\.0, 2\.0\]'", ball=LpBall(0.1, 2, (-1, 2)))
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (0.05, 0.95)])
@@ -414,7 +414,7 @@ def test_an_attack_without_a_stand_in_is_told_what_it_lacks(examples):
         ),
         (
             {"logits_fn": lambda f: lambda x: (f(x), {})},
-            "the logits alone, got a tuple: a model that returns its state",
+            "the logits alone, got a tuple: does the model return its state",
         ),
         (
             {"logits_fn": lambda f: lambda x: f(x)[None]},
@@ -500,7 +500,7 @@ def test_few_classes_fall_back_and_tell(num_classes):
     np.testing.assert_array_equal(np.asarray(result.robust)[clear], (distance > epsilon)[clear])
     told = " ".join(result.warnings)
     assert ("its loss needs 4 classes" in told) == (num_classes < 4)
-    assert f"9 targets are asked for and there are {num_classes - 1} wrong classes" in told
+    assert f"9 targets are asked for but there are only {num_classes - 1} wrong classes" in told
 
 
 def test_randomness_is_told(examples):

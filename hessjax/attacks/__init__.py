@@ -1,7 +1,7 @@
-"""Attacks on one example: where the loss is largest in a ball, found by search.
+"""Attacks on one example: search a ball for the point of largest loss.
 
-What an attack finds is a lower bound of the worst loss in the ball; finding nothing proves nothing.
-`auto_attack` runs several of them on many examples.
+The loss that an attack finds is a lower bound on the worst loss in the ball; finding nothing proves
+nothing. `auto_attack` runs several attacks on many examples.
 """
 
 from hessjax.attacks.apgd import apgd, apgd_attack

@@ -21,7 +21,7 @@ def apgd_attack(
     num_restarts: int = 1,
     name: str | None = None,
 ) -> Attack:
-    """Return Auto-PGD in the parts that `auto_attack` runs; arguments as for `apgd`."""
+    """Return Auto-PGD as an `Attack` for `auto_attack`; arguments as for `apgd`."""
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
     if num_targets:
@@ -34,7 +34,7 @@ def apgd_attack(
     step = with_options(apgd_step, loss=loss, num_targets=num_targets, num_steps=num_steps)
     runs = num_restarts * max(num_targets, 1)
     attack = Attack(name, init, step, apgd_outcome, num_steps, runs, num_targets)
-    # With fewer classes these ratios are not defined.
+    # With too few classes these ratios are not defined.
     if loss is targeted_dlr_loss:
         options = {"num_targets": num_targets, "num_steps": num_steps, "num_restarts": num_restarts}
         otherwise = apgd_attack(loss=_logit_difference, name=name, **options)
@@ -59,50 +59,50 @@ def apgd(
     start: ArrayLike | None = None,
     unroll: int | bool = 1,
 ) -> jax.Array:
-    r"""Search the ball by Auto-PGD: momentum, and step lengths halved where progress stops.
+    r"""Search the ball with Auto-PGD: momentum, and step lengths halved when progress stops.
 
     .. math:: z_{i+1} = P(x_i + \eta_i\, \arg\max_{\|u\|_p \le 1} u^\top \nabla f(x_i)), \qquad
         x_{i+1} = P(x_i + \alpha (z_{i+1} - x_i) + (1 - \alpha)(x_i - x_{i-1}))
 
-    with P the projection on the ball, then on the box, α = 1 for the first step and 0.75
-    afterwards, η = 2ε at first. At the `checkpoints` η is halved, and the search goes on from the
-    best iterate, if the loss rose in at most 75 % of the steps since the last one, or if η was not
-    halved there and the best loss has not improved since.
+    where P projects onto the ball, then onto the box, α is 1 for the first step, 0.75 afterwards,
+    and η is 2ε at first. At each of the `checkpoints`, η is halved and the search continues from
+    the best iterate if the loss rose in at most 75 % of the steps since the previous checkpoint, or
+    if η was not halved there and the best loss has not improved since.
 
-    It follows the reference implementation to rounding, also where it compares the loss after the
-    first step with 0, so that for cross-entropy this always counts as a rise. It departs from it
-    in what is returned: the first misclassified iterate, not the last.
+    It follows the reference implementation up to rounding, even in comparing the loss after the
+    first step with 0, so that for cross-entropy this step always counts as a rise. It departs in
+    what it returns: the first misclassified iterate, not the last.
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``.
+        logits_fn: maps one example to its logits of shape ``(C,)``.
         x: the example, any shape, in the box.
         y: its label, a whole number.
         ball: where to search.
         key: source of the random starts, which lie on the surface of the ball.
-        loss: ``(logits, y) -> scalar``, what is maximized, or ``(logits, y, target) -> scalar`` if
-            there are targets; cross-entropy or `targeted_dlr_loss` if not given. With fewer than
-            four classes the difference of two logits stands in for `targeted_dlr_loss`, with two
-            cross-entropy for `dlr_loss`.
-        num_targets: how many classes to aim at, one after the other, from the likeliest wrong one
-            at x on, each wrong class once at most; 0 for an untargeted loss.
-        num_steps: steps of each run.
-        num_restarts: runs for each target.
-        start: where the runs start, like x, instead of a random point; an entry that is not
-            finite is that of x.
-        unroll: steps per turn of the compiled loop; True writes all of them out.
+        loss: the loss to maximize, ``(logits, y) -> scalar``, or ``(logits, y, target) -> scalar``
+            if there are targets; by default cross-entropy, or `targeted_dlr_loss`. With fewer than
+            four classes, the difference of two logits stands in for `targeted_dlr_loss`; with two,
+            cross-entropy stands in for `dlr_loss`.
+        num_targets: number of classes to aim at, one after the other, starting with the likeliest
+            wrong one at x, each wrong class at most once; 0 for an untargeted loss.
+        num_steps: number of steps per run.
+        num_restarts: number of runs per target.
+        start: where the runs start, like x, instead of at a random point; entries that are not
+            finite are replaced by those of x.
+        unroll: steps per iteration of the compiled loop; True unrolls all of them.
 
     Returns:
         The attacked example, in ball ∩ box (up to rounding), like ``x``: x itself if it is
         misclassified, else the first misclassified iterate, else the iterate of largest loss.
-        It is finite even where the model is not; there, NaN logits count as misclassified.
+        It is finite even if the logits are not; NaN logits count as misclassified.
 
     Raises:
-        ValueError: if x is outside the box, a count less than 1 or the start of another shape.
-        TypeError: if x is not floating point or a count not a whole number.
+        ValueError: if x is outside the box, a count is less than 1 or the start has another shape.
+        TypeError: if x is not floating point or a count is not a whole number.
 
-    Cost: ``num_steps + 1`` gradients a run. Call it inside ``jax.jit``: outside, each call compiles
-    its loop anew. Source: Croce, Hein, Reliable evaluation of adversarial robustness with an
-    ensemble of diverse parameter-free attacks, 2020.
+    Cost: per run, ``num_steps + 1`` gradients. Call it inside ``jax.jit``: outside, each call
+    compiles its loop again. Source: Croce, Hein, Reliable evaluation of adversarial robustness with
+    an ensemble of diverse parameter-free attacks, 2020.
 
     >>> jnp = jax.numpy
     >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (x[1] - x[0])
@@ -120,7 +120,7 @@ def apgd(
 
 
 def _started(attack: Attack, start: ArrayLike) -> Attack:
-    """Return the attack, and what may stand in for it, with a start that is given."""
+    """Return the attack, and its stand-in if it has one, with a given start."""
     if attack.otherwise is not None:
         attack = attack._replace(otherwise=_started(attack.otherwise, start))
     return attack._replace(init=partial(attack.init, start=start))

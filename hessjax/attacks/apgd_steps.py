@@ -22,31 +22,31 @@ from hessjax.losses import misclassified
 
 Loss = Callable[..., jax.Array]
 
-# Of the source: the share of steps that must raise the loss for the step length to stay.
+# From the source: the share of steps that must raise the loss for the step length to stay.
 _RHO = 0.75
 
 
 class APGDState(NamedTuple):
     """One example under Auto-PGD, between two steps.
 
-    Points and gradients are flat: over the short last axes of images the compiler's loops are slow.
+    Points and gradients are flat, because compiled loops over the last axes of images are slow.
 
     Attributes:
         x: the iterate.
         previous: the iterate before it, for the momentum.
-        gradient: of the loss at the iterate.
+        gradient: the gradient of the loss at the iterate.
         best: the iterate of largest loss.
-        best_gradient: of the loss, there.
-        best_loss: the loss there, scalar.
-        adversarial: the first misclassified iterate, or the start where there is none.
-        found: whether there is one, boolean scalar.
-        step_size: in the norm of the ball, scalar.
-        loss: at the last iterate that was evaluated, scalar.
-        rises: how often the loss has risen since the last check, whole number.
+        best_gradient: the gradient of the loss at ``best``.
+        best_loss: the loss at ``best``, a scalar.
+        adversarial: the first misclassified iterate, or the start if there is none.
+        found: whether there is one, a boolean scalar.
+        step_size: the step length in the norm of the ball, a scalar.
+        loss: the loss at the last iterate that was evaluated, a scalar.
+        rises: how often the loss has risen since the last check, a whole number.
         checked_loss: the best loss at the last check.
-        halved: whether the step size was halved there.
-        target: the class to reach, of a targeted loss.
-        step: number of steps done.
+        halved: whether the step size was halved at the last check.
+        target: the class to reach, for a targeted loss.
+        step: the number of steps taken.
     """
 
     x: jax.Array
@@ -67,14 +67,14 @@ class APGDState(NamedTuple):
 
 
 def checkpoints(num_steps: int) -> tuple[int, ...]:
-    """Return after how many steps the step length is looked at.
+    """Return the numbers of steps after which the step length is checked.
 
-    The windows between them are 22 % of the steps, then each 3 % shorter, down to 6 %.
+    The windows between them take 22 % of all steps at first, then 3 % less each time, down to 6 %.
 
     >>> checkpoints(100)
     (22, 41, 57, 70, 80, 87, 93, 99)
     """
-    # Rounded down from a product of floating-point numbers, as in the source.
+    # Floating-point products, rounded down, as in the source.
     window, least, shorter = (max(int(share * num_steps), 1) for share in (0.22, 0.06, 0.03))
     found, after = [], window
     while after <= num_steps:
@@ -99,8 +99,8 @@ def apgd_init(
 ) -> APGDState:
     """Start a run at a random point on the surface of the ball, or near a given one.
 
-    Arguments are those of `apgd`; ``run`` is the number of the run, which decides the target: the
-    class of rank ``1 + run // num_restarts`` among the wrong ones at x.
+    Arguments are those of `apgd`; ``run`` is the number of the run, which determines the target:
+    the class of rank ``1 + run // num_restarts`` among the wrong ones at x.
 
     Returns:
         The state before the first step; the start counts as an iterate.
@@ -152,9 +152,9 @@ def apgd_step(
     num_targets: int = 0,
     num_steps: int = 100,
 ) -> APGDState:
-    """Take one step with momentum, evaluate the new iterate, and at a checkpoint look back.
+    """Take one step with momentum, evaluate the new iterate, and check the step size when due.
 
-    Arguments are those of `apgd`, and the state after the last step.
+    Arguments are those of `apgd`, and the state after the previous step.
 
     Cost: one gradient.
     """
@@ -202,7 +202,7 @@ def apgd_step(
 
 
 def apgd_outcome(x: jax.Array, state: APGDState, ball: LpBall) -> Outcome:
-    """Return the first misclassified iterate or, if there is none, that of largest loss."""
+    """Return the first misclassified iterate or, if there is none, the one of largest loss."""
     del ball
     return Outcome(
         jnp.where(state.found, state.adversarial, state.best).reshape(x.shape),
@@ -212,7 +212,7 @@ def apgd_outcome(x: jax.Array, state: APGDState, ball: LpBall) -> Outcome:
 
 
 def _windows(num_steps: int) -> np.ndarray:
-    """Return for each step the steps since the last checkpoint, 0 where there is none."""
+    """Return, for each step, the steps since the previous checkpoint if it ends at one, else 0."""
     windows = np.zeros(num_steps, np.int32)
     last = 0
     for after in checkpoints(num_steps):
@@ -231,7 +231,7 @@ def _untargeted(loss: Loss) -> Loss:
 def _evaluation(
     logits_fn: Logits, y: jax.Array, target: jax.Array, loss: Loss
 ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-    """Return what finds the loss at a point, whether it is misclassified, and the gradient."""
+    """Return a function from a point to its loss, whether it is misclassified, and the gradient."""
 
     def value(point: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(point)

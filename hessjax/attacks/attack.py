@@ -1,4 +1,4 @@
-"""What an attack is to the loops that run it: functions of one example, from a start to a step."""
+"""The interface between attacks and the loops that run them: functions of one example."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -21,8 +21,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         x: the best point, of the shape of the example.
-        score: how good it is, scalar; larger is better, whatever the attack counts.
-        found: whether it is misclassified and in the ball, boolean scalar.
+        score: how good it is, a scalar; larger is better, whatever the attack measures.
+        found: whether ``x`` is misclassified and in the ball, a boolean scalar.
     """
 
     x: jax.Array
@@ -31,21 +31,21 @@ class Outcome(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """An attack in parts, each a function of one example; a driver batches and loops.
+    """The parts of an attack, each a function of one example; a driver batches and loops.
 
     Attributes:
-        name: what results call it.
+        name: the attack's name in results.
         init: ``(logits_fn, x, y, ball, key, *, run) -> state``, the start of a run. A run is a
             restart or a target; its number, a traced whole number, counts from 0.
         step: ``(logits_fn, x, y, ball, state) -> state``.
         outcome: ``(x, state, ball) -> Outcome``.
-        num_steps: steps of a run.
-        num_runs: runs, one after the other, each on what withstood those before.
-        targets: how many of the runs have different targets, 0 for an untargeted attack; there are
-            never more targets than wrong classes.
-        min_classes: with fewer, `otherwise` stands in.
-        otherwise: an attack that needs no more than two classes; with None they are refused.
-        differentiates: whether it asks the model for gradients.
+        num_steps: the number of steps of a run.
+        num_runs: the number of runs, each on the examples that withstood those before.
+        targets: the number of different targets among the runs, 0 for an untargeted attack; never
+            more than there are wrong classes.
+        min_classes: with fewer classes, ``otherwise`` stands in.
+        otherwise: an attack that two classes suffice for; if None, fewer classes are refused.
+        differentiates: whether it needs gradients of the model.
     """
 
     name: str
@@ -64,10 +64,10 @@ _same = lru_cache(maxsize=None, typed=True)(partial)
 
 
 def with_options(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
-    """Return a `functools.partial`, for the same options the same one.
+    """Return a `functools.partial`, the same object for the same options.
 
-    Programs are found again by the functions that they were made of. Without this, attacks that are
-    made where they are used would be compiled at each call.
+    JAX caches compiled programs by function. Without this, attacks that are built where they are
+    used would be compiled at each call.
     """
     try:
         return _same(function, **options)
@@ -80,8 +80,8 @@ def check_logits(outputs: object) -> int:
     shape = getattr(outputs, "shape", None)
     if shape is None:
         raise TypeError(
-            f"logits_fn must return the logits alone, got a {type(outputs).__name__}: a model that "
-            "returns its state, too?"
+            f"logits_fn must return the logits alone, got a {type(outputs).__name__}: does the "
+            "model return its state, too?"
         )
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(
@@ -92,16 +92,16 @@ def check_logits(outputs: object) -> int:
 
 
 def likely_class(logits: jax.Array, rank: jax.Array) -> jax.Array:
-    """Return the class of a rank among the logits, 0 for the likeliest; the last one beyond it."""
+    """Return the class of a given rank, 0 for the likeliest; a rank past the end gives the last."""
     ranked = jnp.argsort(-logits, stable=True).astype(jnp.int32)
     return ranked[jnp.minimum(rank, logits.size - 1)]
 
 
 def fitting(attack: Attack, num_classes: int) -> Attack:
-    """Return the attack for this number of classes: its stand-in if too few, no extra targets.
+    """Fit an attack to the number of classes: use its stand-in if too few, drop extra targets.
 
     Raises:
-        ValueError: if they are too few, and it has no stand-in.
+        ValueError: if there are too few, and it has no stand-in.
     """
     if num_classes < attack.min_classes:
         if attack.otherwise is None:
@@ -127,7 +127,7 @@ def search(
 ) -> jax.Array:
     """Run an attack on one example, inside one compiled loop, and return the best point.
 
-    The example itself, if it is misclassified.
+    An example that is misclassified already is returned as it is.
     """
     check_key(key)
     x, y = check_center(ball, x), jnp.asarray(y)

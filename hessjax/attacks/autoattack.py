@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks, one after the other, on what withstood those before."""
+"""AutoAttack: four attacks, one after the other, each on what withstood those before."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ STANDARD: tuple[Attack, ...] = (
     fab_attack(num_targets=9),
     square_attack(),
 )
-"""The standard version: what robust accuracies of the literature are under."""
+"""The standard version, under which the literature reports robust accuracies."""
 
 PLUS: tuple[Attack, ...] = (
     apgd_attack(name="apgd-ce", num_restarts=5),
@@ -36,21 +36,21 @@ PLUS: tuple[Attack, ...] = (
     apgd_attack(num_targets=9),
     fab_attack(num_targets=9),
 )
-"""The version with restarts: about twice the cost for a little more."""
+"""The version with restarts: slightly stronger, for about twice the cost."""
 
 ROBUST, MISCLASSIFIED = -1, -2
-"""In ``broken_by``: by no attack, and before any."""
+"""In ``broken_by``: broken by no attack, and misclassified before any."""
 
 
 class AttackResult(NamedTuple):
     """What AutoAttack found.
 
     Attributes:
-        x: adversarial inputs, ``(N, ...)``: the point that broke the example, or the example.
-        robust: ``(N,)`` boolean: rightly classified in spite of every attack.
+        x: adversarial inputs, ``(N, ...)``: the point that broke the example, or else the example.
+        robust: ``(N,)`` boolean: classified correctly under every attack.
         broken_by: ``(N,)``, the index of the attack that broke the example; -1 for none, -2 where
             it was misclassified from the start.
-        distance: ``(N,)``, of x from the example in the norm of the ball; 0 where x is the example.
+        distance: ``(N,)``, from the example to x in the norm of the ball; 0 if x is the example.
         warnings: sentences, each a reason to mistrust the result.
     """
 
@@ -62,17 +62,17 @@ class AttackResult(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far AutoAttack has come; enough to go on from.
+    """How far AutoAttack has come; enough to resume from.
 
     Attributes:
         x: adversarial inputs so far, ``(N, ...)``.
         broken_by: as in `AttackResult`, so far, ``(N,)``.
-        tried: how many runs each example has been through, ``(N,)``. The runs are numbered through
-            all attacks; a run is a restart or a target.
-        num_runs: of all attacks.
-        attack: name of the attack that is at work.
-        call: the attacks by name and steps, the ball and the box, in words; the progress of
-            another call is refused by them.
+        tried: how many runs each example has been through, ``(N,)``. The runs are numbered
+            across all attacks; a run is a restart or a target.
+        num_runs: the number of runs of all attacks.
+        attack: name of the attack that is running.
+        call: a description of the attacks and their steps, the ball and the box; progress with
+            another description is refused.
     """
 
     x: jax.Array
@@ -95,57 +95,57 @@ def auto_attack(
     resume: Progress | AttackResult | None = None,
     on_batch: Callable[[Progress], None] | None = None,
 ) -> AttackResult:
-    r"""Attack a batch of examples by AutoAttack and say which withstand it.
+    r"""Attack a batch of examples with AutoAttack and report which withstand it.
 
     The standard version is Auto-PGD with cross-entropy, Auto-PGD with the targeted DLR loss at nine
-    targets, FAB at nine targets, and 5,000 queries of Square. Each attack meets only what withstood
-    those before. The share of robust examples is an upper bound of the accuracy in the ball.
+    targets, FAB at nine targets, and 5,000 queries of Square. Each attack gets only the examples
+    that withstood those before. The share of robust examples is an upper bound on the accuracy in
+    the ball.
 
-    The examples that are left are packed into batches of two fixed sizes, so nothing is compiled
-    anew as they become fewer, and stay on the device. Where x lies on a mesh of several devices,
-    each takes its share of a batch, and they exchange nothing but what was found. Chance comes from
-    the key and the example's place in x alone: the result depends neither on the size of the
-    batches nor on the devices.
+    The remaining examples stay on the device, packed into batches of two fixed sizes, so nothing is
+    recompiled as they become fewer. If x lies on a mesh of several devices, each takes its share of
+    a batch, and they exchange only what was found. Randomness depends only on the key and the
+    example's index in x, so the result depends neither on the batch size nor on the devices.
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``, C at least 2. Pass weights as
-            ``jax.tree_util.Partial(apply, params)``: then networks of one architecture, and calls
-            for several radii, share what is compiled. Any other function is compiled anew at every
-            call, with the weights that it then has, and JAX keeps it, with them, as long as the
-            process lasts.
+        logits_fn: maps one example to its logits of shape ``(C,)``, C at least 2. Pass weights as
+            ``jax.tree_util.Partial(apply, params)``, so that networks of one architecture, and
+            calls with several radii, share compiled code. Any other function is recompiled at
+            every call with its weights at that time, and JAX keeps both until the process ends.
         x: the examples, ``(N, ...)``, floating point, in the box of the ball.
         y: their labels, ``(N,)``, whole numbers from 0 to C - 1.
         ball: where to search, ℓ2 or ℓ∞.
-        key: source of randomness. A key of another generator seeds a Threefry key, which is used.
+        key: source of randomness. If it is not a Threefry key, it seeds one, which is used instead.
         attacks: what to run, in this order: `STANDARD`, `PLUS` or your own tuple of
             ``apgd_attack(...)``, ``fab_attack(...)``, ``square_attack(...)`` or of any `Attack`.
-            Build it once: what is compiled belongs to the object.
-        batch_size: examples at a time; 64 on a CPU, 1024 elsewhere for each device if not given.
-        resume: what an interrupted call with the same arguments gave to ``on_batch`` last; or the
-            result of other attacks on the same examples, or in a smaller ball: what is broken
-            there is not attacked again and keeps its point and its entry in ``broken_by``. Points
-            have to lie in this ball and box; whether they are misclassified is not asked again.
+            Build it once: compiled code is cached by the attacks' functions.
+        batch_size: number of examples at a time; by default 64 per device on CPUs, else 1024.
+        resume: the last `Progress` that an interrupted call with the same arguments passed to
+            ``on_batch``; or the result of other attacks on the same examples, or in a smaller
+            ball. What is broken there is not attacked again, and keeps its point and its entry in
+            ``broken_by``. Points must lie in this ball and box; whether they are misclassified is
+            not checked again.
         on_batch: called after each batch, to show or save the progress.
 
     Returns:
-        The `AttackResult`. Logits with a NaN are no prediction: the example counts as broken, and a
-        warning tells. Further warnings, with the reference's thresholds: outputs that differ from
-        call to call, vanishing gradients, too few classes for an attack (there are never more
-        targets than wrong classes, and losses that are not defined are replaced), Square breaking
-        more than 0.2 % of all examples, which attacks by gradients before it had left.
+        The `AttackResult`. An example whose logits have a NaN counts as broken, with a warning.
+        Other warnings, with the thresholds of the reference implementation: outputs that differ
+        from call to call, vanishing gradients, too few classes for an attack (there are never more
+        targets than wrong classes, and undefined losses are replaced), and Square breaking more
+        than 0.2 % of all examples after gradient-based attacks failed on them.
 
     Raises:
-        ValueError: if x has entries outside the box, y labels that are no class, their lengths do
-            not match, the outputs are probabilities instead of logits, there are no attacks,
-            ``resume`` belongs to another call or has a point outside the ball or the box.
-        TypeError: if x is not floating point, y not whole numbers, an entry of ``attacks`` no
-            `Attack`, ``resume`` neither progress nor a result, the outputs no single array, or the
-            call traced, as inside `jax.jit`.
+        ValueError: if x has entries outside the box, y has labels that are not classes, their
+            lengths do not match, the outputs are probabilities instead of logits, there are no
+            attacks, or ``resume`` belongs to another call or has a point outside ball or box.
+        TypeError: if x is not floating point, y does not hold whole numbers, an entry of
+            ``attacks`` is not an `Attack`, ``resume`` is neither progress nor a result, the outputs
+            are not a single array, or the call is traced, as inside `jax.jit`.
 
-    Cost: for an example that withstands everything and ten classes 1,900 gradients and 5,900
-    evaluations; a few gradients for one that does not. Source: Croce, Hein, Reliable evaluation of
-    adversarial robustness with an ensemble of diverse parameter-free attacks, 2020; it follows
-    the reference implementation but for the departures that `apgd`, `fab` and `square` tell.
+    Cost: with ten classes, 1,900 gradients and 5,900 evaluations for an example that withstands
+    everything; a few gradients for one that does not. Source: Croce, Hein, Reliable evaluation of
+    adversarial robustness with an ensemble of diverse parameter-free attacks, 2020. It follows the
+    reference implementation except where `apgd`, `fab` and `square` say otherwise.
 
     >>> logits_fn = lambda x: jnp.array([1.0, -1.0]) * (x[0] - x[1])
     >>> x, y = jnp.array([[0.5, 0.2], [0.5, 0.4], [0.1, 0.2]]), jnp.array([0, 0, 0])
@@ -200,7 +200,7 @@ def auto_attack(
             if on_batch is not None:
                 on_batch(progress)
     warnings += checks.nan_warnings(clean, _logits(given, progress.x, size), progress.broken_by)
-    # What an earlier result brought along was broken by its attacks, not by these.
+    # What an earlier result had broken was broken by its attacks, not by these.
     by_these = progress.broken_by[progress.tried > 0]
     warnings += checks.square_warnings(attacks, by_these, len(x))
     return AttackResult(
@@ -213,7 +213,7 @@ def auto_attack(
 
 
 def _by_itself(key: jax.Array) -> jax.Array:
-    """Return a key of Threefry, whose numbers do not depend on what else is in a batch."""
+    """Return a Threefry key, whose numbers do not depend on the rest of a batch."""
     threefry = "threefry2x32"
     if str(jax.random.key_impl(key)) == threefry:
         return key
@@ -221,12 +221,12 @@ def _by_itself(key: jax.Array) -> jax.Array:
 
 
 def _size(given: int | None, mesh: Mesh | None) -> int:
-    """Return the size of batches: what is given, or more for every device to have its share."""
+    """Return the batch size: the given one, rounded up so that devices get equal shares."""
     devices = 1 if mesh is None else mesh.size
     if given is None:
         return devices * (64 if jax.default_backend() == "cpu" else 1024)
     size = check_count("batch_size", given)
-    # The shorter batches, of a quarter of it, are to be divided, too.
+    # The short batches, a quarter of this, must be divisible, too.
     return size if mesh is None else -(-size // (4 * devices)) * 4 * devices
 
 
@@ -249,7 +249,7 @@ def _slopes(
 
 
 def _described(attacks: Sequence[Attack], ball: LpBall) -> str:
-    """Return what a call is to do, in words."""
+    """Describe in words what a call is to do."""
     named = [f"{a.name} ({a.num_runs} × {a.num_steps} steps)" for a in attacks]
     order = "l2" if ball.order == 2 else "linf"
     low, high = ball.bounds
@@ -258,12 +258,12 @@ def _described(attacks: Sequence[Attack], ball: LpBall) -> str:
 
 
 def _resumed(given: Progress, fresh: Progress, ball: LpBall) -> Progress:
-    """Return the earlier progress, or raise if it is no progress of this call."""
+    """Return the earlier progress, or raise if it does not belong to this call."""
     if not isinstance(given, Progress):
         raise TypeError(f"resume must be a Progress or an AttackResult, got {given!r}")
     if given.call != fresh.call:
         raise ValueError(
-            f"resume is the progress of {given.call!r}, expected one of {fresh.call!r}"
+            f"resume is the progress of {given.call!r}, expected that of {fresh.call!r}"
         )
     broken_by, tried = np.array(given.broken_by), np.array(given.tried)
     shapes = [(np.shape(p.x), np.shape(p.broken_by)) for p in (given, fresh)]
@@ -272,8 +272,8 @@ def _resumed(given: Progress, fresh: Progress, ball: LpBall) -> Progress:
     ):
         raise ValueError(
             "resume must be the progress of a call with the same examples and model, got inputs of "
-            f"shape {shapes[0][0]} where those of this call have {shapes[1][0]}, or others that "
-            "the model misclassifies"
+            f"shape {shapes[0][0]} where those of this call have {shapes[1][0]}, or other "
+            "misclassified examples"
         )
     x = replicated(mesh_of(fresh.x), jnp.asarray(given.x, fresh.x.dtype))
     checks.check_points(x, fresh.x, ball)

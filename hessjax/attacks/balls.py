@@ -1,4 +1,4 @@
-"""The set that an attack may search: an ℓp ball around the example, cut by the box of inputs."""
+"""The set that an attack may search: an ℓp ball around the example, clipped to the input box."""
 
 import math
 from dataclasses import dataclass
@@ -23,19 +23,20 @@ from hessjax._numerics import (
 
 @dataclass(frozen=True)
 class LpBall:
-    """The perturbations that a threat model allows: an ℓ2 or ℓ∞ ball, cut by the box of inputs.
+    """The perturbations that a threat model allows: an ℓ2 or ℓ∞ ball, clipped to the input box.
 
-    Static, and hashable if epsilon is a plain number: close over it or build it inside a traced
-    function, where epsilon may be a traced number (one compilation for a whole range of radii).
+    It is static, and hashable if epsilon is a plain number: close over it, or build it inside a
+    traced function, where epsilon may be traced (one compilation for a whole range of radii).
 
     Attributes:
         epsilon: the radius, positive, in input units.
-        order: 2 or infinity; kept as a float of Python.
-        bounds: the least and greatest entry of an input; ``(-inf, inf)`` for no box. Likewise.
+        order: 2 or infinity; stored as a Python float.
+        bounds: the smallest and largest entry that an input may have, stored as Python floats;
+            ``(-inf, inf)`` for no box.
 
     Raises:
-        ValueError: if epsilon is not positive and finite, the order neither 2 nor infinity, or the
-            bounds not increasing.
+        ValueError: if epsilon is not positive and finite, the order is neither 2 nor infinity, or
+            the bounds are not increasing.
 
     >>> LpBall(0.3, jnp.inf)
     LpBall(epsilon=0.3, order=inf, bounds=(0.0, 1.0))
@@ -56,9 +57,9 @@ class LpBall:
 
 
 def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
-    """Return the example as an array, or raise if it is no point of the box.
+    """Return the example as an array, or raise if it is not in the box.
 
-    A traced example cannot be looked at and passes: check data before the loop.
+    A traced example cannot be inspected and passes: check data before the loop.
     """
     if not isinstance(ball, LpBall):
         raise TypeError(f"the ball must be an LpBall, such as LpBall(0.3, 2), got {ball!r}")
@@ -73,14 +74,14 @@ def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
 
 
 def project(ball: LpBall, center: jax.Array, x: jax.Array) -> jax.Array:
-    r"""Return a point of ball and box near ``x``: projected on the ball, then clipped to the box.
+    r"""Project ``x`` onto the ball, then clip it to the box.
 
     .. math:: \mathrm{clip}_{box}\left(c + (x - c) \min(1, \epsilon / \|x - c\|_2)\right),
         \qquad \mathrm{clip}_{box}\left(\mathrm{clip}_{[c - \epsilon, c + \epsilon]}(x)\right)
 
-    for p = 2 and p = ∞, as the reference implementations of PGD and AutoAttack do. The center lies
-    in the box, so clipping shrinks every entry of ``x - c``, and the result stays in the ball. For
-    p = ∞ it is the nearest point of ball ∩ box; for p = 2 the nearest point may be another one.
+    for p = 2 and p = ∞, as in the reference implementations of PGD and AutoAttack. The center lies
+    in the box, so clipping can only shrink entries of ``x - c``, and the result stays in the ball.
+    For p = ∞ it is the nearest point of ball ∩ box; for p = 2 the nearest point may be another one.
 
     Args:
         ball: the ball.
@@ -113,12 +114,12 @@ def ascent_direction(ball: LpBall, gradient: jax.Array) -> jax.Array:
         \mathrm{sign}(g) \text{ for } p = \infty, \quad g / \|g\|_2 \text{ for } p = 2
 
     Args:
-        ball: the ball, for its order.
+        ball: the ball, which supplies the order.
         gradient: g, any shape and scale.
 
     Returns:
         The direction, like ``gradient``; zero for a zero gradient. NaN entries count as zero and
-        infinite ones as the largest number, so that an attack never leaves the finite inputs.
+        infinite ones as the largest finite number, so that an attack never leaves finite inputs.
 
     >>> ascent_direction(LpBall(1.0, 2), jnp.array([0.0, 1e-30])).tolist()
     [0.0, 1.0]
@@ -127,7 +128,7 @@ def ascent_direction(ball: LpBall, gradient: jax.Array) -> jax.Array:
     if ball.order != 2:
         return jnp.sign(gradient)
     wide = widen(gradient)
-    # The norm of entries at the end of the range is no number of that range, nor its inverse.
+    # The norm of entries at the end of the range would overflow, and its inverse underflow.
     limit = 2.0**-32 * jnp.finfo(wide.dtype).max
     wide = jnp.where(jnp.max(jnp.abs(wide)) > limit, 2.0**-32 * wide, wide)
     return normalize(wide)[0].astype(gradient.dtype)
@@ -136,9 +137,9 @@ def ascent_direction(ball: LpBall, gradient: jax.Array) -> jax.Array:
 def random_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
     """Draw a random start for an attack.
 
-    For p = ∞ uniform in the ball. For p = 2 a uniform direction times a radius uniform in
-    ``[0, ε]``, so that starts near the example occur: in many dimensions nearly all of a ball's
-    volume is at its surface. Then clipped to the box.
+    For p = ∞ it is uniform in the ball. For p = 2 it is a uniform direction times a radius uniform
+    in ``[0, ε]``, so that some starts are near the example: in high dimensions nearly all of a
+    ball's volume is near its surface. It is then clipped to the box.
 
     Args:
         ball: the ball.
@@ -158,9 +159,10 @@ def random_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def sphere_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
-    """Draw a direction, go from the center to the surface of the ball, then clip to the box.
+    """Draw a point on the surface of the ball, then clip it to the box.
 
-    Uniform noise with its largest entry scaled to ε for p = ∞, Gaussian noise of norm ε for p = 2.
+    It is the center plus noise: for p = ∞ uniform noise scaled so that its largest entry is ε, for
+    p = 2 Gaussian noise scaled to norm ε.
     """
     if ball.order == 2:
         noise = normalize(jax.random.normal(key, center.shape, center.dtype))[0]
@@ -172,12 +174,12 @@ def sphere_point(ball: LpBall, center: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def contains(ball: LpBall, center: jax.Array, x: jax.Array) -> jax.Array:
-    r"""Tell whether a point lies in ball ∩ box, up to the rounding of what attacks return.
+    r"""Return whether a point lies in ball ∩ box, up to the rounding of what attacks return.
 
     .. math:: \|x - c\|_p \le \epsilon + 2 n u\, (\epsilon + \|c\|_\infty)
 
-    with u the spacing of numbers at 1, and n the square root of the number of entries for p = 2,
-    1 for p = ∞. In the box it lies exactly.
+    where u is the spacing of numbers at 1, and n is the square root of the number of entries for
+    p = 2, and 1 for p = ∞. The box is checked without tolerance.
 
     Args:
         ball: the ball.
@@ -196,7 +198,7 @@ def contains(ball: LpBall, center: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def distance(ball: LpBall, difference: jax.Array) -> jax.Array:
-    """Return the norm of a difference of two inputs, of the order of the ball."""
+    """Return the norm of a difference of two inputs, with the order of the ball."""
     if ball.order == 2:
         return safe_norm(difference).astype(difference.dtype)
     return jnp.max(jnp.abs(difference))

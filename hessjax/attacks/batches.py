@@ -1,4 +1,4 @@
-"""Run an attack on a batch of examples: compiled once for a shape, looped over by Python."""
+"""Run an attack on a batch of examples: compiled once per shape, looped over in Python."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hessjax.attacks.balls import LpBall, contains
 from hessjax.losses import dlr_loss, margin, misclassified
 
 # After this many steps what was found is kept, and a batch in which everything is broken ends. With
-# gradients a call is one step, because that of a convolution is slow in a compiled loop on the CPU.
+# gradients each call is one step: those of convolutions are slow in a compiled loop on the CPU.
 _STEPS_BETWEEN_LOOKS, _STEPS_WITHOUT_GRADIENTS = 10, 50
 
 
@@ -31,10 +31,10 @@ class Problem:
     """What all examples share.
 
     Attributes:
-        logits_fn: a tree whose leaves are weights: no constants of what is compiled.
-        epsilon: of the ball; traced, so that radii share what is compiled.
-        order: of the ball.
-        bounds: of the ball.
+        logits_fn: a pytree whose leaves are weights that are not compiled in.
+        epsilon: the radius of the ball; traced, so that radii share compiled code.
+        order: the order of the ball.
+        bounds: the bounds of the box.
     """
 
     logits_fn: Logits
@@ -59,8 +59,8 @@ class Examples(NamedTuple):
 class Kept(NamedTuple):
     """For each example the point that breaks it, or the example itself, and whether it is broken.
 
-    The first one that was seen: what is kept for an example does not depend on how long the others
-    of its batch need.
+    The point is the first one seen, so what is kept for an example does not depend on how long the
+    rest of its batch takes.
     """
 
     x: jax.Array
@@ -74,13 +74,13 @@ def problem(logits_fn: Logits, ball: LpBall, dtype: jnp.dtype) -> Problem:
 
 
 def split(left: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Cut numbers of examples into batches of two lengths, ``size`` and a quarter of it.
+    """Cut indices of examples into batches of two lengths, ``size`` and a quarter of it.
 
-    Two, because each is compiled; the short ones take what would fill less than three quarters of a
-    long one.
+    There are only two, because each is compiled; short batches take what would fill at most three
+    quarters of a long one.
 
     Yields:
-        The numbers, filled up with the last one, and how many are no filling.
+        The indices, padded with the last one, and how many of them are not padding.
     """
     first = 0
     while first < len(left):
@@ -92,22 +92,22 @@ def split(left: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def logits(given: Problem, x: jax.Array, index: np.ndarray) -> jax.Array:
-    """Return the logits of the examples of an index."""
+    """Return the logits of the examples that ``index`` selects."""
     with following(mesh_of(x)):
         return compiled(_logits)(given, x, index)
 
 
 def slopes(given: Problem, examples: Examples, index: np.ndarray) -> jax.Array:
-    """Return the ℓ2 norms of the DLR loss's gradients in the examples of an index."""
+    """Return the ℓ2 norms of the DLR loss's gradients at the examples that ``index`` selects."""
     with following(mesh_of(examples)):
         return compiled(_slopes)(given, examples, index)
 
 
 @jax.jit
 def put(x: jax.Array, index: np.ndarray, points: jax.Array, used: int) -> jax.Array:
-    """Replace the examples of an index, of which the first ``used`` are not filling.
+    """Replace the examples that ``index`` selects; its first ``used`` entries are not padding.
 
-    The filling repeats the last of them, but a randomized model may have answered it otherwise.
+    Padding repeats the last of these, but a randomized model may have treated it differently.
     """
     return x.at[index].set(points[jnp.minimum(jnp.arange(len(index)), used - 1)])
 
@@ -115,10 +115,10 @@ def put(x: jax.Array, index: np.ndarray, points: jax.Array, used: int) -> jax.Ar
 def run_batch(
     attack: Attack, given: Problem, examples: Examples, index: np.ndarray, *, place: int, run: int
 ) -> Kept:
-    """Run an attack once on the examples of an index.
+    """Do one run of an attack on the examples that ``index`` selects.
 
-    What is found counts only if it lies in ball and box and, evaluated anew, is misclassified.
-    Chance is that of the attack's place among the attacks and of the run.
+    A point counts only if it lies in ball and box and is misclassified when evaluated again. The
+    attack's ``place`` among the attacks and ``run`` are folded into the keys of the examples.
     """
     numbers = np.int32(place), np.int32(run)
     with following(mesh_of(examples)):
@@ -162,7 +162,7 @@ def _slopes(given: Problem, examples: Examples, index: jax.Array) -> jax.Array:
     return gathered(each(one, (given, examples), index))
 
 
-# Each takes the one part of an attack that it needs, so the number of steps compiles nothing anew.
+# Each takes only the part of an attack that it needs, so a new number of steps compiles nothing.
 
 
 def _start(

@@ -19,7 +19,7 @@ _SQUARE_SHARE = 0.002
 
 
 def check_outside(*given: object) -> None:
-    """Raise inside of `jax.jit` or `jax.vmap`, where arrays are traced."""
+    """Raise inside `jax.jit` or `jax.vmap`, where arrays are traced."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
         raise TypeError(
             "auto_attack loops in Python and reads results: call it outside of jax.jit and jax.vmap"
@@ -29,7 +29,7 @@ def check_outside(*given: object) -> None:
 def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
     """Return the attacks, or raise if there are none, or one is not an `Attack`."""
     told = "attacks must be a tuple such as (square_attack(),)"
-    # An attack alone is a tuple, too.
+    # A single attack is a tuple, too.
     if isinstance(attacks, Attack) or not isinstance(attacks, Iterable):
         raise TypeError(f"{told}, got {attacks!r}")
     # A generator can be read only once.
@@ -42,7 +42,7 @@ def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
 
 
 def check_examples(x: ArrayLike, y: ArrayLike, ball: LpBall) -> tuple[jax.Array, jax.Array]:
-    """Return inputs and labels as arrays, or raise if they are no examples in the box."""
+    """Return inputs and labels as arrays, or raise unless they are examples in the box."""
     labels = jnp.asarray(y)
     shape = np.shape(x)
     if len(shape) < 2 or labels.shape != shape[:1]:
@@ -57,7 +57,7 @@ def check_examples(x: ArrayLike, y: ArrayLike, ball: LpBall) -> tuple[jax.Array,
 
 
 def check_classes(logits: np.ndarray, y: np.ndarray) -> None:
-    """Raise if labels name no class of the logits, ``(N, C)``, or these are probabilities."""
+    """Raise if a label is not a class of the logits, ``(N, C)``, or these are probabilities."""
     num_classes = logits.shape[1]
     if np.min(y) < 0 or np.max(y) >= num_classes:
         raise ValueError(
@@ -65,37 +65,38 @@ def check_classes(logits: np.ndarray, y: np.ndarray) -> None:
             f"got labels from {np.min(y)} to {np.max(y)}"
         )
     wide = logits.astype(np.float64)
-    # In half precision probabilities are rounded, and so was the sum that they were divided by.
+    # In half precision, probabilities are rounded, and so was the sum that they were divided by.
     floats = jnp.issubdtype(logits.dtype, jnp.floating)
     near = max(_PROBABILITY, 4 * float(jnp.finfo(logits.dtype).eps)) if floats else _PROBABILITY
     one = np.abs(wide.sum(axis=1) - 1) < near
     if np.all(one & (wide > -near).all(axis=1)):
         raise ValueError(
             "logits_fn must return logits, got outputs that are nonnegative and sum to 1 for every "
-            "example, probabilities: leave out the softmax, which hides gradients from attacks"
+            "example, so they are probabilities: leave out the softmax, which hides gradients "
+            "from attacks"
         )
 
 
 def class_warnings(attacks: Sequence[Attack], num_classes: int) -> list[str]:
-    """Tell of attacks that do not fit the number of classes."""
+    """Return warnings about attacks that do not fit the number of classes."""
     told = []
     for attack in attacks:
         if num_classes < attack.min_classes:
             told.append(
                 f"{attack.name}: its loss needs {attack.min_classes} classes and there are "
-                f"{num_classes}, so another one takes its place"
+                f"{num_classes}, so another loss takes its place"
             )
         if num_classes - 1 < attack.targets:
             told.append(
-                f"{attack.name}: {attack.targets} targets are asked for and there are "
+                f"{attack.name}: {attack.targets} targets are asked for but there are only "
                 f"{num_classes - 1} wrong classes, each of which is a target once"
             )
     return told
 
 
 def randomness_warnings(first: np.ndarray, second: np.ndarray) -> list[str]:
-    """Tell if the model's outputs differ from call to call."""
-    # What is no number has no direction; a masked class is one of minus infinity.
+    """Return a warning if the model's outputs differ from call to call."""
+    # Entries that are not finite have no direction; a masked class has minus infinity.
     finite = [np.where(np.isfinite(z), z, 0).astype(np.float64) for z in (first, second)]
     units = [z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10) for z in finite]
     if np.max(np.linalg.norm(units[0] - units[1], axis=1), initial=0) > _RANDOM:
@@ -104,18 +105,18 @@ def randomness_warnings(first: np.ndarray, second: np.ndarray) -> list[str]:
 
 
 def gradient_warnings(slopes: np.ndarray) -> list[str]:
-    """Tell of gradients that vanish."""
+    """Return a warning if gradients vanish."""
     if not (vanishing := int(np.sum(slopes == 0))):
         return []
     told = (
-        f"the gradient of the DLR loss is zero at {vanishing} of {len(slopes)} rightly classified "
-        "examples: attacks by gradients are blind there"
+        f"the gradient of the DLR loss is zero at {vanishing} of {len(slopes)} correctly "
+        "classified examples: gradient-based attacks are blind there"
     )
     return [told]
 
 
 def nan_warnings(clean: np.ndarray, attacked: np.ndarray, broken_by: np.ndarray) -> list[str]:
-    """Tell of logits that are no numbers."""
+    """Return warnings about NaN logits."""
     counts = {
         "": int(np.isnan(clean).any(axis=1).sum()),
         "under attack ": int(np.isnan(attacked[broken_by >= 0]).any(axis=1).sum()),
@@ -128,9 +129,9 @@ def nan_warnings(clean: np.ndarray, attacked: np.ndarray, broken_by: np.ndarray)
 
 
 def check_points(points: jax.Array, x: jax.Array, ball: LpBall) -> None:
-    """Raise unless all that an earlier call found lies in the ball around its example, and the box.
+    """Raise unless all points of an earlier call lie in the ball around their example, and the box.
 
-    Whether it is misclassified is not looked at: what is marked as broken is not attacked.
+    Whether they are misclassified is not checked: what is marked as broken is not attacked.
     """
     outside = ~np.asarray(jax.vmap(partial(contains, ball))(x, points))
     if not np.any(outside):
@@ -138,7 +139,7 @@ def check_points(points: jax.Array, x: jax.Array, ball: LpBall) -> None:
     first = int(np.argmax(outside))
     low, high = ball.bounds
     raise ValueError(
-        "resume must be of the same examples, in the same ball and box or smaller ones, got a "
+        "resume must be for the same examples, in the same ball and box or smaller ones, got a "
         f"point at distance {float(distance(ball, points[first] - x[first])):g} for a radius of "
         f"{float(ball.epsilon):g}, with entries from {float(jnp.min(points[first])):g} to "
         f"{float(jnp.max(points[first])):g} for the box [{low:g}, {high:g}]"
@@ -146,9 +147,9 @@ def check_points(points: jax.Array, x: jax.Array, ball: LpBall) -> None:
 
 
 def square_warnings(attacks: Sequence[Attack], broken_by: np.ndarray, count: int) -> list[str]:
-    """Tell if the attack that needs no gradients found what those with gradients missed.
+    """Return a warning if the attack that needs no gradients broke what the others missed.
 
-    ``broken_by`` is of the examples that these attacks met, of ``count`` in all.
+    ``broken_by`` covers the examples that these attacks were run on, of ``count`` in all.
     """
     places = [place for place, attack in enumerate(attacks) if attack.name == "square"]
     if not places or not any(attack.differentiates for attack in attacks[: places[0]]):
@@ -157,7 +158,7 @@ def square_warnings(attacks: Sequence[Attack], broken_by: np.ndarray, count: int
     if share <= _SQUARE_SHARE:
         return []
     told = (
-        f"Square broke {100 * share:.2f} % of the examples, which the attacks by gradients before "
-        f"it had left; above {100 * _SQUARE_SHARE:g} % this is a sign of masked gradients"
+        f"Square broke {100 * share:.2f} % of the examples, after the gradient-based attacks "
+        f"before it had failed; above {100 * _SQUARE_SHARE:g} % this is a sign of masked gradients"
     )
     return [told]

@@ -12,20 +12,21 @@ from hessjax.attacks.balls import LpBall, check_center, distance, sphere_point
 from hessjax.attacks.hyperplane import to_hyperplane
 from hessjax.losses import misclassified
 
-# Of the source: how far the example itself pulls, how far beyond the hyperplane to step, and what
-# remains of the way once a misclassified point is found.
+# From the source: the largest pull of the example, how far beyond the hyperplane to step, and the
+# share of the way that remains once a misclassified point is found.
 _MAX_PULL, _OVERSHOOT, _BACKWARD = 0.1, 1.05, 0.9
 
 
 class FABState(NamedTuple):
     """One example under FAB, between two steps.
 
-    Points are flat: over the short last axes of images the compiler's loops are slow.
+    Points are flat, because compiled loops over the short last axes of images are slow.
 
     Attributes:
         x: the iterate.
-        best: the nearest misclassified point so far, or the example where there is none.
-        distance: of it, in the norm of the ball, scalar; infinite where there is none.
+        best: the nearest misclassified point so far, or the example if there is none.
+        distance: its distance from the example in the norm of the ball, a scalar; infinite if there
+            is none.
         target: the class to reach; -1 for the nearest one.
     """
 
@@ -46,9 +47,9 @@ def fab_init(
     num_targets: int = 9,
     num_restarts: int = 1,
 ) -> FABState:
-    """Start a run: at the example, or a restart at a random distance of ε/2.
+    """Start a run at the example or, for a restart, at a random point at distance ε/2.
 
-    Arguments are those of `fab`; ``run`` is the number of the run, which decides the target: the
+    Arguments are those of `fab`; ``run`` is the number of the run, which determines the target: the
     class of rank ``1 + run // num_restarts`` among the wrong ones at x.
 
     Returns:
@@ -78,9 +79,9 @@ def fab_step(
     *,
     num_targets: int = 9,
 ) -> FABState:
-    """Linearize the boundary at the iterate, and step to it, held back towards the example.
+    """Linearize the boundary at the iterate and step to it, with a pull toward the example.
 
-    Arguments are those of `fab`, and the state after the last step.
+    Arguments are those of `fab`, and the state after the previous step.
 
     Cost: one gradient (C of them without a target) and one evaluation.
     """
@@ -93,9 +94,9 @@ def fab_step(
         excess, slope = _to_target(flat, state.x, y, state.target)
     else:
         excess, slope = _to_nearest(flat, state.x, y, ball)
-    # Of the logits' precision; all that follows is geometry among inputs.
+    # From the logits' precision to the inputs'; what follows is geometry among inputs.
     excess = excess.astype(x.dtype)
-    # The hyperplane where the linearized excess vanishes, seen from the iterate and the example.
+    # Moves from the iterate and the example to where the linearized excess vanishes.
     from_here = to_hyperplane(ball, state.x, slope, excess)
     from_start = to_hyperplane(ball, x, slope, excess + jnp.vdot(slope, x - state.x))
     # float16 would round the constant to zero.
@@ -123,7 +124,7 @@ def fab_outcome(x: jax.Array, state: FABState, ball: LpBall) -> Outcome:
 
 
 def fab_attack(*, num_targets: int = 9, num_steps: int = 100, num_restarts: int = 1) -> Attack:
-    """Return FAB in the parts that `auto_attack` runs; arguments as for `fab`."""
+    """Return FAB as an `Attack` for `auto_attack`; arguments as for `fab`."""
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
     if num_targets:
@@ -151,45 +152,44 @@ def fab(
     num_restarts: int = 1,
     unroll: int | bool = 1,
 ) -> jax.Array:
-    r"""Search the nearest misclassified point by projections on the linearized boundary.
+    r"""Search for the nearest misclassified point by projections onto the linearized boundary.
 
     .. math:: x_{i+1} = \mathrm{clip}\left((1 - \alpha)(x_i + 1.05\, d_1)
         + \alpha (x + 1.05\, d_2)\right), \qquad
         \alpha = \min\left(\frac{\|d_1\|_p}{\|d_1\|_p + \|d_2\|_p}, 0.1\right)
 
-    where d₁ and d₂ lead from the iterate and from the example to the hyperplane on which the
-    linearized difference of two logits vanishes, inside the box, on the shortest way in the norm
-    of the ball (`to_hyperplane`). From a misclassified iterate the search goes on 10 % nearer to
-    the example.
+    where d₁ and d₂ are the shortest moves in the norm of the ball, inside the box, from the iterate
+    and from the example to the hyperplane on which the linearized difference of two logits vanishes
+    (`to_hyperplane`). From a misclassified iterate the search continues 10 % closer to the example.
 
-    The radius of the ball does not limit the search: it only scales random starts. It follows the
-    reference implementation to rounding, but for entries of a gradient below 1e-8, which that
-    leaves out for p = 2.
+    The radius of the ball does not limit the search; it only scales random starts. FAB follows the
+    reference implementation up to rounding, except for gradient entries below 1e-8, which the
+    latter leaves out for p = 2.
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``.
+        logits_fn: maps one example to its logits of shape ``(C,)``.
         x: the example, any shape, in the box.
         y: its label, a whole number.
         ball: norm, box, and the scale of random starts.
         key: source of the random starts.
-        num_targets: how many classes to aim at, one after the other, from the likeliest wrong one
-            at x on, each wrong class once at most; 0 to go for the nearest class in each step, by
-            the gradients of all logits.
-        num_steps: steps of each run.
-        num_restarts: runs for each target; the first starts at the example, without chance.
-        unroll: steps per turn of the compiled loop; True writes all of them out.
+        num_targets: number of classes to aim at, one after the other, starting with the likeliest
+            wrong one at x, each wrong class at most once; with 0, each step aims at the
+            nearest class, using the gradients of all logits.
+        num_steps: number of steps per run.
+        num_restarts: number of runs per target; the first starts at the example, not at random.
+        unroll: steps per iteration of the compiled loop; True unrolls all of them.
 
     Returns:
-        The nearest misclassified point found, like ``x``; x itself if it is misclassified, and
-        also if none was found.
+        The nearest misclassified point found, like ``x``; x itself if it is misclassified or
+        none was found.
 
     Raises:
-        ValueError: if x is outside the box or a count less than 1.
-        TypeError: if x is not floating point or a count not a whole number.
+        ValueError: if x is outside the box or a count is less than 1.
+        TypeError: if x is not floating point or a count is not a whole number.
 
-    Cost: ``num_steps`` times a gradient (C of them without targets) and an evaluation, a run. Call
-    it inside ``jax.jit``: outside, each call compiles its loop anew. Source: Croce, Hein, Minimally
-    distorted adversarial examples with a fast adaptive boundary attack, 2020.
+    Cost: per run, ``num_steps`` gradients (without targets, C times that) and evaluations. Call
+    it inside ``jax.jit``: outside, each call compiles its loop again. Source: Croce, Hein,
+    Minimally distorted adversarial examples with a fast adaptive boundary attack, 2020.
 
     >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (x[1] - x[0])
     >>> x, ball = jnp.array([0.25, 0.5]), LpBall(1.0, jnp.inf)
@@ -204,7 +204,7 @@ def fab(
 def _to_target(
     logits_fn: Logits, point: jax.Array, y: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return by how much the target's logit exceeds the label's, and the gradient."""
+    """Return how much the target's logit exceeds the label's, and the gradient of that."""
 
     def excess(t: jax.Array) -> jax.Array:
         logits = logits_fn(t)
@@ -220,7 +220,7 @@ def _to_nearest(
     logits, pullback = jax.vjp(logits_fn, point)
     units = jnp.eye(logits.size, dtype=logits.dtype)
     (slopes,) = jax.vmap(pullback)(units - units[y][None])
-    # No product of the differences with the logits: a class may be masked by an infinite one.
+    # Not a product of the unit differences with the logits: a masked class has an infinite one.
     excess = widen(logits - logits[y])
     flat = widen(jnp.abs(slopes.reshape(logits.size, -1)))
     dual = jax.vmap(safe_norm)(flat) if ball.order == 2 else jnp.sum(flat, axis=1)

@@ -1,4 +1,4 @@
-"""The gradient attacks FGSM and PGD on one example; ``jax.vmap`` makes the batch."""
+"""The gradient attacks FGSM and PGD on one example; use ``jax.vmap`` for a batch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,9 +21,9 @@ class AttackState(NamedTuple):
 
     Attributes:
         x: the iterate, of the shape of the example.
-        best: the first misclassified iterate, or, as long as there is none, that of largest loss.
-        loss: the loss at ``best``, scalar.
-        found: whether ``best`` is misclassified, boolean scalar.
+        best: the first misclassified iterate or, as long as there is none, that of largest loss.
+        loss: the loss at ``best``, a scalar.
+        found: whether ``best`` is misclassified, a boolean scalar.
     """
 
     x: jax.Array
@@ -45,18 +45,18 @@ def fgsm(
     .. math:: \mathrm{clip}\left(x + \epsilon\, \arg\max_{\|u\|_p \le 1} u^\top \nabla_x f(x)\right)
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``.
+        logits_fn: maps one example to its logits of shape ``(C,)``.
         x: the example, any shape, in the box.
         y: its label, a whole number.
-        ball: where to search; its order decides between the sign (ℓ∞) and the normalized gradient.
-        loss: ``(logits, y) -> scalar``, what is maximized.
+        ball: where to search; its order selects the sign (ℓ∞) or the normalized gradient (ℓ2).
+        loss: the loss to maximize, ``(logits, y) -> scalar``.
 
     Returns:
-        The attacked example, in ball ∩ box, like ``x``. It need not be misclassified, nor of a
+        The attacked example, in ball ∩ box, like ``x``. It need not be misclassified or have a
         larger loss. Where the gradient is zero it is ``x``.
 
     Raises:
-        ValueError: if x is outside the box or a batch.
+        ValueError: if x is outside the box or is a batch.
         TypeError: if x is not floating point.
 
     Cost: one gradient. Source: Goodfellow, Shlens, Szegedy, Explaining and harnessing adversarial
@@ -87,22 +87,22 @@ def pgd_init(
     A restart is a new random ``x`` in an old state: ``state._replace(x=random_point(...))``.
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``.
+        logits_fn: maps one example to its logits of shape ``(C,)``.
         x: the example, any shape, in the box.
         y: its label, a whole number.
         ball: where to search.
         key: source of the random start.
 
     Returns:
-        The state before the first step. Its loss is -inf: any iterate is better.
+        The state before the first step. Its loss is -inf, so that any iterate is better.
 
-    Cost: one evaluation, which the compiler drops where only the iterate is used.
+    Cost: one evaluation, which the compiler drops if only the iterate is used.
     """
     x, y = check_center(ball, x), jnp.asarray(y)
     logits = logits_fn(x)
     check_logits(logits)
     found = misclassified(logits, y)
-    # In float32 at least: rounded to the digits of a short x, losses tie.
+    # At least float32: rounded to the precision of a narrow x, losses would tie.
     least = jnp.asarray(-jnp.inf, wide(x.dtype))
     return AttackState(random_point(ball, x, key), x, least, found)
 
@@ -121,18 +121,18 @@ def pgd_step(
 
     .. math:: x_{i+1} = P\left(x_i + \alpha\, \arg\max_{\|u\|_p \le 1} u^\top \nabla f(x_i)\right)
 
-    with P the projection on the ball, then on the box. Call it from the loop of your choice: a
+    where P projects onto the ball, then onto the box. Call it from the loop of your choice: a
     vmapped and jitted chunk of a few steps runs well everywhere (inside a traced loop,
     convolutions are slow on the CPU).
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``.
+        logits_fn: maps one example to its logits of shape ``(C,)``.
         x: the example, the center of the ball.
         y: its label.
         ball: where to search.
-        state: from `pgd_init` or the last step.
+        state: from `pgd_init` or the previous step.
         step_size: α, the length of a step in the norm of the ball, in input units.
-        loss: ``(logits, y) -> scalar``, what is maximized.
+        loss: the loss to maximize, ``(logits, y) -> scalar``.
 
     Returns:
         The next state; its iterate is recorded by the next step, or by `pgd_result`.
@@ -155,16 +155,16 @@ def pgd_step(
 def pgd_result(
     logits_fn: Logits, y: ArrayLike, state: AttackState, *, loss: Loss = cross_entropy
 ) -> AttackState:
-    """Record the last iterate: what the attack found is then ``best`` of the returned state.
+    """Record the last iterate; ``best`` of the returned state is then what the attack found.
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``.
+        logits_fn: maps one example to its logits of shape ``(C,)``.
         y: its label.
         state: after the last step of a start.
-        loss: ``(logits, y) -> scalar``, what is maximized.
+        loss: the loss to maximize, ``(logits, y) -> scalar``.
 
     Returns:
-        The state with the same iterate. Go on from it to restart.
+        The state with the same iterate. To restart, continue from it.
 
     Cost: one evaluation.
     """
@@ -190,35 +190,35 @@ def pgd(
 
     .. math:: x_{i+1} = P\left(x_i + \alpha\, \arg\max_{\|u\|_p \le 1} u^\top \nabla f(x_i)\right)
 
-    Every start is random, the first one too (see `random_point`): at the example itself the
+    Every start is random, including the first (see `random_point`): at the example itself the
     gradient may vanish.
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``.
+        logits_fn: maps one example to its logits of shape ``(C,)``.
         x: the example, any shape, in the box.
         y: its label, a whole number.
         ball: where to search.
         key: source of the random starts. Restart number r folds r into it, so that a larger
             number of restarts repeats the smaller one and never does worse.
-        loss: ``(logits, y) -> scalar``, what is maximized.
-        num_steps: steps of each start.
+        loss: the loss to maximize, ``(logits, y) -> scalar``.
+        num_steps: number of steps per start.
         step_size: α, the length of a step in the norm of the ball, in input units;
             ``2.5 ε / num_steps`` if not given.
-        num_restarts: starts, one after the other.
-        unroll: steps, and restarts, per turn of their compiled loops; True writes all of them out
+        num_restarts: number of starts, one after the other.
+        unroll: steps, and restarts, per iteration of their compiled loops; True unrolls all of them
             (faster for convolutions on the CPU, slower to compile).
 
     Returns:
         The attacked example, in ball ∩ box (up to rounding), like ``x``: x itself if it is
         misclassified, else the first misclassified iterate, else the iterate of largest loss.
-        It is finite even where the model is not; there, NaN logits count as misclassified.
+        It is finite even if the logits are not; NaN logits count as misclassified.
 
     Raises:
-        ValueError: if x is outside the box, a count less than 1 or the step size not positive.
-        TypeError: if x is not floating point or a count not a whole number.
+        ValueError: if x is outside the box, a count is less than 1 or the step size not positive.
+        TypeError: if x is not floating point or a count is not a whole number.
 
     Cost: ``num_restarts × num_steps`` gradients. Call it inside ``jax.jit``: outside, each call
-    compiles its loop anew. Source: Madry et al., Towards deep learning models resistant to
+    compiles its loop again. Source: Madry et al., Towards deep learning models resistant to
     adversarial attacks, 2018.
 
     >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (x[1] - x[0])
@@ -247,7 +247,7 @@ def pgd(
 
 
 def _record(state: AttackState, value: jax.Array, wrong: jax.Array) -> AttackState:
-    """Keep the iterate if it is the first misclassified one or, before any, of a larger loss."""
+    """Keep the iterate if it is the first misclassified one or, before any, has a larger loss."""
     value = value.astype(state.loss.dtype)
     better = ~state.found & (wrong | (value > state.loss))
     return state._replace(

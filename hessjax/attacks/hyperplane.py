@@ -1,4 +1,4 @@
-"""The shortest way to a hyperplane inside a box."""
+"""The shortest move to a hyperplane inside a box."""
 
 import jax
 import jax.numpy as jnp
@@ -15,26 +15,26 @@ def to_hyperplane(
     .. math:: \arg\min_\delta \|\delta\|_p \quad \text{subject to} \quad
         e + w^\top \delta = 0, \quad x + \delta \in \mathrm{box}
 
-    Every entry moves against the sign of e wᵢ, by at most its room rᵢ up to the box:
+    Every entry moves against the sign of e wᵢ, by at most its room rᵢ within the box:
 
     .. math:: |\delta_i| = \min(s\, b_i, r_i), \qquad b_i = 1 \text{ for } p = \infty, \quad
         |w_i| \text{ for } p = 2,
 
-    and the scale s solves φ(s) = Σᵢ |wᵢ| min(s bᵢ, rᵢ) = |e|. As φ is increasing, concave and
-    piecewise linear, Newton's method from 0 climbs to the solution without passing it, in as many
-    iterations as sets of entries that have used up their room; a handful in practice.
+    and the scale s solves φ(s) = Σᵢ |wᵢ| min(s bᵢ, rᵢ) = |e|. Because φ is increasing, concave
+    and piecewise linear, Newton's method from 0 climbs to the solution without overshooting. It
+    takes one iteration for each set of entries that use up their room; a handful in practice.
 
     Args:
-        ball: for p and the box.
+        ball: supplies p and the box.
         point: x, in the box, any shape.
         normal: w, like x.
         excess: e = wᵀx − b for the hyperplane wᵀz = b, scalar.
 
     Returns:
-        The move δ, like x. Where the box does not reach the hyperplane, every entry uses up its
-        room; where w is zero, δ is, too. NaN entries of w count as zero.
+        The move δ, like x. If the box does not reach the hyperplane, every entry uses up its room;
+        where w is zero, so is δ. NaN entries of w count as zero.
 
-    Cost: some passes over x; no sorting.
+    Cost: a few passes over x; no sorting.
 
     >>> box = LpBall(1.0, 2)
     >>> move = to_hyperplane(box, jnp.array([0.75, 0.5]), jnp.array([1.0, 1.0]), jnp.array(-0.625))
@@ -44,8 +44,8 @@ def to_hyperplane(
     low, high = ball.bounds
     dtype, point = point.dtype, widen(point)
     normal, excess = widen(jnp.nan_to_num(normal)), widen(jnp.nan_to_num(excess))
-    # The way does not depend on the equation's scale, and w² need be no number of the format.
-    # Within these limits the inverse, which the division becomes, is not flushed to zero.
+    # The move does not depend on the equation's scale, and w² need not be representable. Within
+    # these limits the inverse, by which XLA multiplies, is not flushed to zero.
     limits = jnp.finfo(normal.dtype)
     unit = jnp.clip(jnp.max(jnp.abs(normal)), limits.tiny, limits.max / 16)
     normal, excess = normal / unit, excess / unit
@@ -70,6 +70,6 @@ def to_hyperplane(
 
     nothing = jnp.zeros_like(wanted)
     _, scale = jax.lax.while_loop(climbing, newton, (nothing - 1, nothing))
-    # 0 * inf where an entry of the normal vanishes: it does not move.
+    # An entry whose normal is zero would be 0 * inf; it does not move.
     length = jnp.where(weight > 0, jnp.minimum(scale * speed, room), 0)
     return (-down * length).astype(dtype)

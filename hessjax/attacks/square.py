@@ -1,4 +1,4 @@
-"""Square attack: random search with square patches, by the logits alone, on one example."""
+"""Square attack on one example: random search with square patches, from the logits alone."""
 
 import math
 from functools import partial
@@ -14,9 +14,9 @@ from hessjax.attacks.attack import Attack, Logits, Outcome, search, with_options
 from hessjax.attacks.balls import LpBall, check_center
 from hessjax.losses import margin, misclassified
 
-# Of the source: the share of pixels in a square is halved after these proposals, counted from 0.
+# From the source: the share of pixels in a square is halved after these proposals, counted from 0.
 _HALVED_AFTER = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
-# Of the source, in units of ε here: keeps 0 / 0 from happening.
+# From the source, here in units of ε: avoids 0 / 0.
 _TINY = 1e-12
 
 
@@ -24,11 +24,11 @@ class SquareState(NamedTuple):
     """One example under the Square attack, between two steps.
 
     Attributes:
-        x: the first misclassified point or, as long as there is none, that of least margin.
-        margin: of the logits there, scalar.
-        found: whether it is misclassified, boolean scalar.
-        key: source of the proposals; each folds its number into it.
-        step: number of proposals done.
+        x: the first misclassified point or, as long as there is none, the one of least margin.
+        margin: the margin of the logits at ``x``, a scalar.
+        found: whether ``x`` is misclassified, a boolean scalar.
+        key: random key of the proposals; each folds its own number into it.
+        step: the number of proposals made.
     """
 
     x: jax.Array
@@ -39,12 +39,12 @@ class SquareState(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What of a proposal does not depend on the best point; all but the stage is random.
+    """The parts of a proposal that do not depend on the best point; all but the stage are random.
 
     Attributes:
         stage: how often the share of pixels has been halved.
         window: ``(2,)``, row and column where the square to change begins.
-        source: ``(2,)``, likewise of the square that it takes mass from, for ℓ2.
+        source: ``(2,)``, the same for the square that it takes mass from, for ℓ2.
         signs: ``(C,)``, 1 or -1.
         turned: whether the tile is transposed, boolean scalar, for ℓ2.
     """
@@ -57,7 +57,7 @@ class Draws(NamedTuple):
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return ``(H, W, C)``: of an image its own, else the most nearly square of one channel.
+    """Return ``(H, W, C)``: the shape of an image, else the most nearly square one, C = 1.
 
     >>> image_shape((32, 30, 3)), image_shape((28, 28)), image_shape((12,))
     ((32, 30, 3), (28, 28, 1), (3, 4, 1))
@@ -71,7 +71,7 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def side_lengths(ball: LpBall, shape: tuple[int, ...], initial_share: float) -> tuple[int, ...]:
-    """Return the sides of the squares: of the first proposals, then after each halving."""
+    """Return the side lengths of the squares: for the first proposals, then after each halving."""
     shares = [initial_share / 2**halvings for halvings in range(len(_HALVED_AFTER) + 1)]
     sides = [max(round(math.sqrt(share * shape[0] * shape[1])), 1) for share in shares]
     if ball.order == 2:
@@ -80,9 +80,9 @@ def side_lengths(ball: LpBall, shape: tuple[int, ...], initial_share: float) -> 
 
 
 def tile(side: int) -> np.ndarray:
-    """Return the pattern of an ℓ2 proposal, ``(side, side)``: a half up, a half down, of norm 1.
+    """Return the pattern of an ℓ2 proposal, ``(side, side)``: one half up, one half down, norm 1.
 
-    At ℓ∞ distance d from its middle, a half is in proportion to ``Σ 1 / i²``, i from d + 1 on.
+    At ℓ∞ distance d from its center, a half is proportional to ``Σ 1 / i²``, i from d + 1 on.
     """
     terms = 1 / np.arange(1, side // 2 + 2) ** 2
     sums = np.cumsum(terms[::-1])[::-1]
@@ -90,17 +90,17 @@ def tile(side: int) -> np.ndarray:
     for sign, rows in ((1, side // 2), (-1, side - side // 2)):
         i, j = np.ogrid[:rows, :side]
         half = sums[np.maximum(abs(i - rows // 2), abs(j - side // 2))]
-        # The first half of a single pixel is empty.
+        # For a single pixel the first half is empty.
         halves.append(sign * half / (np.linalg.norm(half) or 1))
     both = np.concatenate(halves)
     return both / np.linalg.norm(both)
 
 
 def first_point(ball: LpBall, x: jax.Array, key: jax.Array) -> jax.Array:
-    """Return the first point for an image x: stripes for ℓ∞, a grid of tiles for ℓ2, then clipped.
+    """Draw the first point for an image x: stripes for ℓ∞, a grid of tiles for ℓ2, then clipped.
 
-    A stripe is ±ε in one column and channel. A tile is a fifth of the image high and wide, with a
-    sign for each channel, transposed or not; all tiles together have the norm ε.
+    A stripe is ±ε in one column and channel. A tile is a fifth of the image high and wide, has a
+    random sign per channel and may be transposed; all tiles together have norm ε.
     """
     for_signs, for_turns = jax.random.split(key)
     (height, width, channels), epsilon = x.shape, jnp.asarray(ball.epsilon, x.dtype)
@@ -123,7 +123,7 @@ def draw(shape: tuple[int, ...], sides: tuple[int, ...], key: jax.Array, step: j
     """Draw proposal number ``step``, for an image of this shape and squares of these sides."""
     words = jax.random.bits(jax.random.fold_in(key, step), (5 + shape[2],), jnp.uint32)
     stage = jnp.sum(step > _HALVED_AFTER)
-    # As in the source, no square ends where the image does, unless there is no other place.
+    # As in the source, no square reaches the image's end unless there is no other place.
     places = jnp.maximum(np.array(shape[:2]) - jnp.asarray(sides)[stage], 1).astype(jnp.uint32)
     window, source = ((words[n : n + 2] % places).astype(jnp.int32) for n in (0, 2))
     bits = (words[4:] >> 31).astype(bool)
@@ -135,14 +135,14 @@ def propose(
 ) -> jax.Array:
     r"""Return the point to try next for an image x, near the best point so far.
 
-    For ℓ∞ the change in a square W becomes ±ε, with a sign for each channel. For ℓ2 let δ be the
+    For ℓ∞ the change in a square W becomes ±ε, with a sign per channel. For ℓ2, let δ be the
     change of a channel in units of ε, Δ that of all C channels, S another square, t the tile. Then
 
     .. math:: \delta_W \leftarrow \frac{\nu}{\|\nu\|} \sqrt{\frac{(1 - \|\Delta\|^2)_+}{C} +
         \|\delta_{W \cup S}\|^2}, \quad \nu = \pm t + \frac{\delta_W}{\|\delta_W\|}, \qquad
         \delta_{S \setminus W} \leftarrow 0,
 
-    and Δ is scaled to norm 1. What results is clipped to the box.
+    and Δ is scaled to norm 1. The result is clipped to the box.
     """
     side = jnp.asarray(sides)[draws.stage]
     rows, columns = jnp.arange(x.shape[0]), jnp.arange(x.shape[1])
@@ -153,17 +153,17 @@ def propose(
 
     window, source, signs = square(draws.window), square(draws.source), draws.signs[None, None]
     if ball.order != 2:
-        # The source adds ±2ε and clips to the ball: from wherever in it, that ends at ±ε.
+        # The source adds ±2ε and clips to the ball: from any point of the ball that ends at ±ε.
         end = x + jnp.asarray(ball.epsilon, x.dtype) * signs.astype(x.dtype)
         return jnp.where(window, jnp.clip(end, *ball.bounds), best)
     wide = widen(x)
     tiles = np.stack([np.pad(tile(n), (0, max(sides) - n)) for n in sides])
-    # Outside the window it does not matter where in the tiles this ends.
+    # Outside the window it does not matter which entry of the tiles is read.
     i, j = (rows - draws.window[0])[:, None], (columns - draws.window[1])[None]
     i, j = jnp.where(draws.turned, j, i), jnp.where(draws.turned, i, j)
     pattern = jnp.asarray(tiles, wide.dtype)[draws.stage, i, j][..., None]
     epsilon = jnp.asarray(ball.epsilon, wide.dtype)
-    change = (widen(best) - wide) / jnp.where(epsilon > 0, epsilon, 1)  # none at a traced radius 0
+    change = (widen(best) - wide) / jnp.where(epsilon > 0, epsilon, 1)  # zero at a traced radius 0
     masks = window, source & ~window, ~(source | window)
     total = partial(jnp.sum, axis=(0, 1), keepdims=True)
     inside, taken, kept = (total(jnp.where(mask, change**2, 0)) for mask in masks)
@@ -181,7 +181,7 @@ def square_init(
 ) -> SquareState:
     """Start a run at a random point, which costs one evaluation.
 
-    Arguments are those of `square`; the number of the run changes nothing, its key does.
+    Arguments are those of `square`; the run's number is ignored, as each run has its own key.
     """
     del run
     x = check_center(ball, x)
@@ -199,10 +199,10 @@ def square_step(
     *,
     initial_share: float = 0.8,
 ) -> SquareState:
-    """Try one proposal, which costs one evaluation; keep it if misclassified or of less margin.
+    """Try one proposal, which costs one evaluation; keep it if misclassified or of lower margin.
 
-    Arguments are those of `square`, and the state from `square_init` or the last step. Once a point
-    is misclassified, only the number of steps changes.
+    Arguments are those of `square`, and the state from `square_init` or the previous step. Once a
+    point is misclassified, only the number of steps changes.
     """
     shape = image_shape(x.shape)
     sides = side_lengths(ball, shape, initial_share)
@@ -215,7 +215,7 @@ def square_step(
 
 
 def square_outcome(x: jax.Array, state: SquareState, ball: LpBall) -> Outcome:
-    """Return the first misclassified point or, if there is none, that of least margin."""
+    """Return the first misclassified point or, if there is none, the one of least margin."""
     del x, ball
     return Outcome(state.x, jnp.where(state.found, jnp.inf, -state.margin), state.found)
 
@@ -223,7 +223,7 @@ def square_outcome(x: jax.Array, state: SquareState, ball: LpBall) -> Outcome:
 def square_attack(
     *, num_steps: int = 5000, num_restarts: int = 1, initial_share: float = 0.8
 ) -> Attack:
-    """Return the Square attack in the parts that `auto_attack` runs; arguments as for `square`."""
+    """Return the Square attack as an `Attack` for `auto_attack`; arguments as for `square`."""
     check_number("initial_share", initial_share, positive=True)
     counts = check_count("num_steps", num_steps), check_count("num_restarts", num_restarts)
     step = with_options(square_step, initial_share=initial_share)
@@ -242,42 +242,42 @@ def square(
     initial_share: float = 0.8,
     unroll: int | bool = 1,
 ) -> jax.Array:
-    r"""Search the ball by random squares, from logits alone: vanishing gradients do not hide it.
+    r"""Search the ball with random squares, from logits alone: vanishing gradients do not matter.
 
     .. math:: x_{i+1} = \arg\min_{x' \in \{x_i, P(x_i)\}} m(x'), \quad m = z_y - \max_{j\ne y} z_j
 
     where P changes a random square: for ℓ∞ to ``x ± ε``, for ℓ2 by a pattern and the mass of a
     second square (see `propose`). The share p of pixels in a square is halved after 10, 50, 200,
-    500, 1000, 2000, 4000, 6000 and 8000 proposals, whatever ``num_steps``.
+    500, 1000, 2000, 4000, 6000 and 8000 proposals, whatever ``num_steps`` is.
 
-    It follows the reference implementation proposal for proposal, also where no square reaches the
-    last row and column unless it fills the image. Departures: places, signs and patterns are drawn
-    for each example, not shared by a batch; a tie of logits counts as in `misclassified`; the first
-    grid of ℓ2 is centered in images that are small or not square.
+    It follows the reference implementation proposal for proposal, even in that no square reaches
+    the last row or column unless it fills the image. It departs in that places, signs and patterns
+    are drawn per example, not shared by a batch; tied logits count as in `misclassified`; and the
+    first grid for ℓ2 is centered in images that are small or not square.
 
     Args:
-        logits_fn: one example to its logits of shape ``(C,)``.
+        logits_fn: maps one example to its logits of shape ``(C,)``.
         x: the example, in the box: an image ``(H, W)`` or ``(H, W, C)``. Any other shape is viewed
             as the most nearly square ``(H, W, 1)`` of its size.
         y: its label, a whole number.
         ball: where to search.
-        key: source of randomness; more restarts repeat fewer ones and never do worse.
-        num_steps: proposals of each restart.
-        num_restarts: starts, one after the other.
-        initial_share: p of the first proposals.
-        unroll: steps per turn of the compiled loop.
+        key: source of randomness; more restarts repeat the runs of fewer, and never do worse.
+        num_steps: number of proposals per restart.
+        num_restarts: number of starts, one after the other.
+        initial_share: p for the first proposals.
+        unroll: steps per iteration of the compiled loop.
 
     Returns:
         The attacked example, in ball ∩ box (up to rounding), like ``x``: x itself if it is
         misclassified, else the first misclassified point, else the point of least margin. It is
-        finite even where the model is not; there, NaN logits count as misclassified.
+        finite even if the logits are not; NaN logits count as misclassified.
 
     Raises:
-        ValueError: if x is outside the box, a count less than 1 or the share not positive.
-        TypeError: if x is not floating point or a count not a whole number.
+        ValueError: if x is outside the box, a count is less than 1 or the share is not positive.
+        TypeError: if x is not floating point or a count is not a whole number.
 
     Cost: ``num_restarts × (num_steps + 1) + 1`` evaluations. Call it inside ``jax.jit``: outside,
-    each call compiles its loop anew. Source: Andriushchenko, Croce, Flammarion, Hein, Square
+    each call compiles its loop again. Source: Andriushchenko, Croce, Flammarion, Hein, Square
     Attack, 2020.
 
     >>> logits_fn = lambda x: jnp.array([0.0, 1.0]) * (0.75 - x[0, 0])
@@ -295,5 +295,5 @@ def square(
 def _evaluate(logits_fn: Logits, point: jax.Array, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
     logits = logits_fn(point)
     value = margin(logits, y)
-    # Infinite logits may have no margin: whatever has one is better.
+    # Infinite logits may have a NaN margin: any point with a margin is better.
     return jnp.where(jnp.isnan(value), jnp.inf, value), misclassified(logits, y)
