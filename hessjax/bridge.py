@@ -1,7 +1,7 @@
-"""A model as a PyTorch module, for the attacks that are written for PyTorch.
+"""Wrap a model as a PyTorch module, for attacks that are written for PyTorch.
 
 The reference implementation of AutoAttack (pyautoattack) and foolbox attack a ``torch.nn.Module``.
-This module alone needs PyTorch, so ``import hessjax`` does not import it.
+Only this module needs PyTorch, so ``import hessjax`` does not import it.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,38 +26,38 @@ Logits = Callable[[jax.Array], jax.Array]
 
 
 def torch_module(logits_fn: Logits, *, batch_size: int = 250) -> torch.nn.Module:
-    r"""Return a PyTorch module that computes logits, and their gradients in the input, with JAX.
+    r"""Return a PyTorch module that computes logits and their input gradients in JAX.
 
     .. math:: (x_1, \dots, x_N) \mapsto (z(x_1), \dots, z(x_N))
 
-    Arrays go through NumPy and the memory of the host. What is compiled depends on the shape of one
-    example and on ``batch_size`` but not on N, so that an attack that drops the examples it has
-    broken compiles nothing anew. Modules of the same function with other weights, as
-    ``Partial(apply, params)`` has them, share what is compiled.
+    Arrays pass through NumPy and host memory. Compiled code depends on the shape of one example and
+    on ``batch_size`` but not on N, so an attack that drops the examples it has broken recompiles
+    nothing. Modules of the same function with different weights, passed as
+    ``Partial(apply, params)``, share compiled code.
 
     Args:
-        logits_fn: from one example, of any shape, to logits ``(C,)``: a function, whose weights
-            are those that it has when the module is first called, and which JAX keeps as long as
-            the process lasts, or a `jax.tree_util.Partial` whose leaves are weights, no constants
-            of what is compiled.
-        batch_size: examples per call of the compiled function: a batch is cut into parts of
-            this size, the last filled with copies. The attack's own batch size is best.
+        logits_fn: maps one example, of any shape, to logits ``(C,)``. Either a function, whose
+            weights are fixed when the module is first called, and which JAX keeps until the
+            process ends; or a `jax.tree_util.Partial`, whose leaves are weights that are not
+            compiled in.
+        batch_size: number of examples per call of the compiled function: a batch is cut into parts
+            of this size, the last padded with copies. The attack's own batch size is best.
 
     Returns:
-        A module without parameters, from a batch ``(N, ...)`` to logits ``(N, C)``, of the batch's
-        dtype and on its device. A batch of four dimensions is one of images ``(N, C, H, W)``, of
-        which the function gets ``(H, W, C)``; any other goes as it is. Its dtype is float32, or
-        float64 if JAX has ``jax_enable_x64``.
+        A module without parameters that maps a batch ``(N, ...)`` to logits ``(N, C)``, with the
+        dtype and device of the batch. A four-dimensional batch is taken for images
+        ``(N, C, H, W)``, which the function gets as ``(H, W, C)``; any other is passed unchanged.
+        The dtype must be float32, or with ``jax_enable_x64`` may be float64.
 
     Raises:
         TypeError: if ``logits_fn`` is not callable or ``batch_size`` is not a whole number; when
-            called, if the batch has another dtype.
+            called, if the batch has any other dtype.
         ValueError: if ``batch_size`` is less than 1; when called, if the batch is empty or the
-            function returns no vector of floating-point logits.
-        RuntimeError: if a gradient is to be differentiated again.
+            function does not return a vector of floating-point logits.
+        RuntimeError: if a gradient is differentiated again.
 
-    Cost: forward and backward of a batch cost those of the next multiple of ``batch_size``. What
-    the backward pass needs of the forward pass is kept, so further ones repeat no forward pass.
+    Cost: forward and backward passes cost as much as for N rounded up to a multiple of
+    ``batch_size``. A forward pass keeps what backward passes need, so none of them repeats it.
 
     >>> weights = jnp.array([[1.0, 0.0], [0.0, 2.0]])
     >>> module = torch_module(lambda x: weights @ x, batch_size=4)
@@ -67,7 +67,7 @@ def torch_module(logits_fn: Logits, *, batch_size: int = 250) -> torch.nn.Module
     if not callable(logits_fn):
         raise TypeError(f"logits_fn must be a function of one example, got {logits_fn!r}")
     batch_size = check_count("batch_size", batch_size)
-    # Weights in NumPy would be moved to the device at every call.
+    # NumPy weights would be moved to the device at every call.
     return _Module(jax.device_put(as_partial(logits_fn)), batch_size)
 
 
@@ -85,7 +85,7 @@ class _Module(torch.nn.Module):
 
 
 class _Context(FunctionCtx):
-    """What the backward pass needs of the forward pass."""
+    """What the backward pass needs from the forward pass."""
 
     pullbacks: Sequence[Callable[..., Any]]
     batch_size: int
@@ -102,7 +102,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _Context, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        # Only then is it enabled here. PyTorch would take this gradient for a constant.
+        # Only create_graph enables it here, and PyTorch would take this gradient for a constant.
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "gradients through the bridge cannot be differentiated again: "
@@ -120,7 +120,7 @@ def _check(x: torch.Tensor) -> None:
         raise TypeError(f"inputs must be float32 or float64, got {x.dtype}")
     if x.dtype == torch.float64 and jnp.result_type(float) != jnp.float64:
         raise TypeError(
-            "inputs are float64, but JAX computes in float32: convert them by x.float(), or set "
+            "inputs are float64, but JAX computes in float32: convert them with x.float(), or set "
             "jax_enable_x64"
         )
     if x.ndim < 2 or not len(x):
@@ -130,16 +130,16 @@ def _check(x: torch.Tensor) -> None:
 
 
 def _parts(x: torch.Tensor, size: int) -> list[np.ndarray]:
-    """Cut a batch into parts of one size."""
+    """Cut a batch into parts of equal size."""
     array = x.detach().cpu().numpy()
-    # Of an example, because a model may turn zeros to NaN; what becomes of it is cut off.
+    # Padded with an example, because a model may be NaN at zeros; `_joined` cuts the padding off.
     filling = np.repeat(array[-1:], -len(array) % size, axis=0)
     array = np.concatenate([array, filling])
     return np.split(array, len(array) // size)
 
 
 def _joined(parts: Sequence[jax.Array], like: torch.Tensor) -> torch.Tensor:
-    """Join what became of the parts of a batch; a copy, since a tensor may be written to."""
+    """Join the results for the parts of a batch; as a copy, since a tensor may be written to."""
     array = np.concatenate([np.asarray(part) for part in parts])[: len(like)]
     return torch.from_numpy(array).to(like.device)
 

@@ -1,4 +1,4 @@
-"""Checks of what traced code cannot see: a model as it is called, and data on the host."""
+"""Checks that traced code cannot make: of how a model is called, and of data on the host."""
 
 from functools import partial
 
@@ -10,32 +10,32 @@ from jax.typing import ArrayLike
 from hessjax._batching import Apply, unpack
 from hessjax._numerics import PyTree, check_bounds, inside
 
-# Examples that a model is tried on.
+# Number of examples that a model is tried on.
 _TRIED = 3
-# What two orders of summation may differ by, of the largest logit, in TF32 and bfloat16, too.
+# How far summation order may move logits, relative to the largest, even in TF32 and bfloat16.
 _TOLERANCE = 3e-2
 
 
 def check_apply(apply: Apply, params: PyTree, x: PyTree, *, batched: Apply | None = None) -> None:
-    """Raise unless a model is a function of one example, and say what it is instead.
+    """Raise unless a model is a function of one example, and say what is wrong.
 
-    A Hessian of one example means nothing where others change its loss (batch normalization in
-    training mode), and products of it nothing where each has another loss (dropout without a fixed
-    key). Batch normalization of this single example is noticed if nothing of the input is left
-    after it; if it is over the pixels of an image, only by comparison with ``batched``.
+    The Hessian of one example is meaningless if other examples change its loss (batch normalization
+    in training mode), and so are Hessian-vector products if each sees a different loss (dropout
+    without a fixed key). Batch normalization of a single example is noticed if it leaves nothing of
+    the input; if it is over the pixels of an image, only by comparison with ``batched``.
 
     Args:
         apply: ``apply(params, x) -> logits`` of one example, as `second_order` takes it.
         params: the model's parameters.
-        x: a few different examples with a leading axis, at least two.
-        batched: the model as it is called for a whole batch, ``(params, x) -> (B, C)``; compared
-            with ``apply`` if it is given.
+        x: at least two different examples, with a leading axis.
+        batched: the model as it is called for a whole batch, ``(params, x) -> (B, C)``; if given,
+            it is compared with ``apply``.
 
     Raises:
-        TypeError: if ``apply`` returns something else than an array of floats.
-        ValueError: if its logits are no vector, NaN, differ from call to call, do not depend on the
-            input, or are not those of ``batched``. The last two are tried with the
-            parameters moved a little.
+        TypeError: if ``apply`` does not return an array of floats.
+        ValueError: if its logits are not a vector, are NaN, differ from call to call, do not depend
+            on the input, or are not those of ``batched``. The last two are checked with slightly
+            perturbed parameters.
 
     Cost: three compiled forward passes of at most three examples, and one of ``batched``.
 
@@ -48,19 +48,19 @@ def check_apply(apply: Apply, params: PyTree, x: PyTree, *, batched: Apply | Non
     _check_logits(jax.eval_shape(partial(apply, params), jax.tree.map(lambda a: a[0], x)))
     first, second = _logits(apply, params, x), _logits(apply, params, x)
     if np.any(np.isnan(first)):
-        raise ValueError("the logits are NaN: of parameters or inputs that are?")
+        raise ValueError("the logits are NaN: are the parameters or inputs NaN?")
     if not np.array_equal(first, second):
         raise ValueError(
             "apply(params, x) returned two different results for one input, by up to "
             f"{np.max(np.abs(first - second)):.2g}: dropout without a fixed key?"
         )
-    # A last layer that begins at zero, or small, hides all before it.
+    # A last layer initialized at or near zero hides everything before it.
     params = _shaken(params)
     shaken = _logits(apply, params, x)
     if np.all(shaken == shaken[0]):
         raise ValueError(
             "the logits are the same for different inputs: batch normalization in training mode, "
-            "of a batch of one? Use evaluation mode"
+            "on a batch of one? Use evaluation mode"
         )
     if batched is not None:
         together = np.asarray(jax.jit(batched)(params, x), shaken.dtype)
@@ -69,7 +69,7 @@ def check_apply(apply: Apply, params: PyTree, x: PyTree, *, batched: Apply | Non
                 f"batched(params, x) must have shape {shaken.shape} for {size} examples, "
                 f"got {together.shape}"
             )
-        # A class that is masked has a logit of minus infinity.
+        # A masked class has a logit of minus infinity.
         finite = np.isfinite(shaken)
         difference = np.max(np.abs(together[finite] - shaken[finite]), initial=0)
         if not difference <= _TOLERANCE * np.max(np.abs(shaken[finite]), initial=0):
@@ -82,8 +82,8 @@ def check_apply(apply: Apply, params: PyTree, x: PyTree, *, batched: Apply | Non
 def _check_logits(outputs: PyTree) -> None:
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise TypeError(
-            f"apply(params, x) must return the logits alone, got a {type(outputs).__name__}: a "
-            "model that returns its state, too?"
+            f"apply(params, x) must return the logits alone, got a {type(outputs).__name__}: "
+            "does the model return its state, too?"
         )
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(f"apply(params, x) must return floats, got {outputs.dtype}")
@@ -95,19 +95,19 @@ def _check_logits(outputs: PyTree) -> None:
 
 
 def _logits(apply: Apply, params: PyTree, x: PyTree) -> np.ndarray:
-    """Trace and compile anew, and evaluate: what is not pure differs from one time to the next."""
+    """Trace, compile and evaluate anew: what is not pure differs from one time to the next."""
     return np.asarray(jax.jit(jax.vmap(partial(apply, params)))(x), float)
 
 
 def _shaken(params: PyTree) -> PyTree:
-    """Move the parameters a little, each by itself."""
+    """Perturb the parameters slightly and independently."""
     leaves, structure = jax.tree.flatten(params)
 
     def shake(leaf: ArrayLike, key: jax.Array) -> ArrayLike:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             return leaf
-        # Upwards, because variances may be among them.
+        # Upward, because some may be variances.
         return leaf + 0.01 * jnp.abs(jax.random.normal(key, jnp.shape(leaf), dtype))
 
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -115,17 +115,18 @@ def _shaken(params: PyTree) -> PyTree:
 
 
 def check_batch(batch: tuple, *, num_classes: int, bounds: tuple[float, float] = (0, 1)) -> None:
-    """Raise unless a batch on the host is what a classifier expects; traced code cannot.
+    """Raise unless a batch on the host suits a classifier; traced code cannot check this.
 
     Args:
-        batch: ``(x, y)`` or ``(x, y, mask)`` with a leading axis; what a mask leaves out may be
-            anything.
+        batch: ``(x, y)`` or ``(x, y, mask)`` with a leading axis; examples that a mask leaves out
+            may hold anything.
         num_classes: labels are whole numbers from 0 to this, exclusive.
-        bounds: the least and greatest pixel.
+        bounds: the smallest and largest value that a pixel may have.
 
     Raises:
-        ValueError: if the batch is empty or ragged, labels are no vector, a label is no class, or a
-            pixel is NaN or out of bounds, or the bounds are not two numbers, the lower one first.
+        ValueError: if the batch is empty or ragged, labels are not a vector, a label is not a
+            class, a pixel is NaN or out of bounds, or the bounds are not two numbers, the lower
+            one first.
         TypeError: if labels are not whole numbers.
 
     >>> check_batch((np.zeros((2, 3)), np.array([0, 1])), num_classes=2)

@@ -1,4 +1,4 @@
-"""What attacks maximize besides cross-entropy, and what counts as misclassified, of one example.
+"""Losses of one example that attacks maximize besides cross-entropy, and misclassification.
 
 Cross-entropy itself is ``optax.losses.softmax_cross_entropy_with_integer_labels``.
 """
@@ -11,7 +11,7 @@ from hessjax._numerics import widen
 
 
 def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
-    r"""Return by how much the logit of the label exceeds that of the best other class.
+    r"""Return how much the logit of the label exceeds that of the best other class.
 
     .. math:: m(z, y) = z_y - \max_{j \ne y} z_j
 
@@ -20,8 +20,8 @@ def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
         y: the label, a whole number from 0 to C - 1.
 
     Returns:
-        The margin, scalar, in units of the logits: positive where y is predicted, negative where
-        another class is, zero on the decision boundary, NaN for a label that is no class.
+        The margin, a scalar in units of the logits: positive if y is predicted, negative if another
+        class is, zero on the decision boundary, NaN for a label that is not a class.
 
     Raises:
         ValueError: if the logits are not a vector of two classes or more, or y is not one label.
@@ -36,21 +36,21 @@ def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
 
 
 def dlr_loss(logits: ArrayLike, y: ArrayLike) -> jax.Array:
-    r"""Return the difference of logits ratio, a loss that no rescaling of the logits can hide.
+    r"""Return the difference of logits ratio, a loss that rescaling the logits cannot fool.
 
     .. math:: -\frac{z_y - \max_{j \ne y} z_j}{z_{(1)} - z_{(3)} + 10^{-12}}
 
-    where :math:`z_{(i)}` is the i-th largest logit, and for the -inf of a masked class the least
-    other one. It does not change under ``z -> a z + b`` with a > 0, so its gradient does not vanish
-    when the logits are scaled up, as that of cross-entropy does.
+    where :math:`z_{(i)}` is the i-th largest logit; the -inf of a masked class is replaced by the
+    least other logit. The loss does not change under ``z -> a z + b`` with a > 0, so its gradient,
+    unlike that of cross-entropy, does not vanish when the logits are scaled up.
 
     Args:
         logits: ``(C,)``, C at least 3.
         y: the label, a whole number from 0 to C - 1.
 
     Returns:
-        The loss, scalar, without unit: from -1 to 0 where y is predicted, positive where another
-        class is.
+        The loss, a dimensionless scalar: from -1 to 0 if y is predicted, positive if another class
+        is.
 
     Raises:
         ValueError: if the logits are not a vector of three classes or more, or y is not one label.
@@ -70,21 +70,21 @@ def dlr_loss(logits: ArrayLike, y: ArrayLike) -> jax.Array:
 
 
 def targeted_dlr_loss(logits: ArrayLike, y: ArrayLike, target: ArrayLike) -> jax.Array:
-    r"""Return the difference of logits ratio towards one wrong class.
+    r"""Return the difference of logits ratio toward one wrong class.
 
     .. math:: -\frac{z_y - z_t}{z_{(1)} - (z_{(3)} + z_{(4)}) / 2 + 10^{-12}}
 
-    where :math:`z_{(i)}` is the i-th largest logit, as in `dlr_loss`. Like that it does not change
-    under ``z -> a z + b`` with a > 0.
+    where :math:`z_{(i)}` is the i-th largest logit, as in `dlr_loss`. Like that loss, this one
+    does not change under ``z -> a z + b`` with a > 0.
 
     Args:
         logits: ``(C,)``, C at least 4.
         y: the label, a whole number from 0 to C - 1.
-        target: the class to reach, likewise.
+        target: the class to reach, a whole number from 0 to C - 1.
 
     Returns:
-        The loss, scalar, without unit: positive where the logit of the target exceeds that of y,
-        NaN where one of the two is no class.
+        The loss, a dimensionless scalar: positive if the logit of the target exceeds that of y, NaN
+        if one of the two is not a class.
 
     Raises:
         ValueError: if the logits are not a vector of four classes or more, or y or the target is
@@ -107,14 +107,14 @@ def targeted_dlr_loss(logits: ArrayLike, y: ArrayLike, target: ArrayLike) -> jax
 
 
 def _largest(logits: jax.Array, count: int) -> jax.Array:
-    """Return the largest logits, each -inf, which would make the ratio 0, as the least other."""
+    """Return the largest logits; -inf, which would make the ratio 0, becomes the least other."""
     largest = jax.lax.top_k(logits, count)[0]
     least = jnp.min(jnp.where(logits == -jnp.inf, jnp.inf, logits))
     return jnp.where(largest == -jnp.inf, least, largest)
 
 
 def misclassified(logits: ArrayLike, y: ArrayLike) -> jax.Array:
-    r"""Say whether the prediction is not the label.
+    r"""Return whether the prediction differs from the label.
 
     .. math:: \arg\max_j z_j \ne y
 
@@ -123,9 +123,9 @@ def misclassified(logits: ArrayLike, y: ArrayLike) -> jax.Array:
         y: the label, a whole number from 0 to C - 1.
 
     Returns:
-        A boolean scalar. The first of several largest logits is the prediction, as in
-        ``jnp.argmax``, so that this agrees with accuracies counted that way. Logits with a NaN are
-        no prediction and count as misclassified: robustness is never overstated.
+        A boolean scalar. Among equal largest logits the first is the prediction, as in
+        ``jnp.argmax``, so that this agrees with accuracies computed that way. Logits with a NaN
+        count as misclassified, so that robustness is never overstated.
 
     Raises:
         ValueError: if the logits are not a vector of two classes or more, or y is not one label.
@@ -141,7 +141,7 @@ def misclassified(logits: ArrayLike, y: ArrayLike) -> jax.Array:
 def _check(
     logits: ArrayLike, y: ArrayLike, *, min_classes: int, name: str = "y"
 ) -> tuple[jax.Array, jax.Array]:
-    """Return both as arrays, or raise: values of labels are traced and cannot be looked at."""
+    """Return both as arrays, or raise; the label's value may be traced and is not checked."""
     logits, y = jnp.asarray(logits), jnp.asarray(y)
     if logits.ndim != 1 or y.ndim != 0:
         raise ValueError(
@@ -152,9 +152,9 @@ def _check(
         raise TypeError(f"{name} must be a whole number, got dtype {y.dtype}")
     if logits.size < min_classes:
         raise ValueError(f"this needs at least {min_classes} classes, got {logits.size} logits")
-    # Of logits that are whole numbers, too, the losses are fractions.
+    # The losses are fractions even if the logits are whole numbers.
     logits = logits.astype(jnp.result_type(float, logits))
-    # In eight bits the number of classes might be none.
+    # The number of classes might not fit in eight bits.
     y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
-    # What is below zero would count from the end.
+    # A negative label would count from the end.
     return logits, jnp.where(y < 0, logits.size, y)

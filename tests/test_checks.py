@@ -127,7 +127,7 @@ def test_other_libraries_pass() -> None:
             lambda p, x: (p @ x)[None],
             r"shape \(classes,\), got \(1, 3\): index the batch",
         ),
-        (lambda p, x: (p @ x, {"mean": 0.0}), "must return the logits alone, got a tuple: a model"),
+        (lambda p, x: (p @ x, {"mean": 0.0}), "return the logits alone, got a tuple: does the mod"),
         (lambda p, x: jnp.argmax(p @ x, keepdims=True), "must return floats, got int"),
         (lambda p, x: jnp.sum(p @ x), r"got \(\): index"),
     ],
