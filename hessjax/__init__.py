@@ -1,4 +1,4 @@
-"""Regularize the curvature of the loss in the input, in JAX."""
+"""Regularize the curvature of a loss with respect to its input, in JAX."""
 
 from hessjax import attacks, bounds
 from hessjax.attacks import LpBall, apgd, auto_attack, fab, fgsm, pgd, square

@@ -1,4 +1,4 @@
-"""How single examples become a batch: the only place that batches, masks, splits and sums."""
+"""How single examples become a batch: the only module that batches, masks, splits and sums."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,24 +27,24 @@ Apply = Callable[[PyTree, PyTree], jax.Array]
 Loss = Callable[[jax.Array, Any], jax.Array]
 Weight = float | jax.Array | Callable[[Any], Any]
 Terms = Callable[[Composite, PyTree, jax.Array], Metrics]
-# ``(params, (x, y, keys), mask, key, step)`` to the means over a batch.
+# Maps ``(params, (x, y, keys), mask, key, step)`` to the means over a batch.
 _Means = Callable[..., Metrics]
 
-# Saved, not recomputed in the backward pass of a chunk: locating them costs most.
+# Directions are saved, not recomputed, in a chunk's backward pass: locating them costs most.
 _keep_directions = jax.checkpoint_policies.save_only_these_names(DIRECTION)
 
-# Folded into the key for the draw of the parts: no example has this place, and so no such key.
+# Folded into the key that draws the parts: no example has this index, and so none has this key.
 _NO_PLACE = np.uint32(2**32 - 1)
 
 
 def check_weight(name: str, weight: Weight) -> None:
-    """Raise unless a weight is a schedule or a number of at least 0."""
+    """Raise unless a weight is a schedule or a nonnegative number."""
     if not callable(weight):
         check_number(name, weight, positive=False)
 
 
 def is_zero(weight: Weight) -> bool:
-    """Tell whether a term can be left out of the program; a schedule or a traced number can't."""
+    """Return whether a term can be left out; one with a scheduled or traced weight cannot."""
     return not callable(weight) and not isinstance(weight, Tracer) and float(weight) == 0
 
 
@@ -62,7 +62,7 @@ def _check_batch_shapes(x: PyTree, *others: PyTree) -> int:
 
 
 def unpack(batch: tuple) -> tuple[PyTree, PyTree, jax.Array | None, int]:
-    """Return inputs, labels, mask (None if there is none) and the number of examples."""
+    """Return the inputs, the labels, the mask or None, and the number of examples."""
     if not isinstance(batch, Sequence):
         raise TypeError(f"a batch is (x, y) or (x, y, mask), got a {type(batch).__name__}")
     if len(batch) not in {2, 3}:
@@ -73,35 +73,35 @@ def unpack(batch: tuple) -> tuple[PyTree, PyTree, jax.Array | None, int]:
 
 
 def _as_mask(mask: jax.Array, size: int) -> jax.Array:
-    # By numpy, as in `check_number`; a traced mask cannot be looked at and passes.
+    # NumPy, as in `as_number`; a traced mask cannot be inspected and passes.
     if not isinstance(mask, Tracer) and not np.all(np.isin(entries := np.asarray(mask), (0, 1))):
         raise ValueError(f"mask must hold booleans, or 0 and 1, not weights, got {entries}")
     mask = jnp.asarray(mask, bool)
     if mask.shape != (size,):
-        raise ValueError(f"mask must have shape ({size},), one entry each, got {mask.shape}")
+        raise ValueError(f"mask must have shape ({size},), one entry per example, got {mask.shape}")
     return mask
 
 
 def _nan_of_weights(total: jax.Array, mask: ArrayLike | None = None) -> jax.Array:
-    """Return NaN, with NaN derivatives, if a traced mask holds weights; to round them is wrong."""
+    """Return the total, or NaN (derivatives too) if a traced mask holds weights, not 0 and 1."""
     if not isinstance(mask, Tracer) or mask.dtype == bool:
         return total
     return total * jnp.where(jnp.all((mask == 0) | (mask == 1)), 1, jnp.nan).astype(total.dtype)
 
 
 def _without_padding(batch: PyTree, mask: jax.Array) -> PyTree:
-    """Put an example that counts in the place of each that does not, or zeros if none counts.
+    """Replace each masked-out example by the first that counts, or by zeros if none counts.
 
-    Padding may be NaN. A loss of it that is selected away still has a NaN derivative; so it has
-    where none counts and the model is NaN at zeros, too.
+    Padding may be NaN, and a NaN loss has a NaN derivative even where ``where`` discards the loss.
+    If no example counts, this still happens to a model that is NaN at zeros.
     """
     places = jnp.arange(len(mask))
-    # By sums, of which each device has a part: a look-up would fetch the batch to all of them.
+    # Sums, to which each device adds its part: indexing would gather the batch on all of them.
     first = places == jnp.min(jnp.where(mask, places, len(mask)))
 
     def replace(leaf: ArrayLike) -> jax.Array:
         leaf = jnp.asarray(leaf)
-        # Those of an example's own chance: there are no keys to add up, and none is NaN.
+        # Random keys that belong to an example cannot be summed, and are never NaN.
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
 
@@ -115,7 +115,7 @@ def _without_padding(batch: PyTree, mask: jax.Array) -> PyTree:
 
 
 def _check_outputs(f: Composite, x: PyTree) -> None:
-    """Raise unless the loss takes the model's outputs to a scalar; say what the outputs are."""
+    """Raise unless the loss maps the model's outputs to a scalar; name the shape of the outputs."""
     outputs = jax.eval_shape(f.model, x)
     try:
         check_scalar(f.loss, outputs)
@@ -135,16 +135,16 @@ def batched(
     parts: int,
     chunk_size: int | None,
 ) -> Objective:
-    """Average terms of single examples over a batch and add them up with their weights.
+    """Average per-example terms over a batch and sum them with their weights.
 
     Args:
-        apply: ``apply(params, x) -> logits`` of one example.
-        loss: ``loss(logits, y) -> scalar`` of one example.
-        terms: ``(f, x, key) -> {"loss": ..., name: ...}``, unweighted, of one example.
-        weights: those of the terms beside the loss.
-        every: on each step that is no multiple of it, the loss alone.
-        parts: the other terms on one of this many random parts of the batch, as much heavier.
-        chunk_size: examples at a time, None for all at once.
+        apply: ``apply(params, x) -> logits`` for one example.
+        loss: ``loss(logits, y) -> scalar`` for one example.
+        terms: ``(f, x, key) -> {"loss": ..., name: ...}``, unweighted, for one example.
+        weights: the weight of each term other than the loss.
+        every: evaluate the loss alone on steps that are not a multiple of this.
+        parts: evaluate the other terms on one of this many random parts, scaled by this number.
+        chunk_size: number of examples evaluated at a time; None for all at once.
     """
     every, parts = check_count("every", every), check_count("parts", parts)
     if chunk_size is not None:
@@ -179,7 +179,7 @@ def _evaluate(
     params: PyTree,
     *examples: PyTree,
 ) -> Metrics:
-    """Return the terms of each example: of its x, its y and its key."""
+    """Return the terms of each example, given its x, y and key."""
 
     def example(params: PyTree, xyk: tuple[PyTree, PyTree, jax.Array]) -> Metrics:
         x, y, key = xyk
@@ -200,7 +200,7 @@ def _evaluate(
 
     if chunk_size is None:
         return jax.vmap(example, (None, 0))(params, examples)
-    # Inside the loop of the map nothing undoes the second evaluation.
+    # Inside the map's loop XLA cannot merge the recomputation with the first evaluation.
     one = jax.checkpoint(partial(example, params), policy=_keep_directions, prevent_cse=False)
     return jax.lax.map(one, examples, batch_size=min(chunk_size, len(examples[2])))
 
@@ -238,15 +238,15 @@ def _means(evaluate: Callable[..., Metrics], terms: Terms) -> _Means:
 def _means_by_parts(
     evaluate: Callable[..., Metrics], terms: Terms, parts: int, every: int
 ) -> _Means:
-    """Take the loss from all examples, and the other terms from one of each ``parts`` in a row.
+    """Average the loss over all examples, the other terms over one of every ``parts`` in a row.
 
-    The draw depends on the block's number alone, not on devices, padding or the batch's size.
+    The draw depends on the key and the block's index, not on devices, padding or the batch size.
     """
 
     def turned(key: jax.Array, turn: jax.Array, number: jax.Array, block: PyTree) -> PyTree:
-        """Put in front the example of a block whose turn it is; they take turns from a random one.
+        """Rotate a block so that the example whose turn it is comes first; who begins is random.
 
-        With one key, turns 0 to ``parts - 1`` have each of them in front once.
+        With the same key, turns 0 to ``parts - 1`` put each example first exactly once.
         """
         first = jax.random.randint(jax.random.fold_in(key, number), (), 0, parts) + turn
         order = (first + jnp.arange(parts)) % parts
@@ -261,7 +261,7 @@ def _means_by_parts(
         others = jax.tree.map(lambda leaf: leaf[:, 1:].reshape(-1, *leaf.shape[2:]), examples)
         rest = evaluate(_loss_alone, params, *others)["loss"].reshape(-1, parts - 1)
         losses = jnp.concatenate([values.pop("loss")[:, None], rest], axis=1)
-        # What is left out adds nothing to the mean over all.
+        # Examples that are left out contribute zero to the mean over all.
         left_out = ((0, 0), (0, parts - 1))
         heavier = {name: jnp.pad(parts * v[:, None], left_out) for name, v in values.items()}
         return {"loss": losses, **heavier}, mask
@@ -275,7 +275,7 @@ def _means_by_parts(
     ) -> Metrics:
         size = len(examples[2])
         if missing := -size % parts:
-            # What fills up the last block doesn't count again.
+            # The copies that fill up the last block do not count.
             mask = jnp.ones(size, bool) if mask is None else mask
             mask = jnp.append(mask, jnp.zeros(missing, bool))
         blocks = jax.tree.map(
@@ -283,7 +283,7 @@ def _means_by_parts(
             (*filled(examples, parts), mask),
         )
         numbers = jnp.arange((size + missing) // parts)
-        # The parts take turns on the steps that have penalties.
+        # Only steps with penalties advance the turn.
         shared = params, jax.random.fold_in(key, _NO_PLACE), jnp.asarray(step // every)
         values, mask = spread(of_blocks, shared, numbers, blocks)
         return {name: _mean(value, mask) for name, value in values.items()}

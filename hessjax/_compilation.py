@@ -1,4 +1,4 @@
-"""Compile what a loop in Python calls."""
+"""Compile functions that are called from loops in Python."""
 
 from collections.abc import Callable
 from functools import cache
@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 
-# At its highest level LLVM unrolls loops over few channels and then fails to vectorize them: gelu
+# At its highest level, LLVM unrolls loops over few channels and then fails to vectorize them: gelu
 # on 16 channels takes 7 times as long, a small convolutional network up to 1.6 times.
 CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 2}
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """Return what to tell the compiler for the default kind of device."""
+    """Return the compiler options for JAX's default backend."""
     return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
 
@@ -20,7 +20,7 @@ def compiler_options() -> dict[str, Any] | None:
 def compiled(
     function: Callable[..., Any], static: int | None = None, donated: str | None = None
 ) -> Callable[..., Any]:
-    """Compile a function; cached, because only now is it known for which kind of device."""
+    """Jit a function once, at its first use, when the backend is known."""
     return jax.jit(
         function,
         static_argnums=static,
@@ -30,10 +30,10 @@ def compiled(
 
 
 def as_partial(function: Callable[[jax.Array], jax.Array]) -> jax.tree_util.Partial:
-    """Return a function as a `jax.tree_util.Partial`, whose leaves are no constants of a program.
+    """Return a function as a `jax.tree_util.Partial`, whose leaves are not compiled in.
 
-    A plain function becomes another one each time. Programs are found again by the function that
-    they were made of, and the weights that it holds may be others by then.
+    A plain function is wrapped anew each time: JAX caches compiled programs by function, and the
+    weights that this one closes over may have changed since the last call.
     """
     if isinstance(function, jax.tree_util.Partial):
         return function

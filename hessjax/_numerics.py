@@ -17,41 +17,42 @@ PyTree = Any
 Matvec = Callable[[PyTree], PyTree]
 """A matrix as the function ``v -> A v``."""
 ScalarFunction = Callable[[PyTree], jax.Array]
-"""One example to one number: ``f(x)`` has shape ``()``."""
+"""Maps one example to one number: ``f(x)`` has shape ``()``."""
 
-# Accelerators multiply float32 with fewer digits by default, too few to orthogonalize with.
+# By default accelerators multiply float32 with fewer digits, too few for orthogonalization.
 matmul = partial(jnp.matmul, precision="highest")
 
 
 def wide(dtype: DTypeLike) -> DTypeLike:
-    """Return a type of floating-point numbers, or float32 if that has more digits."""
-    # Not by `jnp.promote_types`, which may be forbidden.
+    """Return a floating-point dtype, or float32 if that is wider."""
+    # Not `jnp.promote_types`, which raises under strict dtype promotion.
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def widen(array: jax.Array) -> jax.Array:
-    """Cast to float32 at least: sums of squares in bfloat16 keep two digits."""
+    """Cast to at least float32: sums of squares in bfloat16 keep only two digits."""
     return array.astype(wide(array.dtype))
 
 
 def tree_vdot(a: PyTree, b: PyTree) -> jax.Array:
-    """Return the inner product of two trees of one structure, in float32 at least."""
+    """Return the inner product of two trees of the same structure, in at least float32."""
     products = jax.tree.map(lambda p, q: jnp.vdot(widen(p), widen(q)), a, b)
     return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
 def safe_norm(tree: PyTree) -> jax.Array:
-    """Return the Euclidean norm of all entries, ``sqrt(sum t_i**2)``, in float32 at least.
+    """Return the Euclidean norm of all entries, ``sqrt(sum t_i**2)``, in at least float32.
 
-    Scaled by the largest entry, so that no square under- or overflows; there is no absolute
-    epsilon. The gradient at zero is zero, where that of ``jnp.linalg.norm`` is NaN. NaN stays NaN.
+    Entries are scaled by the largest, so that no square under- or overflows; there is no absolute
+    epsilon. The gradient at zero is zero, whereas that of ``jnp.linalg.norm`` is NaN. A NaN entry
+    makes the norm NaN.
     """
     leaves = [widen(leaf) for leaf in jax.tree.leaves(tree)]
     scale = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
     # The norm does not depend on the scale, so neither does its derivative.
     scale = jax.lax.stop_gradient(scale)
     zero = scale == 0
-    # Division by a scalar becomes a product with its inverse, which must not be flushed to zero.
+    # XLA multiplies by the inverse instead of dividing; it must not be flushed to zero.
     scale = jnp.where(zero, 1, jnp.minimum(scale, jnp.finfo(scale.dtype).max / 16))
     square = sum(jnp.sum((leaf / scale) ** 2) for leaf in leaves)
     # The inner `where` keeps the infinite slope of sqrt at 0 out of the backward pass.
@@ -61,7 +62,7 @@ def safe_norm(tree: PyTree) -> jax.Array:
 def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
     """Return ``(tree / norm, norm)``; a zero tree stays zero."""
     norm = safe_norm(tree)
-    # The inverse of a norm at the end of the range would be flushed to zero, as above.
+    # As above, the inverse of a norm at the end of the range would be flushed to zero.
     shrink = jnp.where(norm > jnp.finfo(norm.dtype).max / 16, 2.0**-32, 1).astype(norm.dtype)
     divisor = jnp.where(norm == 0, 1, shrink * norm)
 
@@ -72,27 +73,27 @@ def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 DIRECTION = "direction"
-"""The name under which `jax.checkpoint` knows what `hold` returned."""
+"""The name by which policies of `jax.checkpoint` recognize what `hold` returned."""
 
 
 def hold(tree: PyTree) -> PyTree:
-    """Return a tree that derivatives take for constant: the direction that a solver located."""
+    """Return a tree that derivatives treat as constant: a direction that a solver located."""
     return checkpoint_name(jax.lax.stop_gradient(tree), DIRECTION)
 
 
 def as_point(x: PyTree, name: str = "x") -> PyTree:
-    """Return ``x`` with array leaves, or raise if a leaf is not of a floating-point type."""
+    """Return ``x`` with array leaves, or raise if it is empty or a leaf is not floating point."""
     x = jax.tree.map(jnp.asarray, x)
     for leaf in jax.tree.leaves(x):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"{name} must hold floating-point numbers, got dtype {leaf.dtype}")
     if sum(leaf.size for leaf in jax.tree.leaves(x)) == 0:
-        raise ValueError(f"{name} holds no numbers: there is nothing to differentiate in")
+        raise ValueError(f"{name} holds no numbers: there is nothing to differentiate")
     return x
 
 
 def as_tangent(x: PyTree, v: PyTree, name: str = "v") -> PyTree:
-    """Return ``v`` in the dtypes of ``x``, or raise if it is no direction at ``x``."""
+    """Return ``v`` in the dtypes of ``x``, or raise if it is not a direction at ``x``."""
     if jax.tree.structure(v) != jax.tree.structure(x):
         raise ValueError(
             f"{name} must have the structure of x, {jax.tree.structure(x)}, "
@@ -122,7 +123,7 @@ def check_scalar(f: Callable[[PyTree], Any], x: PyTree) -> None:
 
 
 def check_count(name: str, value: int, *, at_most: int | None = None) -> int:
-    """Return ``value`` as an integer, or raise if it is no whole number from 1 to ``at_most``."""
+    """Return ``value`` as an int, or raise if it is not a whole number from 1 to ``at_most``."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -137,10 +138,10 @@ def check_count(name: str, value: int, *, at_most: int | None = None) -> int:
 
 
 def as_number(value: object) -> float | None:
-    """Return one real number that is not traced as a float of Python, None for anything else."""
+    """Return a real scalar as a Python float, or None if it is traced or anything else."""
     if isinstance(value, Tracer):
         return None
-    # By numpy: inside a traced function even a constant has no truth value in jax.numpy.
+    # NumPy, because inside a traced function even a constant has no truth value in jax.numpy.
     entry = np.asarray(value)
     kinds = (jnp.integer, jnp.floating)
     if entry.shape or not any(jnp.issubdtype(entry.dtype, kind) for kind in kinds):
@@ -149,7 +150,7 @@ def as_number(value: object) -> float | None:
 
 
 def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return the bounds of a box as floats, or raise unless they are two growing numbers."""
+    """Return the bounds of a box as floats, or raise unless they are two increasing numbers."""
     ends = [as_number(end) for end in bounds] if isinstance(bounds, Sequence) else []
     match ends:
         case [float(low), float(high)] if low < high:
@@ -158,21 +159,21 @@ def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def inside(x: ArrayLike, bounds: tuple[float, float]) -> np.ndarray:
-    """Tell which entries lie in a box, both as JAX holds them: bfloat16 rounds the bounds.
+    """Return which entries lie in a box, with both rounded as JAX rounds them.
 
-    Without 64-bit types it rounds what numpy computed in float64, too.
+    In bfloat16 that moves the bounds; without 64-bit types, entries that NumPy has in float64.
     """
     entries = np.asarray(x)
     floating = jnp.issubdtype(entries.dtype, jnp.floating)
     dtype = jnp.result_type(entries) if floating else np.dtype(np.float64)
-    with np.errstate(over="ignore"):  # what becomes infinite is outside
+    with np.errstate(over="ignore"):  # what overflows is outside
         low, high = np.asarray(bounds, dtype)
         entries = entries.astype(dtype)
     return (low <= entries) & (entries <= high)
 
 
 def check_key(key: jax.Array) -> None:
-    """Raise unless it is one key of `jax.random`, of the new or the old style."""
+    """Raise unless ``key`` is one key of `jax.random`, new-style or old-style."""
     dtype, shape = getattr(key, "dtype", np.dtype(object)), np.shape(key)
     old = dtype == np.uint32 and len(shape) == 1
     if not old and (shape or not jnp.issubdtype(dtype, jax.dtypes.prng_key)):
@@ -180,9 +181,9 @@ def check_key(key: jax.Array) -> None:
 
 
 def check_number(name: str, value: float | jax.Array, *, positive: bool) -> None:
-    """Raise unless ``value`` is finite and positive (or, if not asked, nonnegative).
+    """Raise unless ``value`` is finite and positive, or nonnegative if that is enough.
 
-    A traced value cannot be looked at and passes.
+    A traced value cannot be inspected and passes.
     """
     if isinstance(value, Tracer):
         return

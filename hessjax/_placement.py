@@ -1,4 +1,4 @@
-"""Let each device work on examples of its own, where a batch lies on several."""
+"""Let each device work on its own examples if a batch lies on several devices."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -15,21 +15,21 @@ Result = TypeVar("Result")
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
-    """Return the mesh of several devices that arrays of a tree lie on, None if there is none."""
+    """Return the multi-device mesh on which a tree's arrays lie, or None if there is none."""
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)]
     meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
     return next((mesh for mesh in meshes if isinstance(mesh, Mesh) and mesh.size > 1), None)
 
 
 def following(mesh: Mesh | None) -> AbstractContextManager[object]:
-    """Return a context in which `spread` and `gathered` know the mesh; nothing changes if None."""
+    """Return a context in which `spread` and `gathered` use the mesh; None changes nothing."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def replicated(mesh: Mesh | None, tree: Result) -> Result:
-    """Return a tree of arrays, the same in every process, whole on each device of the mesh.
+    """Copy a tree of arrays, the same in every process, whole to each device of the mesh.
 
-    As it is, if the mesh is None.
+    If the mesh is None, return the tree unchanged.
     """
     if mesh is None:
         return tree
@@ -38,7 +38,7 @@ def replicated(mesh: Mesh | None, tree: Result) -> Result:
         return jax.device_put(tree, whole)
 
     def put(leaf: jax.Array) -> jax.Array:
-        # To devices of other processes go arrays of the host, and no keys.
+        # Only host arrays, and no keys, can be sent to devices of other processes.
         if not getattr(leaf, "is_fully_addressable", True):
             return jax.device_put(leaf, whole)
         if jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
@@ -50,7 +50,7 @@ def replicated(mesh: Mesh | None, tree: Result) -> Result:
 
 
 def filled(examples: Result, multiple: int) -> Result:
-    """Return examples as many as a multiple, by repeating the last one."""
+    """Pad examples to a multiple of ``multiple`` by repeating the last one."""
     size = jax.tree.leaves(examples)[0].shape[0]
     if size % multiple == 0:
         return examples
@@ -59,7 +59,7 @@ def filled(examples: Result, multiple: int) -> Result:
 
 
 def _dealt_out(examples: PyTree) -> Iterator[tuple[AxisType, ...]]:
-    """Tell of which types the axes of the meshes are that leading axes are known to lie on."""
+    """Yield the mesh's axis types for each leaf whose leading axis is known to be sharded."""
     for leaf in jax.tree.leaves(examples):
         sharding = jax.typeof(leaf).sharding
         if len(sharding.spec) and sharding.spec[0] is not None:
@@ -67,19 +67,19 @@ def _dealt_out(examples: PyTree) -> Iterator[tuple[AxisType, ...]]:
 
 
 def spread(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -> Result:
-    """Return ``function(shared, *examples)``, from each device for a share of the examples.
+    """Return ``function(shared, *examples)``, computed by each device for its share of examples.
 
-    The function takes and returns trees of arrays with one leading axis, that of the examples, and
-    treats each by itself. Otherwise the compiler would sum each contribution to a gradient over
-    the devices separately, three times a weight's size for a second derivative, and gather all
-    examples on every device where it cannot tell that they are independent. Here the gradient in
-    ``shared`` is summed over the devices once.
+    The function takes and returns trees of arrays whose leading axis is that of the examples, and
+    treats each example independently. Without this, the compiler would sum each contribution to a
+    gradient over the devices separately, three times a weight's size for a second derivative, and
+    gather all examples on every device if it cannot tell that they are independent. Here the
+    gradient with respect to ``shared`` is summed over the devices once.
 
-    Where equal shares of the examples lie on the devices, they stay there; other numbers are filled
-    up with the last one. Outside a mesh of one axis this is the function itself.
+    Examples that lie on the devices in equal shares stay there; a number that cannot be shared
+    equally is padded with the last one. Without a one-axis mesh this just calls the function.
 
     Raises:
-        ValueError: if the mesh is one with explicit axes.
+        ValueError: if the mesh has explicit axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
     for axis_types in (mesh.axis_types, *_dealt_out(examples)):
@@ -96,19 +96,19 @@ def spread(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -
         return jax.tree.map(lambda leaf: leaf[:size], results)
     rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     specs = (whole, *(rows for _ in examples))
-    # Unchecked: a loop of the user's may start from a constant, which is the same on all devices.
+    # Unchecked: a user's loop may start from a constant, which is the same on all devices.
     return jax.shard_map(function, in_specs=specs, out_specs=rows, check_vma=False)(
         shared, *examples
     )
 
 
 def each(function: Callable[..., Result], shared: PyTree, *examples: PyTree) -> Result:
-    """Apply ``(shared, *example) -> tree`` to each example, as `spread` deals them out."""
+    """Apply ``(shared, *example) -> tree`` to each example, distributed as by `spread`."""
     return spread(jax.vmap(function, (None, *(0 for _ in examples))), shared, *examples)
 
 
 def gathered(tree: Result) -> Result:
-    """Return arrays whole on every device of the mesh, so that each process can read them."""
+    """Replicate arrays on every device of the mesh, so that each process can read them."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())

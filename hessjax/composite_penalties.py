@@ -1,6 +1,7 @@
-"""Penalties that look inside the loss: they need ``f`` as `Composite`, a model and a loss.
+"""Penalties that look inside the loss: they need ``f`` as a `Composite`, a model and a loss.
 
-Otherwise as in `hessjax.penalties`: locate under ``stop_gradient``, evaluate by forward mode.
+As in `hessjax.penalties`, each locates directions under ``stop_gradient``, then evaluates one
+directional derivative in forward mode.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ THREE_PRODUCTS: Solver = partial(power_iteration, num_iters=3)
 
 
 def _jacobian_rows(f: Composite, x: PyTree) -> tuple[jax.Array, jax.Array, Callable]:
-    """Return the outputs, the dense Jacobian ``(C, n)`` and what unflattens a row to ``x``."""
+    """Return the outputs, the dense Jacobian ``(C, n)`` and a function that unflattens a row."""
     check_vector_outputs(f, x)
     flat, unravel = ravel_pytree(x)
     outputs, pull = jax.vjp(lambda t: f.model(unravel(t)), flat)
@@ -46,30 +47,30 @@ def _jacobian_rows(f: Composite, x: PyTree) -> tuple[jax.Array, jax.Array, Calla
 def gauss_newton_operator_norm(
     f: Composite, x: PyTree, key: Key = None, *, squared: bool = False
 ) -> jax.Array:
-    r"""Evaluate the operator norm of the Gauss-Newton matrix, exactly.
+    r"""Compute the exact operator norm of the Gauss-Newton matrix.
 
     .. math:: \lambda_{max}(J^\top L L^\top J) = \lambda_{max}(L^\top J J^\top L),
         \qquad L L^\top = \nabla^2 \ell(z)
 
     For a piecewise-linear model (ReLU, max-pool) this is the Hessian norm almost everywhere; for a
-    smooth one it is not. Where the softmax is so sure that its float32 probabilities are rounded to
-    0 and 1, so is its curvature.
+    smooth one it is not. Where the softmax is so confident that its float32 probabilities round to
+    0 and 1, its curvature rounds to 0.
 
     Args:
-        f: `Composite` of a model with C outputs and a convex loss.
-        x: the example; any shape, any tree.
-        key: not used.
-        squared: return the square.
+        f: a `Composite` of a model with C outputs and a convex loss.
+        x: the example; an array of any shape, or a pytree of arrays.
+        key: unused.
+        squared: whether to return the square instead.
 
     Returns:
-        The exact norm, scalar, in loss units per squared input unit.
+        The exact norm, a scalar, in loss units per squared input unit.
 
     Raises:
         TypeError: if ``f`` is not a `Composite`.
         ValueError: if the loss is not scalar.
 
-    Cost: C vector-Jacobian products and one C by C eigenproblem to locate, a forward sweep to
-    evaluate.
+    Cost: C vector-Jacobian products and one C-by-C eigenproblem to locate the direction, one
+    forward sweep to evaluate.
     """
     del key
     f = check_composite(f)
@@ -80,7 +81,7 @@ def gauss_newton_operator_norm(
     curvature, basis = jnp.linalg.eigh(widen(jax.hessian(f.loss)(outputs)))
     factor = basis * jnp.sqrt(jnp.maximum(curvature, 0))[None]
     reduced = matmul(factor.T, rows)
-    # Scaled, because the product of tiny rows would underflow before the eigenproblem sees it.
+    # Scaled, because the product of tiny rows would underflow before it reaches eigh.
     reduced = reduced / jnp.maximum(jnp.max(jnp.abs(reduced)), jnp.finfo(reduced.dtype).tiny)
     top = jnp.linalg.eigh(matmul(reduced, reduced.T))[1][:, -1]
     v = unravel(normalize(matmul(top, reduced))[0].astype(ravel_pytree(x)[0].dtype))
@@ -92,18 +93,18 @@ def gauss_newton_operator_norm(
 def jacobian_squared_frobenius_norm(
     f: Composite, x: PyTree, key: Key = None, *, num_samples: int = 1
 ) -> jax.Array:
-    r"""Estimate the squared Frobenius norm of the model's Jacobian, unbiased.
+    r"""Compute an unbiased estimate of the squared Frobenius norm of the model's Jacobian.
 
     .. math:: \|J\|_F^2 = \mathbb{E}\, \|J^\top \xi\|_2^2, \qquad \xi_i = \pm 1
 
     Args:
-        f: `Composite`; its model is differentiated, its loss is not looked at.
-        x: the example; any shape, any tree.
-        key: for the probes; required.
+        f: a `Composite`; its model is differentiated, its loss is ignored.
+        x: the example; an array of any shape, or a pytree of arrays.
+        key: random key for the probes; required.
         num_samples: the number of probes.
 
     Returns:
-        The mean over the probes, scalar; its parameter gradient is unbiased, too.
+        The mean over the probes, a scalar; its parameter gradient is unbiased, too.
 
     Raises:
         TypeError: if ``f`` is not a `Composite`.
@@ -134,27 +135,27 @@ def jacobian_operator_norm(
     start: Start = gradient_start,
     squared: bool = False,
 ) -> jax.Array:
-    r"""Estimate the spectral norm of the model's Jacobian, from below.
+    r"""Estimate the spectral norm of the model's Jacobian from below.
 
     .. math:: \|J v\|_2 \le \|J\|_{op}, \qquad v \approx \text{top eigenvector of } J^\top J
 
     Args:
-        f: `Composite`; the start is the gradient of its loss.
-        x: the example; any shape, any tree.
-        key: for a random start; `gradient_start` needs none.
-        solver: locates v, an eigenvector of ``JᵀJ``.
-        start: ``(gradient, key) -> v0``.
-        squared: return the square.
+        f: a `Composite`; ``start`` gets the gradient of its loss.
+        x: the example; an array of any shape, or a pytree of arrays.
+        key: random key for `random_start`; `gradient_start` needs none.
+        solver: eigensolver that locates v, an eigenvector of ``JᵀJ``.
+        start: ``(gradient, key) -> v0``, the solver's start.
+        squared: whether to return the square instead.
 
     Returns:
-        ``‖Jv‖``, scalar, in output units per input unit. The solver multiplies by ``JᵀJ``, so in
-        float32 a Jacobian of less than 1e-19 counts as zero and one above 1e19 overflows.
+        ``‖Jv‖``, a scalar, in output units per input unit. The solver multiplies by ``JᵀJ``, so in
+        float32 a Jacobian below 1e-19 counts as zero and one above 1e19 overflows.
 
     Raises:
         TypeError: if ``f`` is not a `Composite`.
-        ValueError: if a random start has no key.
+        ValueError: if a random start gets no key.
 
-    Cost: a forward and a backward tangent per product, one forward tangent to evaluate.
+    Cost: a forward and a backward tangent per product, and one forward tangent to evaluate.
     """
     f = check_composite(f)
     x = as_point(x)
@@ -164,7 +165,7 @@ def jacobian_operator_norm(
     pull = jax.linear_transpose(push, x)
     gram: Matvec = lambda v: pull(push(v))[0]  # noqa: E731 - a def would hide the one-line formula
     pair = solver(gram, start(gradient, key))
-    # The image is one product nearer to the eigenvector, at no cost.
+    # The image is one product closer to the eigenvector, at no extra cost.
     v = hold(normalize(pair.image)[0])
     outputs, image = jax.jvp(f.model, (x,), (v,))
     return squared_if(safe_norm(image).astype(outputs.dtype), squared)

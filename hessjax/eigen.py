@@ -1,7 +1,7 @@
 """Largest-magnitude eigenpairs of a symmetric matrix given as ``v -> A v``.
 
 A solver is ``(matvec, v0) -> Eigenpair``; bind its configuration with `functools.partial`. It
-never knows that the matrix is a Hessian. A start is ``(gradient, key) -> v0``.
+does not know that the matrix is a Hessian. A start is ``(gradient, key) -> v0``.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ from hessjax._numerics import (
 
 Start = Callable[[PyTree, jax.Array | None], PyTree]
 
-# Up to here iterations are unrolled: inside a loop XLA's CPU convolutions are several times slower.
-# Beyond, the loop bounds the size of the program.
+# Up to this many iterations are unrolled: inside a loop XLA's CPU convolutions are several times
+# slower. Beyond, a loop bounds the size of the program.
 _MAX_UNROLLED = 32
 
 
@@ -41,7 +41,7 @@ class Eigenpair(NamedTuple):
         vector: the unit vector that was multiplied last (Lanczos: the Ritz vector), like ``v0``.
         image: ``A vector``, like ``v0``.
         residual: ``‖A vector - value vector‖``, scalar. There is an eigenvalue within this distance
-            of ``value``. At a tie ``±λ`` it is large although the norm is right.
+            of ``value``. At a tie ``±λ`` it is large although the norm is correct.
     """
 
     value: jax.Array
@@ -54,7 +54,7 @@ Solver = Callable[[Matvec, PyTree], Eigenpair]
 
 
 def random_start(gradient: PyTree, key: jax.Array | None) -> PyTree:
-    """Return a direction uniform on the unit sphere, like ``gradient``.
+    """Draw a direction uniformly from the unit sphere, like ``gradient``.
 
     Raises:
         ValueError: if ``key`` is None.
@@ -70,15 +70,15 @@ def gradient_start(gradient: PyTree, key: jax.Array | None = None) -> PyTree:
     """Return the normalized gradient or, where it vanishes, a random direction.
 
     With two classes and a piecewise-linear model the gradient is the top eigenvector. For networks
-    trained without a penalty it is nearly so: one product comes on average within 2 % of the norm,
-    as near as three to five from a random start. For those trained with a curvature penalty it is
-    not: one product is too low by 5 to 60 % on average, and often worth no more than three from a
-    random start. There look at the residual, or take `lanczos`
-    (``experiments/benchmarks`` has the figures).
+    trained without a penalty it nearly is: on average one product comes within 2 % of the norm, as
+    close as three to five from a random start. For networks trained with a curvature penalty it is
+    not: one product is too low by 5 to 60 % on average, and often no better than three from a
+    random start. In that case look at the residual, or use `lanczos` (``experiments/benchmarks``
+    has the figures).
 
     Args:
         gradient: the gradient at the point.
-        key: for the random direction; a fixed one if None.
+        key: random key for the random direction; None stands for a fixed one.
     """
     unit, norm = normalize(gradient)
     fallback = _random_signs(gradient, jax.random.key(0) if key is None else key)
@@ -86,7 +86,7 @@ def gradient_start(gradient: PyTree, key: jax.Array | None = None) -> PyTree:
 
 
 def _random_signs(tree: PyTree, key: jax.Array) -> PyTree:
-    """Return a unit direction of random signs: it takes one random bit an entry."""
+    """Return a unit direction of random signs, which takes only one random bit per entry."""
     flat, unravel = ravel_pytree(tree)
     words = jax.random.bits(key, (-(-flat.size // 32),), jnp.uint32)
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
@@ -95,7 +95,7 @@ def _random_signs(tree: PyTree, key: jax.Array) -> PyTree:
 
 
 def _flatten(matvec: Matvec, v0: PyTree) -> tuple[Matvec, jax.Array, Callable[..., Eigenpair]]:
-    """Return operator and unit start on flat vectors, at least float32, and what unflattens."""
+    """Return matvec and unit start on flat vectors, at least float32, and what builds the pair."""
     start, unravel = ravel_pytree(as_point(v0, "v0"))
     narrow = start.dtype
     start = normalize(widen(start))[0]
@@ -117,7 +117,7 @@ def _iterate(step: Callable[[jax.Array], jax.Array], v: jax.Array, count: int) -
 
 
 def _direction(candidate: jax.Array, previous: jax.Array) -> jax.Array:
-    """Normalize the candidate; where it is zero, stay at the previous vector."""
+    """Normalize the candidate; where it is zero, keep the previous vector."""
     unit, norm = normalize(candidate)
     return jnp.where(norm == 0, previous, unit)
 
@@ -133,13 +133,13 @@ def power_iteration(matvec: Matvec, v0: PyTree, *, num_iters: int = 10) -> Eigen
 
     .. math:: v \leftarrow A v / \|A v\|, \qquad \text{value} = \pm\|A v\|
 
-    ``‖Av‖`` is a lower bound of the operator norm, grows monotonically with ``num_iters``, and is
-    right at an exact tie ``±λ``, where the Rayleigh quotient can be anything.
+    ``‖Av‖`` is a lower bound on the operator norm, grows monotonically with ``num_iters``, and is
+    correct at an exact tie ``±λ``, where the Rayleigh quotient can be anything.
 
     Args:
         matvec: the symmetric matrix, ``v -> A v``.
-        v0: the start, not zero; it need not be normalized.
-        num_iters: the number of products, at least 1; one multiplies just ``v0``.
+        v0: the start, which must be nonzero but need not be normalized.
+        num_iters: the number of products, at least 1; with 1, only ``v0`` is multiplied.
 
     Returns:
         `Eigenpair`. A zero matrix gives value 0 and keeps the last nonzero vector.
@@ -163,7 +163,7 @@ def power_iteration(matvec: Matvec, v0: PyTree, *, num_iters: int = 10) -> Eigen
 
 
 ONE_PRODUCT: Solver = partial(power_iteration, num_iters=1)
-"""One product with the start; `gradient_start` tells how near it comes."""
+"""One product with the start; `gradient_start` says how close it comes."""
 
 
 def norm_ascent(
@@ -174,14 +174,14 @@ def norm_ascent(
     .. math:: v \leftarrow v + \alpha\, \nabla_v \|A v\|, \qquad v \leftarrow v / \|v\|, \qquad
         \nabla_v \|A v\| = A^2 v / \|A v\|
 
-    The iteration published with the method. For a large step it is power iteration on ``A²``; for a
-    step that is small against ``1/‖A‖`` it hardly moves.
+    This is the iteration published with the method. With a large step it is power iteration on
+    ``A²``; with a step much smaller than ``1/‖A‖`` it hardly moves.
 
     Args:
         matvec: the symmetric matrix, ``v -> A v``.
-        v0: the start, not zero; it need not be normalized.
+        v0: the start, which must be nonzero but need not be normalized.
         num_iters: the number of ascent steps, at least 1.
-        step_size: α, positive; in units of one over the matrix.
+        step_size: α, positive, in inverse units of the matrix.
 
     Returns:
         `Eigenpair`, as from `power_iteration`.
@@ -190,15 +190,15 @@ def norm_ascent(
         ValueError, TypeError: if ``num_iters`` is not a whole number of at least 1, or
             ``step_size`` is not positive.
 
-    Cost: ``2 * num_iters + 1`` products; inside ``jax.jit``, as `power_iteration`. Source:
-    Mustafa, Vandermeulen, Kloft, "Input Hessian Regularization of Neural Networks", 2020 (arXiv
-    2009.06571), as described by Cui et al., 2022.
+    Cost: ``2 * num_iters + 1`` products; call it inside ``jax.jit``, like `power_iteration`.
+    Source: Mustafa, Vandermeulen, Kloft, "Input Hessian Regularization of Neural Networks", 2020
+    (arXiv 2009.06571), as described by Cui et al., 2022.
     """
     num_iters = check_count("num_iters", num_iters)
     check_number("step_size", step_size, positive=True)
     matvec, start, as_pair = _flatten(matvec, v0)
     step_size = jnp.asarray(step_size, start.dtype)
-    # One of the two is 1: a long step times a large image would overflow.
+    # One of the two is 1, because a long step times a large image would overflow.
     kept, moved = jnp.minimum(1, 1 / step_size), jnp.minimum(1, step_size)
 
     def step(v: jax.Array) -> jax.Array:
@@ -211,14 +211,14 @@ def norm_ascent(
 def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
     r"""Estimate the eigenvalue of largest magnitude by Lanczos with full reorthogonalization.
 
-    The best estimate from a Krylov space: the Ritz value of largest magnitude of
+    It is the best estimate from a Krylov space: the Ritz value of largest magnitude of
     :math:`\text{span}\{v_0, A v_0, \dots, A^{k-1} v_0\}`. It never exceeds the operator norm, and
     converges much faster than power iteration where the spectrum is crowded at the top. At a
-    breakdown (an invariant space is found) it stops early and is exact on that space.
+    breakdown (an invariant space has been found) it stops early and is exact on that space.
 
     Args:
         matvec: the symmetric matrix, ``v -> A v``.
-        v0: the start, not zero; it need not be normalized.
+        v0: the start, which must be nonzero but need not be normalized.
         num_iters: the number k of products, from 1 to the size of ``v0``.
 
     Returns:
@@ -228,9 +228,9 @@ def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
     Raises:
         ValueError, TypeError: if ``num_iters`` is not a whole number from 1 to the size of ``v0``.
 
-    Cost: ``num_iters`` products and ``2 k n`` numbers; inside ``jax.jit``, as `power_iteration`.
-    Not meant to be differentiated: penalties locate under ``stop_gradient``. Source: Golub, Van
-    Loan, *Matrix Computations*, chapter 10.
+    Cost: ``num_iters`` products and memory for ``2 k n`` numbers; call it inside ``jax.jit``, like
+    `power_iteration`. It is not meant to be differentiated: penalties locate their directions
+    under ``stop_gradient``. Source: Golub, Van Loan, *Matrix Computations*, chapter 10.
 
     >>> import jax.numpy as jnp
     >>> diagonal = jnp.array([1.0, -3.0, 2.0])
@@ -251,7 +251,7 @@ def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
         for _ in range(2):
             unit = unit - matmul(basis.T, matmul(basis, unit))
         following, remainder = normalize(unit)
-        # What rounding leaves of an image inside the space is no new direction.
+        # What rounding leaves of an image inside the space is not a new direction.
         rounding = 10 * jnp.sqrt(start.size) * jnp.finfo(unit.dtype).eps
         broken = (scale == 0) | (remainder <= rounding)
         return basis, images, jnp.where(broken, 0, following)
@@ -260,10 +260,10 @@ def lanczos(matvec: Matvec, v0: PyTree, *, num_iters: int) -> Eigenpair:
     basis, images, _ = jax.lax.fori_loop(
         0, num_iters, step, (empty, empty, start), unroll=min(num_iters, _MAX_UNROLLED)
     )
-    # After a breakdown the basis ends in zero rows; they add Ritz values 0, which never win.
+    # After a breakdown the basis ends in zero rows; they add Ritz values of 0, which never win.
     projected = matmul(basis, images.T)
     scale = jnp.max(jnp.abs(projected))
-    # Bounded as in `safe_norm`; a sum of two of the largest numbers would be none.
+    # Bounded as in `safe_norm`: the sum of two of the largest numbers would overflow.
     scale = jnp.where(scale == 0, 1, jnp.minimum(scale, jnp.finfo(scale.dtype).max / 16))
     projected = projected / scale
     values, vectors = jnp.linalg.eigh((projected + projected.T) / 2)

@@ -1,4 +1,4 @@
-"""An objective that pays for its penalties on some steps only."""
+"""An objective that evaluates its penalties only on some steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +15,15 @@ Objective = Callable[..., tuple[jax.Array, Metrics]]
 
 @dataclass(frozen=True)
 class Lazy:
-    """An objective with its penalties on every n-th step, n times as heavy.
+    """An objective that has its penalties on every n-th step, with n times the weight.
 
-    Called with a number for the step, it is one of its two parts and skips the other's work. Inside
-    a traced function, where the step is not known, it branches at run time; what a skipped step
-    does not evaluate is NaN among the metrics there (and ``jax_debug_nans`` stops at it).
-    `train_step` compiles the parts separately.
+    Called with a concrete step, it evaluates only the part that is due. Inside a traced function,
+    where the step is unknown, it branches at run time, and metrics of penalties that a step skips
+    are NaN (``jax_debug_nans`` stops at them). `train_step` compiles the two parts separately.
 
     Attributes:
-        penalized: the objective of steps 0, n, 2n, ...; weights are n times those of each step.
-        plain: that of the steps between, the loss alone.
+        penalized: the objective on steps 0, n, 2n, ..., whose weights include the factor n.
+        plain: the objective on all other steps, the loss alone.
         every: n.
     """
 
@@ -33,17 +32,17 @@ class Lazy:
     every: int
 
     def at(self, step: int) -> Objective:
-        """Return the part that this step takes."""
+        """Return the part that is due on this step."""
         return self.plain if step % self.every else self.penalized
 
     def map(self, transform: Callable[[Objective], Objective]) -> "Lazy":
-        """Return this with both parts transformed, say with more metrics."""
+        """Return a `Lazy` with both parts transformed, for example to add metrics."""
         return Lazy(transform(self.penalized), transform(self.plain), self.every)
 
     def __call__(
         self, params: PyTree, batch: tuple, key: jax.Array, step: int | jax.Array = 0
     ) -> tuple[jax.Array, Metrics]:
-        """Evaluate the part that this step takes."""
+        """Evaluate the part that is due on this step."""
         if not isinstance(step, Tracer):
             return self.at(int(step))(params, batch, key, step)
         arguments = (params, batch, key, step)
@@ -56,7 +55,7 @@ class Lazy:
                 for name, metric in every_metric.items()
                 if name not in metrics
             }
-            # A penalty of more digits than the loss widens the sum of both.
+            # A penalty of higher precision than the loss widens their sum.
             return value.astype(whole.dtype), {**metrics, **unknown}
 
         return jax.lax.cond(step % self.every == 0, self.penalized, plain, *arguments)

@@ -1,4 +1,4 @@
-"""Regularized losses of a batch, put together from penalties of single examples."""
+"""Regularized losses of a batch, built from penalties on single examples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,47 +29,47 @@ def regularized(
     parts: int = 1,
     chunk_size: int | None = None,
 ) -> Objective:
-    r"""Build the mean loss plus weighted penalties, each evaluated by itself.
+    r"""Build the mean loss plus weighted penalties, each evaluated independently.
 
     .. math:: \frac1B \sum_i \Big[ f_i(x_i) + \sum_k \lambda_k\, \text{penalty}_k(f_i, x_i) \Big]
 
     Args:
-        apply: ``apply(params, x) -> logits`` for one example; evaluation mode, no batch axis.
-            `check_apply` tells whether it is so.
+        apply: ``apply(params, x) -> logits`` for one example, in evaluation mode and without a
+            batch axis. `check_apply` checks both.
         loss: ``loss(logits, y) -> scalar`` for one example.
         penalties: ``{name: (weight, penalty)}``. A weight is a nonnegative number or an optax
             schedule of the step; 0 leaves the penalty out. Bind a penalty's configuration with
             `functools.partial`.
-        every: n: evaluate the penalties on every n-th step, n times as heavy, and the loss alone
-            on the others. The objective is then a `Lazy`; `train_step` compiles both its parts.
-        parts: k: evaluate the penalties, k times as heavy, on one of k random parts of the batch:
-            on average over the keys the same. A part has one of every k examples in a row, which
-            do not have to leave their device. With one key, k steps in a row take all parts in
-            turn; `train_step` has a key of its own for each step. The metrics of the penalties are
-            estimated from the part.
+        every: n: evaluate the penalties on every n-th step, with n times the weight, and the loss
+            alone on the others. The objective is then a `Lazy`; `train_step` compiles both parts.
+        parts: k: evaluate the penalties, with k times the weight, on one of k random parts of the
+            batch, which on average over keys gives the same value. A part takes one of every k
+            consecutive examples, which need not leave their device. With a fixed key, k
+            consecutive steps go through all parts; `train_step` uses a new key for each step. The
+            metrics of the penalties are estimates from the part.
         chunk_size: evaluate this many examples at a time, and again in the backward pass, so that
-            the memory is that of one chunk. A loop, slow over convolutions on a CPU.
+            memory is needed for one chunk only. The loop is slow for convolutions on a CPU.
 
     Returns:
         ``objective(params, batch, key, step=0) -> (value, metrics)``: the batch is ``(x, y)`` or
-        ``(x, y, mask)`` with a leading axis; the value is a mean over (unmasked) examples; the
-        metrics are the unweighted means of ``loss`` and of each penalty by its name. Each example's
-        key is folded from its place in the batch.
+        ``(x, y, mask)`` with a leading axis; the value is a mean over all examples, or over
+        those whose mask is true; the metrics are the unweighted means of ``loss`` and, under its
+        name, of each penalty. Each example's key has the example's index in the batch folded in.
 
     Raises:
-        ValueError: if a weight is negative, a penalty is called ``loss`` or ``objective`` or
-            returns more than one number, a batch is empty or ragged, or a mask holds weights (of a
-            traced one the value is NaN).
-        TypeError: if an entry is no pair of a weight and a penalty, a penalty returns no
-            floating-point number, or a batch is no sequence.
+        ValueError: if a weight is negative, a penalty is named ``loss`` or ``objective`` or
+            returns more than one number, a batch is empty or ragged, or a mask holds weights (if
+            the mask is traced, the value is NaN instead).
+        TypeError: if an entry is not a pair of a weight and a penalty, a penalty does not return a
+            floating-point number, or a batch is not a sequence.
 
-    Cost: the sum of its penalties; `second_order` shares work where this does not.
+    Cost: the sum of its penalties' costs; `second_order` shares work that this does not.
     """
     if not isinstance(penalties, Mapping):
         raise TypeError(f"penalties must be {{name: (weight, penalty)}}, got {penalties!r}")
     taken = {
         "loss": "the metric of the loss itself",
-        "objective": "the sum of all",
+        "objective": "the sum of all terms",
     }
     for name in taken.keys() & penalties.keys():
         raise ValueError(f"a penalty cannot be named {name!r}: that is {taken[name]}")
@@ -92,7 +92,7 @@ def regularized(
 
 
 def _multiplies_start(solver: Solver | None) -> bool:
-    """Tell whether the direction that a solver returns is its start."""
+    """Return whether the direction that a solver returns is its start."""
     return solver is None or (
         isinstance(solver, partial)
         and solver.func is power_iteration
@@ -112,42 +112,44 @@ def second_order(
     parts: int = 1,
     chunk_size: int | None = None,
 ) -> Objective:
-    r"""Build the second-order surrogate of the worst loss in a ball, from one sweep.
+    r"""Build the second-order surrogate of the worst loss in a ball, in one sweep.
 
     .. math:: \frac1B \sum_i \Big[ f_i(x_i) + \lambda_g \|\nabla f_i(x_i)\|_2
         + \lambda_h \|\nabla^2 f_i(x_i)\|_{op} \Big]
 
     For an ℓ₂ ball of radius ε, in input units, the weights are ``ε`` and ``ε**2 / 2``. It is a
-    surrogate, not a bound: curvature is estimated from below and at the example only.
+    surrogate, not a bound: curvature is estimated from below, and only at the example.
 
     Args:
-        apply: ``apply(params, x) -> logits`` for one example; evaluation mode, no batch axis.
+        apply: ``apply(params, x) -> logits`` for one example, in evaluation mode and without a
+            batch axis.
         loss: ``loss(logits, y) -> scalar`` for one example.
         gradient_weight: λ_g, a nonnegative number or an optax schedule of the step; 0 leaves the
             term out.
-        hessian_weight: λ_h, likewise.
-        solver: as in `hessian_operator_norm`. The default takes one product from the gradient; how
-            near it comes to the norm is told by `gradient_start`. None, without a product, is
-            cheaper by a sixth and up to eleven percent of the norm farther off; `lanczos` with five
-            takes twice the time, because any other solver needs a third direction for ‖g‖, and is
-            nearly exact without a penalty, within seven percent on average with one.
-        start: likewise.
+        hessian_weight: λ_h, given like ``gradient_weight``.
+        solver: as in `hessian_operator_norm`. The default takes one product with the gradient;
+            `gradient_start` says how close that comes to the norm. None takes no product: it is a
+            sixth cheaper, and farther off by up to eleven percent of the norm. `lanczos` with five
+            products takes twice the time, because any solver but these two needs a third direction
+            for ‖g‖; it is nearly exact on networks trained without a penalty, and within seven
+            percent on average on those trained with one.
+        start: as in `hessian_operator_norm`.
         every: as in `regularized`.
-        parts: likewise.
-        chunk_size: likewise.
+        parts: as in `regularized`.
+        chunk_size: as in `regularized`.
 
     Returns:
-        ``objective(params, batch, key, step=0) -> (value, metrics)`` as from `regularized`; the
-        metrics are the unweighted means ``loss``, ``gradient_norm``, ``hessian_norm`` and
-        ``residual`` (of the eigenpair), as far as their terms are in; ``gradient_norm`` also
-        beside a Hessian term alone.
+        ``objective(params, batch, key, step=0) -> (value, metrics)`` as in `regularized`; the
+        metrics are the unweighted means of ``loss``, ``gradient_norm``, ``hessian_norm`` and
+        ``residual`` (of the eigenpair). A term that is left out has none, except that a Hessian
+        term alone also gives ``gradient_norm``.
 
     Raises:
         ValueError: if a weight is negative, or a batch is empty or ragged.
         TypeError: if x is not floating point.
 
-    Cost: a whole optimizer step takes 3.7 (ReLU) to 4.9 (gelu) plain steps in operations; with a
-    Hessian weight of 0, 2.3 to 2.4.
+    Cost: counted in operations, a whole optimizer step costs 3.7 (ReLU) to 4.9 (gelu) plain steps;
+    with a Hessian weight of 0, 2.3 to 2.4.
 
     >>> import optax
     >>> apply = lambda params, x: params @ x
@@ -180,16 +182,16 @@ def second_order(
             pair = solver(matvec, start(gradient, key))
             u, v, residual = normalize(pair.image)[0], pair.vector, {"residual": pair.residual}
         u, v, residual, unit, norm = hold((u, v, residual, *normalize(gradient)))
-        # The start's direction as the inner one takes a little less memory and time.
+        # Taking the start as the inner direction saves a little memory and time.
         value, _, along_v, curvature = second_directional_derivative(f, x, u, v)
         if "gradient_norm" not in weights:
             slope = norm
         elif start is gradient_start and _multiplies_start(solver):
-            # Where the gradient vanishes v is random, and its slope no gradient norm.
+            # Where the gradient vanishes, v is random, and its slope is not the gradient norm.
             slope = jnp.where(norm == 0, 0, along_v)
         else:
             slope = directional_derivative(f, x, unit)[1]
-        # With a product the curvature is its length: no negative number, but for rounding.
+        # With a product the curvature is its length, negative only by rounding.
         curvature = jnp.abs(curvature) if solver is None else curvature
         return {"loss": value, "gradient_norm": slope, "hessian_norm": curvature, **residual}
 

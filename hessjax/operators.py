@@ -1,7 +1,7 @@
-"""Derivatives of one example's loss in its input, as functions of a direction.
+"""Derivatives of one example's loss with respect to its input, as functions of a direction.
 
 Everything here takes ``f: x -> scalar`` for one example; ``x`` is an array of any shape or a tree
-of arrays. A batch is ``jax.vmap`` around the call.
+of arrays. For a batch, put ``jax.vmap`` around the call.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,14 @@ from hessjax._numerics import (
 class Composite:
     """The function ``x -> loss(model(x))`` that remembers its two parts.
 
-    What looks inside the loss (Gauss-Newton and Jacobian penalties) asks for one; everything else
-    takes it as the plain function it also is. Both parts are static; they may close over arrays. As
-    an argument of a jitted function it stands for what the parts held at the first call with them:
-    where weights change in place, as in an NNX module, make it anew inside of the function.
+    What looks inside the loss (Gauss-Newton and Jacobian penalties) requires one; everything else
+    accepts it as the plain function that it also is. Both parts are static; they may close over
+    arrays. As an argument of a jitted function, it keeps the arrays that its parts held at the
+    first call with them: if weights change in place, as in an NNX module, build it anew inside the
+    function.
 
     Attributes:
-        model: ``x -> z``, one example to its outputs (logits) of shape ``(C,)``.
+        model: ``x -> z``, which maps one example to its outputs (logits) of shape ``(C,)``.
         loss: ``z -> scalar``.
     """
 
@@ -50,13 +51,13 @@ def check_composite(f: object) -> Composite:
     if not isinstance(f, Composite):
         name = getattr(f, "__name__", type(f).__name__)
         raise TypeError(
-            f"this needs f as Composite(model, loss), to look inside the loss, got {name}"
+            f"f must be a Composite(model, loss), because this looks inside the loss, got {name}"
         )
     return f
 
 
 def check_vector_outputs(f: Composite, x: PyTree) -> None:
-    """Raise unless the model takes one example to a vector of outputs."""
+    """Raise unless the model maps one example to a vector of outputs."""
     outputs = jax.eval_shape(f.model, x)
     if not isinstance(outputs, jax.ShapeDtypeStruct) or outputs.ndim != 1:
         shapes = jax.tree.map(lambda leaf: leaf.shape, outputs)
@@ -64,20 +65,20 @@ def check_vector_outputs(f: Composite, x: PyTree) -> None:
 
 
 def hvp(f: ScalarFunction, x: PyTree, v: PyTree) -> PyTree:
-    r"""Multiply the Hessian in the input with a direction, forward over reverse.
+    r"""Multiply the input Hessian by a direction, forward over reverse.
 
     .. math:: \nabla^2 f(x)\, v
 
     Args:
-        f: one example to a scalar.
-        x: the point; any shape, any tree, floating point.
+        f: maps one example to a scalar.
+        x: the point; a floating-point array of any shape, or a pytree of such arrays.
         v: the direction, like ``x``.
 
     Returns:
         The product, like ``x``.
 
     Raises:
-        ValueError: if ``f`` is not scalar, or ``v`` has another structure or shape than ``x``.
+        ValueError: if ``f`` is not scalar, or ``v`` differs in structure or shape from ``x``.
         TypeError: if ``x`` or ``v`` does not hold floating-point numbers.
 
     Cost: about two gradients.
@@ -93,7 +94,7 @@ def hvp(f: ScalarFunction, x: PyTree, v: PyTree) -> PyTree:
 
 
 def gradient_and_hessian_operator(f: ScalarFunction, x: PyTree) -> tuple[PyTree, Matvec]:
-    """Return the gradient at ``x`` and `hessian_operator`, from one linearization."""
+    """Return the gradient at ``x`` and the `hessian_operator`, from one linearization."""
     x = as_point(x)
     check_scalar(f, x)
     gradient, product = jax.linearize(jax.grad(f), x)
@@ -104,14 +105,14 @@ def hessian_operator(f: ScalarFunction, x: PyTree) -> Matvec:
     r"""Return ``v -> H v`` with :math:`H = \nabla^2 f(x)`, linearized once for many products.
 
     Args:
-        f: one example to a scalar.
-        x: the point; any shape, any tree, floating point.
+        f: maps one example to a scalar.
+        x: the point; a floating-point array of any shape, or a pytree of such arrays.
 
     Returns:
         The symmetric linear map; direction and product are like ``x``.
 
     Raises:
-        ValueError, TypeError: as `hvp`; those about ``v`` when the map is called.
+        ValueError, TypeError: as `hvp`; those about ``v`` only when the map is called.
 
     Cost: one gradient to build, about one more per product; the linearization is kept in memory.
 
@@ -124,17 +125,17 @@ def hessian_operator(f: ScalarFunction, x: PyTree) -> Matvec:
 
 
 def gauss_newton_operator(f: Composite, x: PyTree) -> Matvec:
-    r"""Return ``v -> G v`` with the Gauss-Newton matrix of the loss in the input.
+    r"""Return ``v -> G v`` with the Gauss-Newton matrix of the loss with respect to the input.
 
     .. math:: G = J^\top \nabla^2\ell(z)\, J, \qquad z = \text{model}(x)
 
-    The part of the Hessian that curves through the loss, not through the model. It is positive
-    semidefinite for a convex loss, equals the Hessian almost everywhere for a piecewise-linear
-    model (ReLU, max-pool), and is **not** the Hessian for a smooth one.
+    G is the part of the Hessian that comes from the curvature of the loss, not of the model. It is
+    positive semidefinite for a convex loss, equals the Hessian almost everywhere for a
+    piecewise-linear model (ReLU, max-pool), and is **not** the Hessian for a smooth one.
 
     Args:
-        f: `Composite`; its model maps ``x`` to ``z`` of shape ``(C,)``.
-        x: the point; any shape, any tree, floating point.
+        f: a `Composite`; its model maps ``x`` to ``z`` of shape ``(C,)``.
+        x: the point; a floating-point array of any shape, or a pytree of such arrays.
 
     Returns:
         The symmetric linear map; direction and product are like ``x``.
@@ -144,7 +145,7 @@ def gauss_newton_operator(f: Composite, x: PyTree) -> Matvec:
         ValueError, TypeError: as `hvp`.
 
     Cost: one forward pass to build; a forward and a backward tangent per product.
-    Source: Schraudolph, "Fast curvature matrix-vector products", 2002, here in the input.
+    Source: Schraudolph, "Fast curvature matrix-vector products", 2002, here for the input.
     """
     f = check_composite(f)
     x = as_point(x)
@@ -156,11 +157,11 @@ def gauss_newton_operator(f: Composite, x: PyTree) -> Matvec:
 
 
 def directional_derivative(f: ScalarFunction, x: PyTree, u: PyTree) -> tuple[jax.Array, jax.Array]:
-    r"""Return :math:`(f(x),\ \partial_u f(x))` by forward mode.
+    r"""Return :math:`(f(x),\ \partial_u f(x))` in forward mode.
 
     Args:
-        f: one example to a scalar.
-        x: the point; any shape, any tree, floating point.
+        f: maps one example to a scalar.
+        x: the point; a floating-point array of any shape, or a pytree of such arrays.
         u: the direction, like ``x``; its length scales the derivative.
 
     Returns:
@@ -188,13 +189,13 @@ def second_directional_derivative(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     r"""Return :math:`(f,\ \partial_u f,\ \partial_v f,\ u^\top H v)` at ``x`` in one forward sweep.
 
-    No inner reverse pass: a gradient in the parameters of all four is ONE reverse pass over it.
+    It has no inner reverse pass: a parameter gradient of all four is ONE reverse pass over it.
 
     Args:
-        f: one example to a scalar.
-        x: the point; any shape, any tree, floating point.
+        f: maps one example to a scalar.
+        x: the point; a floating-point array of any shape, or a pytree of such arrays.
         u: a direction, like ``x``.
-        v: another, like ``x``.
+        v: another direction, like ``x``.
 
     Returns:
         Four scalars: value, both first derivatives and the mixed second one.
@@ -217,12 +218,12 @@ def second_directional_derivative(
 
 
 def hessian_matrix(f: ScalarFunction, x: PyTree) -> jax.Array:
-    """Return the dense Hessian in the raveled input, shape ``(n, n)``: an oracle for small ``n``.
+    """Return the dense Hessian for the raveled input, ``(n, n)``, as an oracle for small ``n``.
 
     Raises:
         ValueError, TypeError: as `hvp`.
 
-    Cost: ``n`` Hessian-vector products and ``n**2`` numbers.
+    Cost: ``n`` Hessian-vector products and memory for ``n**2`` numbers.
 
     >>> import jax.numpy as jnp
     >>> hessian_matrix(lambda x: x["a"] * x["b"] ** 2, {"a": 1.0, "b": 3.0}).tolist()
@@ -235,16 +236,16 @@ def hessian_matrix(f: ScalarFunction, x: PyTree) -> jax.Array:
 
 
 def gauss_newton_matrix(f: Composite, x: PyTree) -> jax.Array:
-    """Return the dense `gauss_newton_operator`, shape ``(n, n)``: an oracle for small ``n``.
+    """Return the dense `gauss_newton_operator`, shape ``(n, n)``, as an oracle for small ``n``.
 
     Args:
-        f: `Composite`; its model maps ``x`` to ``z`` of shape ``(C,)``.
-        x: the point; any shape, any tree, floating point.
+        f: a `Composite`; its model maps ``x`` to ``z`` of shape ``(C,)``.
+        x: the point; a floating-point array of any shape, or a pytree of such arrays.
 
     Raises:
         ValueError, TypeError: as `gauss_newton_operator`.
 
-    Cost: ``n`` forward tangents and ``n**2`` numbers.
+    Cost: ``n`` forward tangents and memory for ``n**2`` numbers.
     """
     f = check_composite(f)
     x = as_point(x)

@@ -1,7 +1,7 @@
 """Penalties on the loss of one example: ``penalty(f, x, key=None) -> scalar``.
 
 Each one locates its directions under ``stop_gradient`` and then evaluates one directional
-derivative by forward mode, the only thing that a gradient in the parameters sees.
+derivative in forward mode, which is all that a gradient with respect to the parameters sees.
 """
 
 import math
@@ -59,27 +59,27 @@ def rademacher_probes(tree: PyTree, key: Key, num_samples: int) -> PyTree:
 def input_gradient_norm(
     f: ScalarFunction, x: PyTree, key: Key = None, *, order: float = 2, squared: bool = False
 ) -> jax.Array:
-    r"""Evaluate the norm of the input gradient, dual to the ball of the attack.
+    r"""Compute the norm of the input gradient that is dual to the norm of the attack's ball.
 
     .. math:: \max_{\|\delta\|_p \le 1} \delta^\top \nabla f(x) = \|\nabla f(x)\|_q,
         \qquad 1/p + 1/q = 1
 
     Args:
-        f: one example to its loss.
-        x: the example; any shape, any tree.
-        key: not used.
-        order: p of the attack's ball, 1, 2 or infinity; the norm is the dual one, q = inf, 2 or 1.
-        squared: return the square (classical double backpropagation).
+        f: maps one example to its loss.
+        x: the example; an array of any shape, or a pytree of arrays.
+        key: unused.
+        order: p of the attack's ball: 1, 2 or infinity. The norm is the dual one, q = inf, 2 or 1.
+        squared: whether to return the square instead (classical double backpropagation).
 
     Returns:
-        The exact norm, scalar, in loss units per input unit.
+        The exact norm, a scalar, in loss units per input unit.
 
     Raises:
-        ValueError: if ``order`` is none of 1, 2 and infinity, or ``f`` is not scalar.
+        ValueError: if ``order`` is not 1, 2 or infinity, or ``f`` is not scalar.
 
-    Cost: a whole optimizer step takes about 2.7 plain steps; `second_order` with a Hessian weight
-    of 0, which shares the loss's backward pass, 2.4. Source: Drucker, LeCun, 1992; Ross,
-    Doshi-Velez, 2018.
+    Cost: a whole optimizer step costs about 2.7 plain steps; one of `second_order` with a Hessian
+    weight of 0, which shares the loss's backward pass, costs 2.4. Source: Drucker, LeCun, 1992;
+    Ross, Doshi-Velez, 2018.
 
     >>> float(input_gradient_norm(lambda x: x @ x, jnp.array([0.0, 3.0])))
     6.0
@@ -109,29 +109,30 @@ def hessian_operator_norm(
     start: Start = gradient_start,
     squared: bool = False,
 ) -> jax.Array:
-    r"""Estimate the operator norm of the input Hessian, from below.
+    r"""Estimate the operator norm of the input Hessian from below.
 
     .. math:: u^\top H v = \|H v\|_2 \le \|H\|_{op}, \qquad u = H v / \|H v\|
 
     Args:
-        f: one example to its loss.
-        x: the example; any shape, any tree.
-        key: for a random start; `gradient_start` needs none.
-        solver: locates v; an eigen-solver with its configuration bound. None takes no product: v is
-            the start, and the norm ``|vᵀHv|``.
+        f: maps one example to its loss.
+        x: the example; an array of any shape, or a pytree of arrays.
+        key: random key for `random_start`; `gradient_start` needs none.
+        solver: eigensolver that locates v, with its configuration bound. None takes no product: v
+            is the start, and the result is ``|vᵀHv|``.
         start: ``(gradient, key) -> v0``, `gradient_start` or `random_start`.
-        squared: return the square.
+        squared: whether to return the square instead.
 
     Returns:
-        ``‖Hv‖``, scalar, in loss units per squared input unit. Its parameter gradient is that of
-        the norm itself where v has converged to a simple top eigenvector, and that of a lower bound
-        along frozen directions before. A gradient that H maps to zero gives 0, whatever ‖H‖ is.
+        ``‖Hv‖``, a scalar, in loss units per squared input unit. Once v has converged to a simple
+        top eigenvector, its parameter gradient is that of the norm itself; before, it is that of a
+        lower bound along frozen directions. If H maps the gradient to zero, the result is 0,
+        whatever ‖H‖ is.
 
     Raises:
-        ValueError: if ``f`` is not scalar, or a random start has no key.
+        ValueError: if ``f`` is not scalar, or a random start gets no key.
 
-    Cost: with the defaults a whole optimizer step takes 4.3 (ReLU) to 5.3 (gelu) plain steps, each
-    further product about one; `second_order` shares more and takes less. Source: Mustafa,
+    Cost: with the defaults a whole optimizer step costs 4.3 (ReLU) to 5.3 (gelu) plain steps, and
+    each further product about one; `second_order` shares more work and costs less. Source: Mustafa,
     Vandermeulen, Kloft, 2020 (arXiv 2009.06571).
 
     >>> float(hessian_operator_norm(lambda x: -2 * x @ x, jnp.array([0.0, 3.0])))
@@ -156,32 +157,32 @@ def finite_step_operator_norm(
     num_iters: int = 1,
     squared: bool = False,
 ) -> jax.Array:
-    r"""Evaluate how fast the gradient changes over a step of finite length.
+    r"""Compute how fast the gradient changes over a step of finite length.
 
     .. math:: \|\nabla f(x + h v) - \nabla f(x)\|_2 / h
 
-    With h of the size of the attack's ε it sees curvature over the ball rather than at its center.
-    It tends to ``‖Hv‖`` as h goes to 0. Where f is twice differentiable it never exceeds the
-    largest ``‖H‖`` on the way from x to x + hv, but may exceed that at x; a kink on the way adds
-    its jump of the gradient over h. It is not linear in v. Two gradients are subtracted: a short
-    step leaves their rounding, divided by h, and an ``apply`` in bfloat16 bears no short one.
+    With h about as large as the attack's ε, it sees the curvature over the ball rather than at its
+    center. It tends to ``‖Hv‖`` as h goes to 0. Where f is twice differentiable, it never exceeds
+    the largest ``‖H‖`` between x and x + hv, but may exceed ``‖H‖`` at x; a kink in between adds
+    the jump of the gradient there, divided by h. It is not linear in v. Two gradients are
+    subtracted and their rounding divided by h: with a bfloat16 ``apply``, h must not be small.
 
     Args:
-        f: one example to its loss.
-        x: the example; any shape, any tree.
-        key: for the direction where the gradient vanishes.
+        f: maps one example to its loss.
+        x: the example; an array of any shape, or a pytree of arrays.
+        key: random key for the direction where the gradient vanishes.
         step: h, positive, in input units.
-        num_iters: evaluations of the difference; one takes v along the gradient, further ones
-            follow the difference as power iteration would.
-        squared: return the square.
+        num_iters: number of evaluations of the difference. With one, v is along the gradient;
+            further ones replace it by the difference, as in power iteration.
+        squared: whether to return the square instead.
 
     Returns:
-        The quotient, scalar, in loss units per squared input unit.
+        The quotient, a scalar, in loss units per squared input unit.
 
     Raises:
         ValueError: if ``step`` is not positive, ``num_iters`` < 1, or ``f`` is not scalar.
 
-    Cost: a whole optimizer step takes about 5.4 plain steps, each further iteration about one.
+    Cost: a whole optimizer step costs about 5.4 plain steps, each further iteration about one.
     """
     check_number("step", step, positive=True)
     x = as_point(x)
@@ -207,26 +208,26 @@ def _slope_change(
 def curvature_along_gradient(
     f: ScalarFunction, x: PyTree, key: Key = None, *, step: float | jax.Array
 ) -> jax.Array:
-    r"""Evaluate CURE's curvature along the sign of the gradient, in the form of its published code.
+    r"""Compute CURE's curvature along the sign of the gradient, as in its published code.
 
     .. math:: \|\nabla f(x + h z) - \nabla f(x)\|_2, \qquad
         z = \text{sign}(\nabla f(x)) / \|\text{sign}(\nabla f(x))\|_2
 
-    Neither divided by h nor squared, as in that code (the paper's text squares).
+    As in that code, it is neither divided by h nor squared (the paper squares it).
 
     Args:
-        f: one example to its loss.
-        x: the example; any shape, any tree.
-        key: not used.
+        f: maps one example to its loss.
+        x: the example; an array of any shape, or a pytree of arrays.
+        key: unused.
         step: h, positive, in input units.
 
     Returns:
-        The norm of the change, scalar, in loss units per input unit.
+        The norm of the change, a scalar, in loss units per input unit.
 
     Raises:
         ValueError: if ``step`` is not positive, or ``f`` is not scalar.
 
-    Cost: a whole optimizer step takes about 5.4 plain steps. Source: Moosavi-Dezfooli et al.,
+    Cost: a whole optimizer step costs about 5.4 plain steps. Source: Moosavi-Dezfooli et al.,
     "Robustness via curvature regularization, and vice versa", 2019.
     """
     del key
@@ -242,23 +243,23 @@ def curvature_along_gradient(
 def hessian_squared_frobenius_norm(
     f: ScalarFunction, x: PyTree, key: Key = None, *, num_samples: int = 1
 ) -> jax.Array:
-    r"""Estimate the squared Frobenius norm of the input Hessian, unbiased (Hutchinson).
+    r"""Compute an unbiased (Hutchinson) estimate of the input Hessian's squared Frobenius norm.
 
     .. math:: \|H\|_F^2 = \mathbb{E}\, \|H \xi\|_2^2, \qquad \xi_i = \pm 1
 
     Args:
-        f: one example to its loss.
-        x: the example; any shape, any tree.
-        key: for the probes; required.
+        f: maps one example to its loss.
+        x: the example; an array of any shape, or a pytree of arrays.
+        key: random key for the probes; required.
         num_samples: the number of probes.
 
     Returns:
-        The mean over the probes, scalar; its parameter gradient is unbiased, too.
+        The mean over the probes, a scalar; its parameter gradient is unbiased, too.
 
     Raises:
         ValueError: if ``key`` is None, ``num_samples`` < 1, or ``f`` is not scalar.
 
-    Cost: as `hessian_operator_norm` with one product, per probe.
+    Cost: per probe, that of `hessian_operator_norm` with one product.
     """
     x = as_point(x)
     matvec = hessian_operator(f, x)

@@ -15,18 +15,18 @@ from hessjax._numerics import PyTree
 from hessjax._placement import following, mesh_of
 from hessjax.lazy import Lazy, Objective
 
-# Outside of every transformation.
+# The trace state outside of every transformation.
 _EAGER = get_opaque_trace_state()
 
 
 class TrainState(NamedTuple):
-    """All that a step needs and changes: a tree of arrays.
+    """Everything that a step reads and updates: a pytree of arrays.
 
     Attributes:
         params: the model's parameters.
         opt_state: the optimizer's state.
-        step: steps taken, int32 scalar.
-        key: the run's key; each step folds its number into it.
+        step: the number of steps taken, an int32 scalar.
+        key: the run's random key; each step folds its own number into it.
     """
 
     params: PyTree
@@ -46,8 +46,8 @@ class TrainState(NamedTuple):
 def _owned(tree: PyTree) -> PyTree:
     """Copy every leaf: the first step donates them, and a buffer can be donated only once.
 
-    The explicit dtype makes Python numbers and what else is weakly typed into arrays like those
-    that come out of a step, so that the second step is not traced again.
+    The explicit dtype turns Python numbers and other weakly typed leaves into arrays like those
+    that a step returns, so that the second step is not traced again.
     """
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype), tree)
 
@@ -60,17 +60,17 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 
     Args:
         objective: ``objective(params, batch, key, step) -> (value, metrics)``.
-        optimizer: an optax transformation. One with extra arguments is passed the ``value``, the
-            ``grad`` and the ``value_fn`` of the objective, as line searches need; further ones,
-            such as those of `optax.contrib.sam`, are not passed.
+        optimizer: an optax transformation. One that takes extra arguments is passed the
+            objective's ``value``, ``grad`` and ``value_fn``, as line searches need; others, such
+            as those of `optax.contrib.sam`, are not passed.
 
     Returns:
-        The step. The state's buffers are donated: use the returned state, not the old one. The
-        metrics are the objective's, before the update, and its ``objective`` value. Batches of one
-        shape are traced once; for a `Lazy` objective two steps are compiled, of which each call
-        takes the one that the state's step wants, and reports no metrics that this one lacks.
+        The step. It donates the state's buffers: use the returned state, not the old one. The
+        metrics are those of the objective before the update, plus its value as ``objective``. The
+        step is traced once per batch shape. For a `Lazy` objective two steps are compiled; each
+        call runs the one that ``state.step`` selects, and reports only the metrics of that one.
 
-    Cost: one gradient of the objective in the parameters.
+    Cost: one gradient of the objective with respect to the parameters.
     """
 
     def advance(
@@ -100,8 +100,8 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
     steps = _Alternating(objective, jitted) if isinstance(objective, Lazy) else jitted(objective)
 
     def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
-        # Inside a larger traced program, even where all arguments are constants, its caller chooses
-        # the options of the compiler.
+        # Inside a larger traced program, even if all arguments are constants, the compiler
+        # options are up to whoever compiles that program.
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, batch)))
         if traced or get_opaque_trace_state() != _EAGER:
             return advance(objective, state, batch)
@@ -112,12 +112,12 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 
 
 class _Alternating:
-    """The two steps of a lazy objective; which one is due, it knows without asking the device."""
+    """The two steps of a `Lazy` objective; it picks the one due without waiting for the device."""
 
     def __init__(self, objective: Lazy, jitted: Callable[[Objective], Step]) -> None:
         self._every = objective.every
         self._penalized, self._plain = jitted(objective.penalized), jitted(objective.plain)
-        # The last state's step, there and here. Only its identity counts: it may be donated.
+        # The last step number, on device and host. The array may be donated: only compare its id.
         self._last: tuple[jax.Array | None, int] = (None, 0)
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -197,7 +197,7 @@ MESSAGES: list[tuple[Callable[[], object], str]] = [
         lambda: as_point(jnp.ones(3, jnp.int32)),
         "x must hold floating-point numbers, got dtype int32",
     ),
-    (lambda: as_point(jnp.ones(0)), "x holds no numbers: there is nothing to differentiate in"),
+    (lambda: as_point(jnp.ones(0)), "x holds no numbers: there is nothing to differentiate"),
     (lambda: as_tangent(POINT, jnp.ones(2)), "v must have the shape of x, (3,), got (2,)"),
     (
         lambda: as_tangent(POINT, jnp.ones(3, bool), "u"),
