@@ -118,7 +118,7 @@ def auto_attack(
         key: source of randomness. If it is not a Threefry key, it seeds one, which is used instead.
         attacks: what to run, in this order: `STANDARD`, `PLUS` or your own tuple of
             ``apgd_attack(...)``, ``fab_attack(...)``, ``square_attack(...)`` or of any `Attack`.
-            Build it once: compiled code is cached by the attacks' functions.
+            Build one of your own once: compiled code is cached by the attacks' functions.
         batch_size: number of examples at a time; by default 64 per device on CPUs, else 1024.
         resume: the last `Progress` that an interrupted call with the same arguments passed to
             ``on_batch``; or the result of other attacks on the same examples, or in a smaller
