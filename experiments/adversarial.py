@@ -1,4 +1,4 @@
-"""Training on attacked inputs: any objective there, PGD, one step, and the penalty of TRADES."""
+"""Training on attacked inputs: any objective at them, by PGD or one step; the TRADES penalty."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,10 +30,10 @@ def attacked(
     *,
     order: float,
 ) -> Objective:
-    """Evaluate an objective at attacked inputs instead of those that it is given.
+    """Evaluate an objective at attacked inputs instead of the given ones.
 
     Args:
-        objective: what is evaluated there; with cross-entropy alone it is adversarial training.
+        objective: what is evaluated there; with cross-entropy alone this is adversarial training.
         apply: ``(params, x) -> logits`` of one example.
         attack: ``(logits_fn, x, y, ball, key) -> x_adv`` of one example.
         radius: schedule of the ball's ε, in input units.
@@ -72,7 +72,7 @@ def by_pgd(
 ) -> jax.Array:
     """Attack by PGD from a random start, with steps of 2.5 ε / num_steps, or ε if that is less.
 
-    The last iterate, not the first misclassified one, which would be an easier one to train on.
+    Returns the last iterate, not the first misclassified one, which would be easier to train on.
     """
     state = pgd_init(logits_fn, x, y, ball, key)
     return _ascended(logits_fn, x, y, ball, state, num_steps=num_steps, loss=loss)
@@ -87,7 +87,7 @@ def by_ascent(
     *,
     num_steps: int = 1,
 ) -> jax.Array:
-    """Attack as `by_pgd` does, but from x itself: one step is that of FGSM."""
+    """Attack as `by_pgd` does, but starting from x itself: a single step is FGSM."""
     state = pgd_init(logits_fn, x, y, ball, key)._replace(x=x)
     return _ascended(logits_fn, x, y, ball, state, num_steps=num_steps, loss=cross_entropy)
 
@@ -116,15 +116,15 @@ def divergence(
 
     .. math:: \max_{\|\delta\|_p \le \epsilon} KL(p(x) \,\|\, p(x + \delta))
 
-    The maximum by PGD from a random point of the ball, where the published code starts beside x:
-    at x itself there is no slope.
+    PGD searches for the maximum from a random point of the ball, whereas the published code starts
+    right beside x: at x itself the slope is zero.
 
     Args:
-        f: `Composite`; its loss is not looked at.
+        f: `Composite`; its loss is not used.
         x: the example.
-        key: of the random start.
+        key: for the random start.
         ball: where to search.
-        num_steps: of PGD.
+        num_steps: number of PGD steps.
 
     Source: Zhang et al., "Theoretically principled trade-off between robustness and accuracy",
     2019.

@@ -31,8 +31,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Find the accuracy of the first test examples under APGD.
 
-    It is kept in ``apgd.json``, and what is there of the same examples is not done again, unless
-    there are radii to add: what withstands at one counts at smaller ones.
+    The result is kept in ``apgd.json``. What is there for the same examples is not computed again,
+    unless there are radii to add: what withstands one radius counts at the smaller ones.
 
     Args:
         run: the network.
@@ -42,7 +42,7 @@ def evaluate(
         mesh: devices to attack on, the default one if not given; they change no result.
 
     Returns:
-        ``robust``, by norm and radius, and ``commit``, the code that attacked.
+        ``robust``, by norm and radius, and ``commit``, that of the code that attacked.
     """
     check_count("num_examples", num_examples, dataset)
     path = run.path / "apgd.json"
@@ -82,7 +82,7 @@ def _withstood(
     order: float,
     radii: Sequence[float],
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Attack from the largest radius on; what withstands it counts at the smaller ones, too."""
+    """Attack from the largest radius down; what withstands it counts at the smaller ones, too."""
     resume, robust = None, np.zeros(len(x), bool)
     with progress_bar(total=len(radii), desc="APGD", unit=" radii") as bar:
         for radius in sorted(radii, reverse=True):

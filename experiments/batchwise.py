@@ -1,4 +1,4 @@
-"""Measurements of many examples, each by itself, in batches of one size."""
+"""Measurements of many examples, each by itself, in batches of a fixed size."""
 
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -19,7 +19,7 @@ _Measure = Callable[..., dict[str, jax.Array]]
 
 
 def keyed(images: np.ndarray, labels: np.ndarray, key: jax.Array) -> Examples:
-    """Return examples with a key each, folded from its place: no batch size changes it."""
+    """Return examples with a key each, folded from its index: independent of the batch size."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(images)))
     return Examples(jnp.asarray(images), jnp.asarray(labels), keys)
 
@@ -36,13 +36,13 @@ def of_each(
     """Return ``measure(setting, shared, *example)`` of all examples.
 
     Args:
-        measure: to arrays by name. It is compiled once for equal settings, so it should be a
+        measure: returns arrays by name. It is compiled once for equal settings, so it should be a
             function that lives as long as the program.
-        setting: whatever it has to know that is no array.
+        setting: whatever it needs to know that is not an array.
         shared: a tree of arrays that the examples have in common.
         examples: trees of arrays with one leading axis, N examples.
-        batch_size: so many at a time, or N if they are fewer; for each device.
-        mesh: devices that share each batch; those on which the examples lie if not given.
+        batch_size: examples at a time on each device, or N if there are fewer.
+        mesh: devices that share each batch; those that hold the examples if not given.
 
     Returns:
         The arrays by name, of N entries each, on the host.
@@ -52,7 +52,7 @@ def of_each(
     size = min(batch_size * (1 if mesh is None else mesh.size), count)
     parts = []
     for first in range(0, count, size):
-        # The last batch is filled up with the last example; what that adds is cut off below.
+        # The last batch is padded with the last example; the padding is cut off below.
         index = np.minimum(np.arange(first, first + size), count - 1)
         batch = replicated(mesh, jax.tree.map(lambda array, index=index: array[index], examples))
         with following(mesh_of(batch)):

@@ -1,4 +1,4 @@
-"""What the figures share: a method's look, the page around a drawing, the file."""
+"""What the figures share: the look of each method, the page around a drawing, the file."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 
 from experiments.files import replacing
 
-# Okabe and Ito's palette and one gray: told apart with any color vision.
+# Okabe and Ito's palette and one gray: distinguishable with any color vision.
 _COLORS = {
     "none": "#000000",
     "gradient": "#E69F00",
@@ -26,7 +26,7 @@ _COLORS = {
     "gauss-newton": "#8C8C8C",
     "adversarial": "#D55E00",
 }
-# Relatives of these share their color and stand apart by the marker.
+# Relatives of these share their color and differ in the marker.
 _RELATIVES = {
     "hessian-cheap": ("hessian", "<"),
     "hessian-lanczos": ("hessian", ">"),
@@ -43,7 +43,7 @@ _RELATIVES = {
 }
 _OTHER = "#6A3D9A"
 _MARKERS = dict(zip(_COLORS, "osDd^vPX*", strict=True))
-# The line, and which part of the marker has the color: the first four differ in both.
+# The line, and which part of the marker is colored: the first four differ in both.
 _LINES, _FILLS = ("-", "--", ":", "-."), ("full", "left", "top", "right")
 _VARIANTS = tuple(
     (line, _FILLS[(place + turn) % 4]) for turn in range(4) for place, line in enumerate(_LINES)
@@ -78,12 +78,12 @@ class Style(NamedTuple):
 
     @property
     def curve(self) -> dict[str, Any]:
-        """Likewise for points that a line joins."""
+        """Keyword arguments for points joined by a line."""
         return {**self.points, "ls": self.line}
 
 
 def style(method: str, variant: int = 0) -> Style:
-    """Return the look of a method; its settings, ``variant`` 0, 1, ..., differ by line and fill."""
+    """Return the look of a method; its settings, ``variant`` 0, 1, ..., differ in line and fill."""
     relative, marker = _RELATIVES.get(method, (method, _MARKERS.get(method, "h")))
     return Style(_COLORS.get(relative, _OTHER), marker, *_VARIANTS[variant % len(_VARIANTS)])
 
@@ -98,7 +98,7 @@ def norm_name(norm: str | float) -> str:
 
 
 def radius_name(radius: float) -> str:
-    """Return how a table or a figure writes a radius: 0.5, or 2/255 where that is shorter.
+    """Return how a table or figure writes a radius: 0.5, or 2/255 where that is shorter.
 
     >>> radius_name(0.5), radius_name(2 / 255)
     ('0.5', '2/255')
@@ -125,10 +125,10 @@ def canvas(
         note: any length; it is wrapped.
         legend: the methods' labels and looks.
     """
-    # So many characters an inch, digits and capitals too.
+    # This many characters fit in an inch, even digits and capitals.
     lines = textwrap.wrap(note, int(10.7 * width))
     columns = _columns([len(label) for label, _ in legend], width)
-    # No whole number of pixels below: half of one more is where the last digits of a layout tell.
+    # Not a whole number of pixels below: at half a pixel the last digits of a layout would matter.
     bands = (0.6 + 0.23 * len(lines), height, 0.32 * ceil(len(legend) / columns) + 0.102)
     page = Figure(figsize=(width, sum(bands)), dpi=_DPI, layout="constrained")
     grid = page.add_gridspec(3, 1, height_ratios=bands, hspace=0)
@@ -143,9 +143,9 @@ def canvas(
 
 
 def _columns(lengths: Sequence[int], width: float) -> int:
-    """Return how many columns of a legend with labels of so many characters the page can hold."""
+    """Return how many legend columns fit on the page, for labels of these lengths."""
     for count in range(len(lengths), 1, -1):
-        # As matplotlib deals them out.
+        # As matplotlib distributes them.
         columns = np.array_split(lengths, count)
         if sum(0.9 + 0.1 * column.max() for column in columns) <= width:
             return count
@@ -159,9 +159,9 @@ def frame(ax: Axes, color: str) -> None:
 
 
 def save(page: Figure, path: Path) -> None:
-    """Write the PNG in one move: a reader never meets half a file.
+    """Write the PNG in one move: a reader never sees half a file.
 
-    The same page is the same file, although the layout's last digits differ from time to time.
+    The same page gives the same file, although the layout's last digits vary from run to run.
     """
     if engine := page.get_layout_engine():
         engine.execute(page)

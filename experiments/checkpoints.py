@@ -1,4 +1,4 @@
-"""Checkpoints of a training: orbax writes them, and only what has its checksums is read again."""
+"""Checkpoints of a training: orbax writes them; they are read only if their checksums match."""
 
 import hashlib
 import logging
@@ -19,19 +19,19 @@ from experiments.processes import led
 from hessjax import TrainState
 
 _SUMS = "checksums.json"
-# Of the newest, in case one is damaged.
+# How many of the newest are kept, in case one is damaged.
 _KEPT = 3
-# What decides which one is the best.
+# The metric by which one is the best.
 _SCORE = "accuracy"
 
 
 class Snapshot(NamedTuple):
-    """All that a training needs to go on as if it had not been interrupted.
+    """All that a training needs to continue as if it had not been interrupted.
 
     Attributes:
-        state: parameters, state of the optimizer, step and key. The step is the position in the
-            data, too: with the seed it decides the batches to come.
-        progress: what is no array, for a JSON file.
+        state: parameters, state of the optimizer, step and key. The step is also the position in
+            the data: together with the seed it determines the batches to come.
+        progress: everything that is not an array, for a JSON file.
     """
 
     state: TrainState
@@ -39,10 +39,10 @@ class Snapshot(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step: the last three, and the one of the best accuracy."""
+    """The checkpoints of one run, by step: the last three, and the one with the best accuracy."""
 
     def __init__(self, folder: Path) -> None:
-        """Open them; what a killed process left half written goes before the next is written."""
+        """Open them; what a killed process left half-written is removed before the next write."""
         self._folder = folder.absolute()
         self._open()
 
@@ -57,17 +57,17 @@ class Checkpoints:
             best_fn=_score,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
-            # By default all processes write, each its part.
+            # By default all processes write, each its own part.
             multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
             create=False,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, snapshot: Snapshot, *, accuracy: float) -> None:
-        """Write a checkpoint, unless there is one of this step, and forget those that aren't kept.
+        """Write a checkpoint, unless this step has one, and delete those that are no longer kept.
 
         Raises:
-            OSError: if it cannot be written; those that there were are still there.
+            OSError: if it cannot be written; the existing ones are still there.
         """
         self._write(Snapshot(_plain(snapshot.state), snapshot.progress), accuracy)
 
@@ -86,7 +86,7 @@ class Checkpoints:
                 self._manager.save(step, args=items, metrics={_SCORE: accuracy})
             write_json(folder / _SUMS, checksums(folder))
         except Exception as error:  # tensorstore's are of several kinds
-            # Its other writers may still be at work, and what they leave takes the place of others.
+            # Its other writers may still be at work, and what they leave would take up space.
             with _quiet(), suppress(Exception):
                 self._manager.close()
             for left in (folder, *self._folder.glob(f"{step}.orbax-checkpoint-tmp*")):
@@ -95,16 +95,16 @@ class Checkpoints:
             raise OSError(f"{folder} could not be written: {_reason(error)}") from error
 
     def latest(self, like: TrainState) -> Snapshot | None:
-        """Return the newest one that is whole; newer ones are named on stderr, and removed.
+        """Return the newest intact one; damaged newer ones are named on stderr and removed.
 
         Args:
             like: a state of the same shapes.
 
         Returns:
-            It, its arrays on the host, or None if there is none.
+            The snapshot, its arrays on the host, or None if there is none.
 
         Raises:
-            ValueError: if it is one of another program, with other arrays.
+            ValueError: if it is that of another program, with other arrays.
         """
         found = self._newest(like)
         if found is None:
@@ -116,7 +116,7 @@ class Checkpoints:
 
     @led
     def _newest(self, like: TrainState) -> tuple[list[np.ndarray], dict[str, Any]] | None:
-        """Return the arrays and the progress of what `latest` does."""
+        """Return the arrays and the progress of the snapshot that `latest` returns."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             folder = self._folder / str(step)
             fault = _fault(folder)
@@ -137,7 +137,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         try:
             found: Any = self._manager.restore(step, args=items)
-        except Exception as error:  # whatever the difference between the trees leads to
+        except Exception as error:  # whatever a difference between the trees may raise
             raise ValueError(f"{folder} does not fit this training: {_reason(error)}") from error
         leaves = jax.tree.leaves(found.state)
         for there, here in zip(leaves, jax.tree.leaves(wanted), strict=True):
@@ -151,7 +151,7 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep orbax from logging pages about an error that is raised anyway."""
+    """Keep orbax from logging pages of text about an error that is raised anyway."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
@@ -170,7 +170,7 @@ def _score(metrics: dict[str, float]) -> float:
 
 
 def _plain(state: TrainState) -> TrainState:
-    """Put the bits of the key in its place, and everything on the host."""
+    """Replace the key by its bits, and bring everything to the host."""
     return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
 
 
@@ -184,7 +184,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def _fault(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint's files, None if nothing is."""
+    """Return what is wrong with a checkpoint's files, or None if nothing is."""
     try:
         wanted = read_json(folder / _SUMS)
         found = checksums(folder)

@@ -41,37 +41,40 @@ def main(
 ) -> None:
     """Train several methods with the same seeds and budget, attack them, write table and figures.
 
-    Stop it with Ctrl-C and give the same command again: what is done is not done twice, and a
-    training goes on from its last checkpoint. A run that fails stops no other and is named at the
-    end. Methods or seeds of a later command into the same folder join those that are there. A
-    method may carry its strength, and its step: hessian, hessian:2, finite-step:1:1.5. With
-    ,every=N or ,parts=N behind it, it pays for its penalty on every N-th step, or on one of N parts
-    of each batch; ,norm=linf makes it one for ℓ∞ balls, ,weight=N is the second weight of a method
-    that has two, ,num_steps=N the number of steps of its attack. To tune strengths, compare them on
-    examples held out of the training set. For example:
+    If stopped with Ctrl-C, give the same command again: nothing is done twice, and a training
+    continues from its last checkpoint. A run that fails does not stop the others and is named at
+    the end. A later command with the same folder adds its methods and seeds to those there.
+
+    A method may be given with its strength and its step: hessian, hessian:2, finite-step:1:1.5.
+    Options may follow: ,every=N or ,parts=N evaluates the penalty on every N-th step only, or on
+    one of N parts of each batch; ,norm=linf trains for ℓ∞ balls; ,weight=X is the second weight of
+    a method that has two; ,num_steps=N is the number of steps of its attack. To tune strengths,
+    compare them on examples held out of the training set. For example:
 
         python -m experiments.compare --methods none gradient hessian --out runs/demo
         python -m experiments.compare --data mnist --methods hessian:1 hessian:2 hessian:3
             --validation 5000 --out runs/tune
 
     Args:
-        setup: what the trainings share.
-        out: folder of the comparison; it gets comparison.json, report.md, figures and the runs.
-        methods: with or without their numbers; experiments/README.md lists them.
+        setup: the settings that the trainings share.
+        out: folder for comparison.json, report.md, the figures and the runs.
+        methods: names with or without numbers, as above; experiments/README.md lists them.
         seeds: every method is trained once with each.
         l2: radii of the ℓ₂ balls, pixels in [0, 1]; the data set's if not given.
-        linf: radii of the ℓ∞ balls, likewise.
+        linf: radii of the ℓ∞ balls, pixels in [0, 1]; the data set's if not given.
         num_steps: steps of each PGD attack.
         num_restarts: random starts of each PGD attack.
         auto_l2: radii of the ℓ₂ balls for AutoAttack, which is much slower; none if not given.
-        auto_linf: radii of the ℓ∞ balls, likewise.
-        auto_examples: AutoAttack gets this many, the first of the test set; all if not given.
-        apgd_examples: attack this many by AutoAttack's first two attacks alone, too, at all radii.
-        num_devices: devices that share each batch; all if not given, but one of a CPU's.
-        distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
-            environment tells of, each given this same command; see experiments/README.md.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
-        manual_dir: folder of the data set's original files, where they cannot be downloaded.
+        auto_linf: radii of the ℓ∞ balls for AutoAttack; none if not given.
+        auto_examples: how many images AutoAttack attacks, the first of the test set; all if not
+            given.
+        apgd_examples: also attack this many images by AutoAttack's first two attacks alone, at all
+            radii.
+        num_devices: devices that share each batch; all if not given, but only one on a CPU.
+        distributed: run as one of several processes with this same command, as announced by Slurm,
+            Open MPI, Kubernetes, a TPU pod or the environment; see experiments/README.md.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        manual_dir: folder with the data set's original files, if they cannot be downloaded.
     """
     if distributed:
         start()
@@ -90,7 +93,7 @@ def main(
         data_dir=data_dir,
         manual_dir=manual_dir,
     )
-    # The table of a comparison to which this command added nothing is another's.
+    # If this command added nothing, the table there belongs to another one.
     if len(failed) < len(plan(setup, methods, seeds)):
         _tell(out)
     if failed:
@@ -100,7 +103,7 @@ def main(
 def _strongest(
     data: str, l2: Sequence[float], linf: Sequence[float], num_examples: int | None
 ) -> dict[str, tuple[float, ...]]:
-    """Return the radii for AutoAttack by norm, and check what it is told."""
+    """Return the radii for AutoAttack by norm, and check its options."""
     if not (l2 or linf):
         if num_examples is not None:
             raise ValueError(

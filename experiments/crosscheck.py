@@ -1,4 +1,4 @@
-"""Attacks of foolbox on what AutoAttack calls robust."""
+"""Attacks by foolbox on the examples that AutoAttack calls robust."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -59,18 +59,18 @@ def main(
     out: Path = Path("runs/crosscheck.json"),
     data_dir: Path | None = None,
 ) -> None:
-    """Count the examples that AutoAttack calls robust and an attack of foolbox breaks.
+    """Count the examples that AutoAttack calls robust but an attack of foolbox breaks.
 
-    foolbox attacks a PyTorch network of the same weights. Needs the extra hessjax[reference]. What
-    is in the file already is not done again.
+    foolbox attacks a PyTorch network with the same weights. Needs the extra hessjax[reference].
+    Results that are in the file already are not computed again.
 
     Args:
         run: folders that experiments.train wrote.
-        norm: of the balls.
+        norm: norm of the balls.
         epsilon: radius of the balls, pixels in [0, 1]: one for all runs, or one for each.
-        num_examples: the first of the test set.
+        num_examples: how many examples, the first of the test set.
         out: the JSON file that results are added to.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     settings = balls(run, norm, epsilon, num_examples)
     measure_each(run, settings, out=out, data_dir=data_dir, by=crosscheck, shown=table)
@@ -82,8 +82,8 @@ def crosscheck(
     """Attack a network by AutoAttack and its PyTorch twin by foolbox.
 
     Returns:
-        ``robust``, the accuracy under AutoAttack; for each attack of foolbox under ``foolbox`` the
-        accuracy under it, and how many of AutoAttack's robust examples it breaks, ``broken``.
+        ``robust``, the accuracy under AutoAttack; and under ``foolbox``, for each of its attacks,
+        the accuracy and how many of AutoAttack's robust examples it breaks, ``broken``.
 
     Raises:
         ValueError: if the network has no twin.

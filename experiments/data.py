@@ -11,8 +11,8 @@ import numpy as np
 from experiments.files import read_arrays, write_arrays
 from experiments.preparing import prepare, unknown
 
-# Mean of the training pixels in [0, 1]: these two have equal shapes, classes and file names, so
-# that nothing cheaper tells one from the other.
+# Mean of the training pixels in [0, 1]: these two have the same shapes, classes and file names, so
+# nothing cheaper tells one from the other.
 _TRAIN_MEANS = {"mnist": 0.13066, "fashion_mnist": 0.28604}
 _KEYS = {"train_images", "train_labels", "test_images", "test_labels", "num_classes", "train_mean"}
 
@@ -21,11 +21,11 @@ class Dataset(NamedTuple):
     """A classification set in memory.
 
     Attributes:
-        name: What it was loaded by.
+        name: The name it was loaded by.
         train_images: (N, H, W, C), float32 in [0, 1].
         train_labels: (N,), int32 in [0, num_classes).
         test_images, test_labels: (M, H, W, C) and (M,), likewise.
-        num_classes: Number of classes, whether or not each of them occurs.
+        num_classes: Number of classes, whether or not all of them occur.
     """
 
     name: str
@@ -42,16 +42,17 @@ def load(
     """Load an image classification set, preparing it the first time.
 
     The first time, TensorFlow Datasets builds it from what it downloads or finds in ``manual_dir``.
-    From then on plain arrays are read from ``data_dir``, which needs neither it nor TensorFlow.
+    From then on plain arrays are read from ``data_dir``, with no need for TensorFlow or TensorFlow
+    Datasets.
 
     Args:
-        name: ``digits``, which come with scikit-learn and need no preparing, or a name of
+        name: ``digits``, which come with scikit-learn and need no preparation, or a name in
             TensorFlow Datasets such as ``mnist`` or ``emnist/balanced``.
         data_dir: Folder of prepared sets, ``$HESSJAX_DATA`` or ``~/.cache/hessjax`` by default.
-        manual_dir: Folder of the set's original files, for a machine that cannot download them.
+        manual_dir: Folder with the set's original files, for a machine that cannot download them.
 
     Returns:
-        The set, in the order in which it is stored, which is a shuffled one.
+        The set, in the order in which it is stored, which is shuffled.
 
     Raises:
         ValueError: if there is no such set, it does not classify images of one shape, the manual
@@ -64,8 +65,8 @@ def load(
     if not re.fullmatch(r"[a-z0-9_]+(/\w[\w.-]*)?", name):
         raise unknown(name, ["digits", *_TRAIN_MEANS])
     root = data_dir or os.environ.get("HESSJAX_DATA") or Path.home() / ".cache" / "hessjax"
-    # A folder for each set: TensorFlow Datasets extracts files of equal names, such as those of
-    # both MNISTs, to one path below one download folder, and then takes the first for the second.
+    # A folder for each set: in a common download folder, TensorFlow Datasets would extract files of
+    # equal names, such as those of both MNISTs, to one path, and mistake the first for the second.
     folder = Path(root).expanduser() / name
     cache = folder / "arrays.npz"
     cached = cache.is_file()
@@ -137,7 +138,7 @@ def _check(name: str, arrays: dict[str, np.ndarray], folder: Path) -> None:
 def validation_split(dataset: Dataset, size: int) -> Dataset:
     """Hold out the last ``size`` training examples in place of the test set, for tuning.
 
-    The stored order is a shuffled one, so they are as good as a random choice, and always the same.
+    The stored order is shuffled, so they are as good as a random choice, and always the same.
 
     Raises:
         ValueError: if nothing would be held out, or nothing left to train on.
@@ -156,22 +157,22 @@ def validation_split(dataset: Dataset, size: int) -> Dataset:
 
 
 def check_count(name: str, count: int | None, dataset: Dataset) -> None:
-    """Raise unless there are so many test images to take the first of; None means all."""
+    """Raise unless there are at least ``count`` test images; None means all."""
     most = len(dataset.test_labels)
     if count is not None and not 1 <= count <= most:
         raise ValueError(f"{name} must be from 1 to {most}, the number of test images, got {count}")
 
 
 def batch_indices(step: int, num_examples: int, batch_size: int, *, seed: int) -> np.ndarray:
-    """Return the numbers of the examples of one training step, a batch.
+    """Return the indices of the examples of one training step, a batch.
 
-    Each epoch is a permutation of its own of all examples, cut into N // batch_size batches; the
+    Each epoch is its own permutation of all examples, cut into N // batch_size batches; the
     remainder, which differs from epoch to epoch, is dropped.
 
     Args:
         step: its number, from 0.
         num_examples: N.
-        batch_size: examples a step.
+        batch_size: examples per step.
         seed: of the order.
 
     Raises:

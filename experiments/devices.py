@@ -1,4 +1,4 @@
-"""Train and attack on all devices, of this process and of others."""
+"""Devices to train and attack on: those of this process and of others."""
 
 import jax
 import numpy as np
@@ -8,7 +8,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 def mesh(count: int | None = None) -> Mesh:
     """Return a mesh of the first ``count`` devices of all processes.
 
-    If their number is not given, of all; of one on a CPU alone, where more are simulated ones.
+    If ``count`` is not given, of all; but of one for a single process on a CPU, where further
+    devices are only simulated.
 
     Raises:
         ValueError: if there are fewer, or devices of other processes would be left out.
@@ -27,16 +28,16 @@ def mesh(count: int | None = None) -> Mesh:
 def sharded(mesh: Mesh, batch: tuple) -> tuple:
     """Return a batch with equal shares of its examples on the devices.
 
-    A batch that does not divide is filled up with its last example, and a mask leaves that out
-    again. Places in the batch stay what they are, and with them each example's key.
+    A batch that does not divide evenly is padded with its last example, and a mask excludes the
+    padding. Positions in the batch do not change, and so neither does any example's key.
 
     Args:
         mesh: the devices.
-        batch: ``(x, y)`` or ``(x, y, mask)`` on the host, the same in every process, of which each
-            copies to its devices what they need.
+        batch: ``(x, y)`` or ``(x, y, mask)`` on the host, the same in every process; each copies to
+            its devices what they need.
 
     Returns:
-        The batch on the devices, ``(x, y, mask)`` if it had a mask or was filled up.
+        The batch on the devices, ``(x, y, mask)`` if it had a mask or was padded.
     """
     size = len(batch[1])
     if missing := -size % mesh.size:

@@ -1,4 +1,4 @@
-"""Packages that only some programs need: the extras of the installation."""
+"""Packages that only some programs need: the optional extras of the installation."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def of_extra(extra: str) -> Iterator[None]:
-    """End the program with a sentence where an import inside fails, as a package is missing."""
+    """End the program with a clear message if an import inside fails for a missing package."""
     try:
         yield
     except ImportError as error:

@@ -1,7 +1,7 @@
 """The figures of a comparison: data in, one PNG file out.
 
-Each figure is made to be read on its own: the header says what was measured on what, the axes carry
-norm and unit. A method has one color, marker and line in all of them.
+Each figure can be read on its own: the header says what was measured, and on which images; the axes
+carry norm and unit. A method has the same color, marker and line in all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class Curve(NamedTuple):
         label: the method's name in the legend.
         style: see `style`.
         epsilons: ``(E,)`` radii, 0 for clean.
-        accuracy: ``(S, E)`` fractions, one row a seed.
+        accuracy: ``(S, E)`` fractions, one row per seed.
     """
 
     label: str
@@ -45,7 +45,7 @@ class Cloud(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """One example and what an attack on one method made of it; images ``(H, W, C)`` in [0, 1]."""
+    """One example and what an attack on one method did to it; images ``(H, W, C)`` in [0, 1]."""
 
     clean: np.ndarray
     attacked: np.ndarray
@@ -56,7 +56,7 @@ class Attack(NamedTuple):
 
 @mpl.rc_context(STYLE_SHEET)
 def accuracy(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, note: str) -> None:
-    """Draw accuracy against the radius of the attack, one panel a norm ("l2", "linf")."""
+    """Draw accuracy against the radius of the attack, one panel per norm ("l2", "linf")."""
     legend = [(curve.label, curve.style) for curve in next(iter(curves.values()))]
     page, body = canvas(6.0 * len(curves), 4.6, title=title, note=note, legend=legend)
     axes = body.subplots(1, len(curves), squeeze=False)[0]
@@ -97,9 +97,9 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, n
 
 @mpl.rc_context(STYLE_SHEET)
 def ranking(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, note: str) -> None:
-    """Draw what `accuracy` does of many methods: a row each, one marker a radius.
+    """Draw what `accuracy` draws, for many methods: one row per method, one marker per radius.
 
-    The first norm ranks the rows, by the mean accuracy over its radii, the best on top.
+    Rows are ranked by the mean accuracy over the radii of the first norm, the best on top.
     """
     first = next(iter(curves.values()))
     rank = np.argsort([curve.accuracy[:, 1:].mean() for curve in first], kind="stable")
@@ -138,9 +138,9 @@ def ranking(path: Path, curves: Mapping[str, Sequence[Curve]], *, title: str, no
 
 @mpl.rc_context(STYLE_SHEET)
 def histograms(path: Path, clouds: Sequence[Cloud], *, title: str, note: str) -> None:
-    """Draw how gradient norm and curvature are spread over the test examples, a row a method.
+    """Draw how gradient norm and curvature are distributed over the test examples, by method.
 
-    The first method's outline is repeated in every row, to compare with.
+    Each method has a row; the first one's outline is repeated in every row for comparison.
     """
     page, body = canvas(13.0, 1.15 * len(clouds) + 1.3, title=title, note=note)
     axes = body.subplots(len(clouds), 2, sharex="col", sharey="col", squeeze=False)
@@ -178,9 +178,9 @@ def attacks(
     title: str,
     note: str,
 ) -> None:
-    """Draw clean image, attacked image and their difference; one row a method.
+    """Draw clean image, attacked image and their difference; one row per method.
 
-    ``order`` is that of the norm in which the size of the difference is told.
+    ``order`` is that of the norm in which the size of the difference is given.
     """
     count = len(rows[0][2])
     width = 2.0 * 3 * count + 2.6
@@ -199,7 +199,7 @@ def attacks(
             _image(clean, attack.clean, attack.clean_prediction, attack.label)
             _image(attacked, attack.attacked, attack.attacked_prediction, attack.label)
             delta = attack.attacked - attack.clean
-            # Color images have no signed color map: their channels' mean change is shown.
+            # Color images cannot have a signed color map: their channels' mean change is shown.
             change.imshow(delta.mean(axis=-1), cmap=shades.cmap, norm=shades.norm)
             change.set_xlabel(
                 f"{norm_name(order)} size {np.linalg.norm(delta.ravel(), order):.2f}", fontsize=12
@@ -216,7 +216,7 @@ def attacks(
 
 
 def _name_row(ax: Axes, label: str) -> None:
-    # A method's setting stands below its name: one line would take the panels' room.
+    # A method's setting goes below its name: on one line it would take space from the panels.
     label = label.replace(" (", "\n(")
     ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=14)
 

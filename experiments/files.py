@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Files that are never half-written."""
 
 import json
 import os
@@ -16,10 +16,10 @@ UNFINISHED = ".part"
 
 @contextmanager
 def shared(path: Path) -> Iterator[None]:
-    """Keep other processes off a file to which several add, after waiting for one that does.
+    """Lock a file to which several processes add, after waiting for any that is adding to it.
 
     Raises:
-        OSError: if its folder cannot be made, or nothing written there.
+        OSError: if its folder cannot be created or written to.
     """
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
@@ -35,10 +35,10 @@ def shared(path: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file that could not be written: a full disk does not say where.
+    """Name the file that could not be written: the error of a full disk does not.
 
     Raises:
-        OSError: with its name.
+        OSError: with the file's name.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a place to write to, and move what was written to ``path`` once it is whole.
+    """Provide a temporary path to write to, and move it to ``path`` once it is complete.
 
     Raises:
         OSError: if it cannot be written, naming it.
@@ -60,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield partial
-            with partial.open("rb") as file:  # on the disk before the name is
+            with partial.open("rb") as file:  # the content reaches the disk before the name does
                 os.fsync(file.fileno())
             partial.replace(path)
     finally:
@@ -68,7 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def number_key(number: float) -> str:
-    """Return a number as JSON writes it, all digits, for a key that has to be found again.
+    """Return a number as JSON writes it, with all digits, for a key that must be found again.
 
     >>> number_key(1.0), number_key(2 / 255)
     ('1', '0.00784313725490196')
@@ -83,7 +83,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary, readable by people."""
+    """Write a dictionary in human-readable form."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -100,9 +100,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file holds, if it holds these settings, too, and nothing otherwise.
+    """Return what a file holds if it includes these settings, and an empty dictionary otherwise.
 
-    That results of other settings are about to be replaced is told.
+    Prints a message if results of other settings are about to be replaced.
 
     Raises:
         ValueError: if the file is damaged.
@@ -131,10 +131,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: if the file is damaged.
     """
     try:
-        # Opened here: of a damaged archive np.load would leave the file open.
+        # Opened here: np.load would leave the file of a damaged archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
     except OSError:
         raise
-    except Exception as error:  # a damaged archive raises whatever its damaged part leads to
+    except Exception as error:  # what a damaged archive raises depends on the damaged part
         raise ValueError(f"{path} is damaged ({error})") from error

@@ -1,4 +1,4 @@
-"""The figures of what runs left in ``landscape.npz``: norms, planes, boundaries, attacks."""
+"""The figures made from the runs' ``landscape.npz``: norms, planes, boundaries, attacks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ _LANDSCAPE_KEYS = (
     *("attacked", "attacked_prediction", "attack_epsilon", "attack_order", "attack_steps"),
     *("surface_offsets", "surface_loss", "surface_cosine"),
 )
-# What one figure shows of several runs has to be the same in all of them.
+# Where one figure shows several runs, these have to be the same in all of them.
 _COMMON = {
     "shown": "test images",
     "attack_epsilon": "radii of the attack",
@@ -43,8 +43,8 @@ def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landsca
     """Read what the runs of each method left; a method that left nothing is missing.
 
     Raises:
-        ValueError: if a ``landscape.npz`` is broken, or not all show the same test images and were
-            made with the same settings.
+        ValueError: if a ``landscape.npz`` is damaged, or they do not all show the same test images
+            with the same settings.
     """
     loaded = []
     for method in group(comparison):
@@ -85,7 +85,7 @@ def draw_landscapes(folder: Path, images: str, landscapes: Sequence[Landscapes])
     """
     if not landscapes:
         return []
-    # Those from before it was drawn lack it.
+    # Older files lack it.
     bounded = [found for found in landscapes if "boundary_margin" in found.arrays[0]]
     return [
         _draw_norms(folder, images, landscapes),
@@ -208,7 +208,7 @@ def _draw_attacks(folder: Path, images: str, landscapes: Sequence[Landscapes]) -
 
 
 def _clear_images(landscapes: Sequence[Landscapes], count: int) -> list[int]:
-    """Return places among the shown images, those first that most methods get right clean."""
+    """Return indices of shown images: first those that most methods classify correctly clean."""
     right = np.sum(
         [
             found.arrays[0]["clean_prediction"] == found.arrays[0]["shown_label"]

@@ -7,10 +7,10 @@ from statistics import median
 
 
 class Laps:
-    """Times at which all steps so far were done."""
+    """The times at which certain steps, and all before them, were done."""
 
     def __init__(self, step: int, *, alike: bool = True) -> None:
-        """Begin after this step; tell whether all laps have the same to do."""
+        """Begin after this step; ``alike`` says whether all laps do the same amount of work."""
         self._alike = alike
         self._begun = time.perf_counter()
         self._paused = 0.0
@@ -22,7 +22,7 @@ class Laps:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what is done inside: it is no part of a step."""
+        """Leave out the time of what is done inside: it is not part of a step."""
         begun = time.perf_counter()
         try:
             yield
@@ -41,7 +41,7 @@ class Laps:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The median of the other laps, the mean of unlike ones; None if there are none."""
+        """The median over the other laps, the mean if they are unlike; None if there are none."""
         others = list(zip(self._marks[1:], self._marks[2:], strict=False))
         if not self._alike:
             others = [(self._marks[1], self._marks[-1])] if others else []

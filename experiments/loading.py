@@ -1,4 +1,4 @@
-"""The data that a configuration means."""
+"""The data that a configuration refers to."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ def load_for(
     """Load the data of a configuration, its validation split if it has one, and check them.
 
     Raises:
-        ValueError: if labels or pixels are out of range, or as `experiments.data.load`.
+        ValueError: if labels or pixels are out of range, or as for `experiments.data.load`.
     """
     dataset = load(config.data, data_dir=data_dir, manual_dir=manual_dir)
     if config.validation:
@@ -25,7 +25,7 @@ def load_for(
 
 
 def data_of(configs: Sequence[Config], data_dir: Path | None) -> list[Dataset]:
-    """Load the data of each configuration, those that several have in common once."""
+    """Load the data of each configuration; data that several share are loaded once."""
     found: dict[tuple[str, int], Dataset] = {}
     for config in configs:
         if (kind := (config.data, config.validation)) not in found:

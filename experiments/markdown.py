@@ -1,8 +1,8 @@
-"""A Markdown table that can be read as it stands, too."""
+"""A Markdown table that is also readable as plain text."""
 
 from collections.abc import Sequence
 
-# What a cell says where there is nothing to tell.
+# The content of a cell without a value.
 NOTHING = "-"
 
 
@@ -12,7 +12,7 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """Return rows, the heads first, as a table: so many columns of words, then numbers.
+    """Return rows, the heads first, as a table: ``words`` columns of words, then numbers.
 
     >>> print(markdown([["method", "clean"], ["none", "9.5"]]))
     | method | clean |
@@ -20,7 +20,7 @@ def markdown(rows: Sequence[Sequence[str]], words: int = 1) -> str:
     | none   |   9.5 |
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # The columns of words stand left, the numbers right.
+    # Words are aligned to the left, numbers to the right.
     head, *lines = [
         [
             cell.ljust(width) if i < words else cell.rjust(width)

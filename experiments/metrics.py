@@ -14,7 +14,7 @@ from experiments.files import naming
 from experiments.processes import led
 
 _STEP = "step"
-# Among the metrics of a step: its place in a row of refused ones, from 1; 0 if it was applied.
+# Among the metrics of a step: its place in a sequence of refused ones, from 1; 0 if it was applied.
 _REFUSED = "refused"
 
 
@@ -24,11 +24,11 @@ class Log:
     A line is the same whether or not the training was interrupted before it.
 
     Attributes:
-        accuracy: in the last line, 0 before the first.
+        accuracy: that of the last line, 0 before the first.
     """
 
     def __init__(self, path: Path) -> None:
-        """Begin a file, or lines at the end of one."""
+        """Begin a file, or continue at the end of one."""
         self._path = path
         self._waiting: list[dict[str, Any]] = []
         self.accuracy = 0.0
@@ -43,16 +43,16 @@ class Log:
         Args:
             step: its number.
             metrics: scalars.
-            refused: how many steps in a row, to this one, were not applied.
+            refused: how many steps in a row, up to this one, were not applied.
         """
         self._waiting.append({_STEP: step, **metrics, _REFUSED: refused})
 
     def write(self, epoch: int, looks: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Write a line, and return it: means over the steps that were applied since the last.
+        """Write a line, and return it: means over the steps applied since the last line.
 
         Args:
-            epoch: of the last of them, from 0.
-            looks: what else was measured, after the last of them.
+            epoch: that of the last step, from 0.
+            looks: what else was measured, after the last step.
         """
         steps = self._fetched()
         line: dict[str, float] = {
@@ -69,14 +69,14 @@ class Log:
         return line
 
     def refused(self) -> list[int]:
-        """Return the longest row of refused steps that goes on after the last line."""
+        """Return the longest sequence of refused steps that reaches beyond the last line."""
         longest = max(self._fetched(), key=lambda step: step[_REFUSED], default={_REFUSED: 0})
         if not longest[_REFUSED]:
             return []
         return list(range(longest[_STEP] - longest[_REFUSED] + 1, longest[_STEP] + 1))
 
     def content(self) -> dict[str, Any]:
-        """Return what `go_on` needs, for a JSON file."""
+        """Return what `go_on` needs, in a form that JSON can hold."""
         content = {"waiting": self._fetched(), "size": self._size()}
         return {**content, "accuracy": self.accuracy}
 
@@ -91,7 +91,7 @@ class Log:
 
     @led
     def _append(self, line: str) -> None:
-        # Whole, so that a reader at work meets no half of one.
+        # In one piece, so that a concurrent reader never sees half a line.
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -107,7 +107,7 @@ class Log:
             os.truncate(self._path, size)
 
     def _fetched(self) -> list[dict[str, Any]]:
-        """Bring what is still on the device here, as plain numbers."""
+        """Fetch what is still on the device, as plain numbers."""
         self._waiting = [
             {name: np.asarray(value).item() for name, value in step.items()}
             for step in jax.device_get(self._waiting)

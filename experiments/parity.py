@@ -1,4 +1,4 @@
-"""AutoAttack here and in its reference implementation, on networks of the same weights."""
+"""AutoAttack here and in its reference implementation, on networks with the same weights."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,21 +41,21 @@ def main(
 ) -> None:
     """Compare AutoAttack, standard version, with pyautoattack on a PyTorch network.
 
-    Both attack the same examples on networks of the same weights, one after the other, with one
-    thread each; give XLA one, too:
+    The two attack the same examples on networks with the same weights, one after the other. PyTorch
+    is set to one thread; restrict XLA to one as well:
 
         export XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1
         python -m experiments.parity runs/first --norm l2 --epsilon 1.5
 
-    Needs the extra hessjax[reference]. What is in the file already is not done again.
+    Needs the extra hessjax[reference]. Results that are in the file already are not computed again.
 
     Args:
         run: folders that experiments.train wrote.
-        norm: of the balls.
+        norm: norm of the balls.
         epsilon: radius of the balls, pixels in [0, 1]: one for all runs, or one for each.
-        num_examples: the first of the test set.
+        num_examples: how many examples, the first of the test set.
         out: the JSON file that results are added to.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     torch.set_num_threads(1)
     settings = balls(run, norm, epsilon, num_examples)
@@ -68,9 +68,9 @@ def compare(
     """Attack a network and its twin.
 
     Returns:
-        For ``hessjax`` and ``reference`` the robust accuracy and seconds, of the clock and of the
-        processor; those of hessjax without what is compiled on the first use, ``compile``; and in
-        how many examples the verdicts differ.
+        For ``hessjax`` and ``reference``, the robust accuracy and the seconds of wall clock and of
+        processor time; those of hessjax exclude compilation on first use, which is ``compile``; and
+        in how many examples the verdicts differ.
 
     Raises:
         ValueError: if the network has no twin.
@@ -83,7 +83,7 @@ def compare(
     seconds: dict[str, dict[str, float]] = {}
     with _timed(seconds, "compile"):
         short = tuple(attack._replace(num_steps=1, num_runs=1) for attack in STANDARD)
-        # All of them fill long batches, eight a short one.
+        # All of the examples fill long batches, eight fill a short one.
         for n in (len(x), 8):
             auto_attack(run.logits_fn, x[:n], y[:n], LpBall(1e-6, ORDERS[norm]), key, attacks=short)
     with _timed(seconds, "hessjax"):
@@ -106,8 +106,8 @@ def compare(
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as a Markdown table.
 
-    Accuracies in percent; how many examples only hessjax and only the reference call robust; and
-    seconds of the processor.
+    It has accuracies in percent, how many examples only hessjax and only the reference call robust,
+    and seconds of processor time.
     """
     heads = [*COLUMNS, "hessjax", "reference", "only one"]
     heads += ["hessjax, s", "reference, s", "ratio"]

@@ -1,4 +1,4 @@
-"""PGD on a trained network, at every radius, and the loss around its test images."""
+"""PGD on a trained network, at each radius, and the loss around its test images."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ _NAME = "evaluation.json"
 
 
 def settings(*, num_steps: int = 40, num_restarts: int = 1) -> dict[str, Any]:
-    """Return what stands for the attack in ``evaluation.json``.
+    """Return the description of the attack in ``evaluation.json``.
 
     Raises:
         ValueError: if a count is less than 1.
@@ -35,7 +35,7 @@ def settings(*, num_steps: int = 40, num_restarts: int = 1) -> dict[str, Any]:
         "num_steps": num_steps,
         "num_restarts": num_restarts,
         "losses": list(LOSSES),
-        # Before this was told, the smallest came first.
+        # Before this was recorded, the smallest came first.
         "radii": "from the largest",
     }
 
@@ -52,8 +52,8 @@ def evaluate(
     """Attack a network on the whole test set and write ``evaluation.json`` and ``landscape.npz``.
 
     What an earlier call with the same attack wrote for the same radii of a norm is not done again,
-    and results for a norm that is not asked for stay. Those for other radii are replaced, which is
-    told: what an attack at one radius finds counts at the others, too.
+    and results for a norm that is not asked for stay. Those for other radii of a norm are replaced,
+    with a message, because what an attack at one radius finds counts at the others, too.
 
     Args:
         run: the network.
@@ -61,15 +61,15 @@ def evaluate(
         radii: of the balls by norm, ``l2`` and ``linf``, in input units.
         attack: from `settings`.
         keep: add these radii to those of an earlier call, and leave its landscape as it is,
-            whatever ball it shows: that of a comparison, whose runs all show the same.
-        mesh: devices that share each batch, the default one if not given; they change no result
-            beyond rounding.
+            whatever ball it shows, because all runs of a comparison have to show the same one.
+        mesh: devices that share each batch, the default one if not given; they change results by
+            rounding only.
 
     Returns:
         What ``evaluation.json`` holds: ``num_test``; ``clean``, the accuracy; ``robust``, by norm
         and radius; ``gradient_norm_mean`` and ``hessian_norm_mean`` over the test examples (the
         latter by ten Lanczos products, from below); ``radii``, ``attack``, the ``shown`` ball of
-        the landscape, ``seconds``, and where they were measured.
+        the landscape, ``seconds``, and where all this was measured.
     """
     file = run.path / _NAME
     earlier = led(kept)(file, {"attack": attack})
@@ -94,13 +94,13 @@ def evaluate(
             )
             result["radii"][norm] = values
             write(begun)
-    # Of this call, not of earlier ones: the runs of a comparison show the same ball.
+    # From this call, not from earlier ones: the runs of a comparison show the same ball.
     norm, values = next((norm, wanted[norm]) for norm in ORDERS if norm in wanted)
     shown = {
         "norm": norm,
         "epsilon": values[len(values) // 2],
         "plane": 1.5 * max(wanted.get("l2", [1.0])),
-        "boundary": True,  # earlier ones were drawn without
+        "boundary": True,  # older landscapes have none
     }
     if keep:
         shown = result.get("shown", shown)
@@ -120,7 +120,7 @@ def _accuracies(
     *,
     mesh: Mesh | None,
 ) -> tuple[float, dict[str, float]]:
-    """Return the clean accuracy and those under attack, by radius."""
+    """Return the clean accuracy, and the accuracies under attack by radius."""
     accuracies: dict[float, float] = {}
     with progress_bar(
         total=1 + len(radii),
@@ -141,7 +141,7 @@ def _accuracies(
 def _look(
     run: runs.Run, dataset: Dataset, shown: Mapping[str, Any], num_steps: int, *, mesh: Mesh | None
 ) -> dict[str, float]:
-    """Write ``landscape.npz``, and return the means over the test set of what it tells.
+    """Write ``landscape.npz``, and return the means of its norms over the test set.
 
     Raises:
         ValueError: if they are not finite.
@@ -163,7 +163,7 @@ def _look(
 
 
 def report(result: Mapping[str, Any], kind: str) -> str:
-    """Return some lines about what was found on images of this kind."""
+    """Return a few lines on what was found on images of this kind."""
     lines = [f"clean accuracy on {result['num_test']} {kind} images: {100 * result['clean']:.2f} %"]
     lines += [
         f"under PGD, {norm} radius {radius}: {100 * accuracy:.2f} %"

@@ -10,17 +10,17 @@ class Plan(NamedTuple):
     """What the study does on one data set.
 
     Attributes:
-        candidates: settings to choose from, by what a row of the table is to be; as many for every
+        candidates: settings to choose from, by row of the table to be; equally many for every
             method that has a number.
-        epsilon: radius by norm at which they are chosen, each at the norm that it trains for, and
-            at which AutoAttack runs.
+        epsilon: radius by norm at which AutoAttack runs and the choice is made, for each setting in
+            the norm that it trains for.
         radii: by norm, for PGD.
-        validation: training examples held out for the choice.
-        seeds: of the headline.
-        few: how many of them for the rest.
-        auto_examples: for AutoAttack, the first of the test set.
-        apgd_examples: likewise for APGD at all radii.
-        num_steps: of PGD, on the validation and on the test set.
+        validation: number of training examples held out for the choice.
+        seeds: those of the headline.
+        few: how many of these seeds the rest uses.
+        auto_examples: number of examples for AutoAttack, the first of the test set.
+        apgd_examples: number of examples for APGD at all radii, the first of the test set.
+        num_steps: of PGD, on the validation set and on the test set.
         epochs: as in `Setup`.
     """
 
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     epochs: int | None = None
 
 
-# The values of candidates, by row; a string is more than the one number.
+# The values of candidates, by row; a string holds more than the one number.
 _Table = Mapping[str, Sequence[float | str]]
 
 
@@ -57,17 +57,17 @@ def _alone(*weights: float) -> _Table:
 
 
 def _jacobians(*weights: float) -> _Table:
-    """Return the rows of both norms of the Jacobian, by weights of the squared one."""
+    """Return the rows of both norms of the Jacobian, given the weights of the squared one."""
     return {"jacobian-operator": [10 * weight for weight in weights], "jacobian": weights}
 
 
 def _in_balls(*, l2: Sequence[float], linf: Sequence[float]) -> _Table:
-    """Return the rows of the methods that train inside a ball, by its radii."""
+    """Return the rows of the methods that train inside a ball, given its radii."""
     betas = (1, 3, 6)
     return {
         "adversarial": l2,
         "adversarial,norm=linf": linf,
-        # What fewer steps are worth, alone and with the penalty on a quarter of the examples.
+        # To see what fewer steps achieve, alone and with the penalty on a quarter of the examples.
         "adversarial,num_steps=3": l2,
         "hessian-inside,parts=4,num_steps=4": [f"{l2[0] / 2:g}:{h:g}" for h in l2],
         "trades": [f"{l2[1]:g},weight={beta}" for beta in betas],

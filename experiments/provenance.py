@@ -1,4 +1,4 @@
-"""Where a result comes from: what it has to carry."""
+"""Where a result comes from: the origin that is stored with it."""
 
 import importlib.metadata
 import os
@@ -12,13 +12,13 @@ from typing import Any
 import jax
 
 _VERSIONED = ("hessjax", "jax", "jaxlib", "flax", "optax", "numpy")
-# They say where data lie on a machine and decide nothing.
+# They say where data are on a machine and do not affect results.
 _PLACES = ("--data-dir", "--manual-dir")
 _ROOT = Path(__file__).parents[1]
 
 
 def collect() -> dict[str, Any]:
-    """Return what a result has to carry: command, commit, versions and device."""
+    """Return the origin to store with a result: command, commit, versions and device."""
     return {
         "command": _command(sys.argv[1:]),
         "commit": _commit(),
@@ -31,24 +31,24 @@ def collect() -> dict[str, Any]:
 
 
 def extended(earlier: dict[str, Any]) -> dict[str, Any]:
-    """Return what a result has to carry of which this process makes a part, `merged`.
+    """Return the origin of a result of which this process makes a part, as `merged` does.
 
     Args:
-        earlier: the result so far; what it does not carry is that of this process, but the commit
-            unknown, and nothing at all is no result.
+        earlier: the result so far. What it lacks is taken from this process, except the commit,
+            which is then unknown. If it is empty, the origin is that of this process alone.
     """
     here = collect()
     return merged({**here, "commit": "unknown", **earlier}, here) if earlier else here
 
 
 def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """Return what a result has to carry that was made of one and then of another.
+    """Return the origin of a result made in two parts, one after the other.
 
-    Commands, commits, devices and versions each name all that there were.
+    Commands, commits, devices and versions each list all that were involved.
     """
     versions = later["versions"]
     return {
-        # In the order of the commands; one that is given again keeps its place.
+        # In the order of the commands; a repeated one keeps its place.
         "command": _both(" && ", earlier["command"], later["command"]),
         "commit": joined(earlier["commit"], later["commit"]),
         "versions": {
@@ -64,7 +64,7 @@ def _both(separator: str, earlier: str, later: str) -> str:
 
 
 def joined(*commits: str) -> str:
-    """Return the different commits among these, each of which may be several."""
+    """Return the distinct commits among these strings, each of which may list several."""
     return ", ".join(sorted({commit for several in commits for commit in several.split(", ")}))
 
 
@@ -102,5 +102,5 @@ def _device() -> str:
     return f"{len(others) + 1} × {first.device_kind}" if others else first.device_kind
 
 
-# Now, for what runs is the code of this moment, whatever is committed meanwhile.
+# Now, because what runs is the code as it is at this moment, whatever is committed meanwhile.
 _commit()

@@ -1,4 +1,4 @@
-"""Write the table and the figures of a comparison from what it left on disk.
+"""Write the table and figures of a comparison from what it left on disk.
 
 Reads ``comparison.json`` and each run's ``landscape.npz``; trains and evaluates nothing.
 """
@@ -31,20 +31,20 @@ def main(
 ) -> None:
     """Write the table and the figures of a comparison again, from its files alone.
 
-    Reads comparison.json and the runs' landscape.npz as `python -m experiments.compare` left
-    them. Writes report.md and figures/*.png beside them and prints the table. It trains nothing,
-    takes seconds and can be repeated. Of several comparisons on the same data, attacked alike, it
-    prints one table, and writes nothing but the figure of costs, where that is asked for. For
-    example:
+    Reads comparison.json and the runs' landscape.npz as `python -m experiments.compare` left them,
+    writes report.md and figures/*.png beside them, and prints the table. It trains nothing, takes
+    seconds and can be repeated. Given several comparisons on the same data, attacked alike, it only
+    prints one joint table, and draws the figure of costs if --cost asks for it. For example:
 
         python -m experiments.report runs/demo
         python -m experiments.report runs/study/mnist/headline runs/study/mnist/mlp
 
     Args:
         directory: the folder of the comparison.
-        others: folders of more of them, for one table.
-        brief: print AutoAttack alone of the attacks, and no norms.
-        cost: of several: a PNG for robust accuracy against the cost of a step, of all of them.
+        others: folders of further comparisons, for a joint table.
+        brief: among the attacks show only AutoAttack, and no norms.
+        cost: for several comparisons: PNG file for a figure of the robust accuracy of all methods
+            against the cost of a training step.
     """
     if others:
         whole = joined([read(folder) for folder in (directory, *others)])
@@ -62,7 +62,7 @@ def main(
 
 
 def is_written(directory: Path, comparison: dict[str, Any]) -> bool:
-    """Tell whether the folder of a comparison has a report of all that is in it, with figures."""
+    """Return whether a comparison's folder has a report of all its results, with the figures."""
     path = directory / _REPORT
     if not path.is_file():
         return False
@@ -79,9 +79,9 @@ def write(
 ) -> list[Path]:
     """Write ``report.md`` and the figures into a comparison's folder.
 
-    A method whose runs left no ``landscape.npz`` is missing in the figures that need it; the report
-    says so. Where no run left one, figures that were drawn when they did are kept. Of very many
-    methods there are none.
+    A method whose runs left no ``landscape.npz`` is missing from the figures that need it, and the
+    report says so. If no run left one, figures drawn from earlier ones are kept. Very many methods
+    get no figures of each.
 
     Args:
         directory: the folder of the comparison.
@@ -116,7 +116,7 @@ def _text(comparison: dict[str, Any], drawn: Sequence[Path], notes: Sequence[str
 
 
 def _facts(comparison: dict[str, Any]) -> str:
-    """Return what a report tells before its figures, in Markdown."""
+    """Return the part of a report before its figures, in Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in comparison["versions"].items())
     lines = [
         f"# Comparison on {comparison['data']}\n",

@@ -1,4 +1,4 @@
-"""Which test examples withstand attacks, at several radii."""
+"""Which test examples withstand attacks at several radii."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -25,7 +25,7 @@ LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "DLR": dlr_loss}
 
 
 class _Kind(NamedTuple):
-    """What an attack is compiled for; `chunk` is its steps per call."""
+    """What an attack is compiled for; `chunk` is the number of steps per call."""
 
     apply: Apply
     order: float
@@ -34,7 +34,7 @@ class _Kind(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The attack on a whole test set: the iterates, and which examples were broken by any."""
+    """The attack on a whole test set: the iterates, and which examples have been broken."""
 
     point: jax.Array
     broken: jax.Array
@@ -58,8 +58,8 @@ def withstood(
     """Attack a test set by PGD with one loss after the other, at one radius after the other.
 
     The largest radius comes first. What withstands its attacks counts as withstanding those of the
-    smaller ones, for their balls lie in its ball; the others are attacked anew. Breaking is fast,
-    for an example leaves the batch soon after it is broken, and withstanding takes every step:
+    smaller ones, because their balls lie in its ball; the others are attacked anew. An example that
+    breaks is cheap, because it soon leaves the batch; one that withstands takes every step, a cost
     that is paid once, not once for each radius.
 
     Args:
@@ -69,11 +69,11 @@ def withstood(
         labels: ``(N,)``, whole numbers.
         order: p of the balls, 2 or infinity.
         radii: ε of the balls, in input units.
-        key: source of random starts. Each example's is folded from its index, so that nothing
-            depends on the batch size, or on the devices.
+        key: source of random starts. Each example's key is folded from its index, so that nothing
+            depends on the batch size or the devices.
         num_steps: of each attack, each step of length 2.5 ε / num_steps.
         num_restarts: random starts of each attack.
-        losses: ``(logits, label) -> scalar``, what one attack after the other maximizes.
+        losses: ``(logits, label) -> scalar``, maximized by one attack after the other.
         batch_size: examples per call on each device; the last batch is padded.
         mesh: devices that share each batch, the default one if not given.
 
@@ -83,13 +83,13 @@ def withstood(
         smallest.
 
     Cost: at most ``num_steps × num_restarts × len(losses) × len(radii)`` gradients per example;
-    hardly more than ``num_steps × num_restarts × len(losses)``, as a rule.
+    usually hardly more than ``num_steps × num_restarts × len(losses)``.
     """
     count = len(labels)
     params, examples = replicated(mesh, (params, keyed(images, labels, key)))
     size = min(batch_size * (1 if mesh is None else mesh.size), count)
-    # Steps per call: written out, because convolutions in a traced loop are slow on the CPU; but
-    # few, because all of them would compile for long.
+    # Steps per call: unrolled, because convolutions in a traced loop are slow on the CPU; but only
+    # a few, because all of them would take long to compile.
     chunk = max(divisor for divisor in range(1, 6) if num_steps % divisor == 0)
 
     def over_survivors(change: Callable[..., _State], state: _State) -> _State:
@@ -125,9 +125,9 @@ def withstood(
         yield epsilon, robust
 
 
-# Each is compiled, takes the whole state and changes the rows of one batch of it, in place: shapes
-# are fixed, and between the steps nothing leaves the device. Where there are several, each holds
-# the whole and works on its share of the batch; the new rows are all that they tell each other.
+# Each function is compiled, takes the whole state and changes the rows of one batch in place:
+# shapes are fixed, and nothing leaves the device between steps. With several devices, each holds
+# the whole state and works on its share of the batch; they exchange only the new rows.
 
 
 def _start(

@@ -32,7 +32,7 @@ class Plane(NamedTuple):
         label: the method's name.
         style: see `style`.
         loss: ``(K, K)``; rows along the eigenvector's part, columns along the gradient.
-        cosine: of gradient and top eigenvector.
+        cosine: of the angle between gradient and top eigenvector.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Boundary(NamedTuple):
     Attributes:
         label: the method's name.
         style: see `style`.
-        margin: ``(K, K)``, logit of the label less the largest other one; columns along the attack.
+        margin: ``(K, K)``, logit of the label less the largest other; columns along the attack.
         attack: ℓ2 length of the attack, input units.
     """
 
@@ -67,7 +67,7 @@ def planes(
     note: str,
     epsilon: float | None = None,
 ) -> None:
-    """Draw the loss over the plane of gradient and top eigenvector, one panel a method.
+    """Draw the loss over the plane of gradient and top eigenvector, one panel per method.
 
     ``epsilon`` adds the circle of that ℓ2 radius around the example.
     """
@@ -109,12 +109,12 @@ def boundaries(
     note: str,
     epsilon: float | None = None,
 ) -> None:
-    """Draw the margin over the plane of the attack, one panel a method.
+    """Draw the margin over the plane of the attack, one panel per method.
 
     ``epsilon`` adds the circle of that ℓ2 radius around the example.
     """
     largest = max(float(np.max(np.abs(one.margin))) for one in drawn)
-    # A half every other time, for the margins of one network may be a tenth of another's.
+    # Halved every second time, because the margins of one network may be a tenth of another's.
     falling = max(largest, 1e-12) * 0.5 ** (np.arange(16) / 2)
     levels = np.concatenate([-falling, [0], falling[::-1]])
     colors = mpl.colormaps["PuOr"]
@@ -145,13 +145,13 @@ def _in_lines(label: str) -> str:
 
 
 def _mark(ax: Axes, radius: float, epsilon: float | None) -> None:
-    """Mark the example and the ball in a square of this half width."""
+    """Mark the example and the ball in a square whose half-width is ``radius``."""
     ax.plot(0, 0, marker="o", ms=7, **_OUTLINED)
     if epsilon is not None:
         angle = np.linspace(0, 2 * np.pi, 200)
         ax.plot(epsilon * np.cos(angle), epsilon * np.sin(angle), lw=1.8, ls="--", **_LINE)
     ax.set(xlim=(-radius, radius), ylim=(-radius, radius))
-    # Labels at the corners would meet those of the next panel.
+    # Labels at the corners would run into those of the next panel.
     ax.locator_params(nbins=5, prune="both")
 
 
@@ -168,6 +168,6 @@ def _panels(count: int, *, title: str, note: str) -> tuple[Figure, SubFigure, np
 
 
 def _loss_levels(largest: float, count: int = 11) -> np.ndarray:
-    """Return 0 and doubling losses up to the largest; ln 2 is among them, where they reach it."""
+    """Return 0 and doubling losses up to the largest; ln 2 is among them if they reach it."""
     top = max(ceil(np.log2(max(largest, 1e-12) / log(2))), 0)
     return np.concatenate([[0], log(2) * 2.0 ** np.arange(top - count + 1, top + 1)])

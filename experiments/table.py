@@ -14,10 +14,10 @@ class Method(NamedTuple):
     """One row of the table: the runs that differ in nothing but the seed.
 
     Attributes:
-        label: what a figure calls it.
+        label: what figures call it.
         style: how it looks there.
         runs: its runs.
-        network: which one it trained, "" where a table tells of one alone.
+        network: which one it trained, "" where a table covers a single network.
     """
 
     label: str
@@ -27,7 +27,7 @@ class Method(NamedTuple):
 
 
 def family(run: dict[str, Any]) -> tuple[str, ...]:
-    """Return what runs share that differ in strength, step or second weight alone."""
+    """Return what is common to runs that differ only in strength, step or second weight."""
     options = [word for word in run.get("options", ()) if not word.startswith("weight=")]
     return run.get("network", ""), run["method"], *options
 
@@ -51,16 +51,16 @@ def group(comparison: dict[str, Any]) -> list[Method]:
 
 
 def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
-    """Return the table in Markdown, one row a method, its columns aligned for a terminal too.
+    """Return the table in Markdown, one row per method, with columns aligned for a terminal.
 
     Accuracies are means over seeds in percent, ± the sample standard deviation if there are
-    several seeds; the norms are means over test images and seeds; time is relative to "none", a
-    column that is missing where there is no such time. The settings of a method stand together,
-    from the least strength on.
+    several seeds; the norms are means over test images and seeds; time is relative to "none", and
+    its column is missing where that was not timed. The settings of a method are grouped together,
+    in order of increasing strength.
 
     Args:
         comparison: from `experiments.reading.read`, or several from `experiments.reading.joined`.
-        brief: AutoAttack alone of the attacks, and no norms.
+        brief: of the attacks, show AutoAttack only, and no norms.
     """
     methods = _in_rows(group(comparison))
     radii, strongest = [] if brief else radii_of(comparison), auto_radii_of(comparison)
@@ -105,7 +105,7 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
 
 
 def apgd_table(comparison: dict[str, Any]) -> str:
-    """Return the accuracies under APGD likewise, "" where there are none."""
+    """Return the table of accuracies under APGD, "" if there are none."""
     methods = [m for m in _in_rows(group(comparison)) if all(run["apgd"] for run in m.runs)]
     radii, several = radii_of(comparison), any(method.network for method in methods)
     head = [*(["network"] if several else []), "method", "strength"]
@@ -121,7 +121,7 @@ def apgd_table(comparison: dict[str, Any]) -> str:
 
 
 def _in_rows(methods: Sequence[Method]) -> list[Method]:
-    """Return methods with the settings of one next to each other, the least strength first."""
+    """Return methods with the settings of each next to each other, the least strength first."""
     families = [family(method.runs[0]) for method in methods]
     names = [name[:2] for name in families]
 
@@ -142,14 +142,14 @@ def _relative_time(method: Method, methods: Sequence[Method]) -> str:
 
 
 def _under_auto(runs: Sequence[dict[str, Any]], norm: str, radius: float) -> str:
-    """Return the accuracy under AutoAttack, and of how many seeds, if they are not all."""
+    """Return the accuracy under AutoAttack, and over how many seeds, if not over all."""
     found = [run["auto"][norm] for run in runs if radius in run["auto"].get(norm, {})]
     part = f" ({len(found)} of {len(runs)})" if 0 < len(found) < len(runs) else ""
     return _percent([balls[radius]["robust"] for balls in found]) + part
 
 
 def _masking(runs: Sequence[dict[str, Any]]) -> str:
-    """Return at how many of all runs and balls a sign of masked gradients was seen."""
+    """Return in how many of all cases (run and ball) a sign of masked gradients was seen."""
     verdicts = [
         ball["verdict"] for run in runs for radii in run["auto"].values() for ball in radii.values()
     ]

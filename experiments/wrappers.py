@@ -12,7 +12,7 @@ from hessjax.objective import Apply, Metrics, Objective
 
 
 def with_accuracy(apply: Apply, objective: Objective) -> Objective:
-    """Add the metric ``accuracy``, on the clean batch; its forward pass is shared on compiling."""
+    """Add the metric ``accuracy``, on the clean batch; the compiler shares its forward pass."""
     if isinstance(objective, Lazy):
         return objective.map(partial(with_accuracy, apply))
 
@@ -29,9 +29,9 @@ def with_accuracy(apply: Apply, objective: Objective) -> Objective:
 
 
 def refusing(objective: Objective) -> Objective:
-    """Make the gradient of a value that is not finite NaN, so that no optimizer step is made of it.
+    """Make the gradient NaN where the value is not finite, so that the optimizer skips the step.
 
-    `optax.apply_if_finite` looks at the gradients alone, and an infinite loss may have finite ones.
+    `optax.apply_if_finite` checks the gradients only, and an infinite loss may have finite ones.
     """
     if isinstance(objective, Lazy):
         return objective.map(refusing)

@@ -1,1 +1,1 @@
-"""What derivatives, steps and attacks cost on the machine at hand, beside how accurate they are."""
+"""What derivatives, steps and attacks cost on the machine at hand, and how accurate they are."""

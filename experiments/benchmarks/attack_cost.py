@@ -27,9 +27,9 @@ from hessjax.attacks import STANDARD, Attack, auto_attack
 NAME = "attack_cost"
 AUTO_ATTACK, PGD = "auto_attack", "pgd-40"
 _PGD_STEPS = 40
-# As many of them as `withstood` takes in a call, so that this compiles what 40 use.
+# As many steps as `withstood` takes per call, so that this compiles what 40 steps use.
 _PGD_WARM_STEPS = 5
-# Nothing breaks in it, so all examples come to every attack.
+# Nothing breaks in this ball, so all examples reach every attack.
 _TINY = 1e-6
 
 
@@ -42,7 +42,7 @@ class Target(NamedTuple):
         y: labels ``(N,)``.
         norm: of the ball.
         epsilon: its radius.
-        batch_size: of AutoAttack and its parts; None for theirs.
+        batch_size: of AutoAttack and its parts; None for their default.
     """
 
     run: runs.Run
@@ -68,25 +68,27 @@ def main(
 ) -> None:
     """Time PGD, AutoAttack and the parts of AutoAttack on a trained network, in seconds.
 
-    They are scaled to 1,000 images; the accuracy in the ball stands beside them, for an example
-    that is broken costs no further steps. There are three repeats, not ten as in the other
-    benchmarks: AutoAttack takes minutes, beside which the machine's jitter is small. The rows for
-    one network and ball are written together; others of the same commit without changes stay.
+    Times are scaled to 1,000 images. The accuracy in the ball is given beside them, because a
+    broken example costs no further steps. There are three repeats, not ten as in the other
+    benchmarks: AutoAttack takes minutes, compared with which the machine's jitter is small. The
+    rows for a network and ball are written together; others in the file are kept if they were
+    measured on the same commit without changes. For example:
 
         python -m experiments.benchmarks.attack_cost --quick
         python -m experiments.benchmarks.attack_cost runs/first --norm l2 --epsilon 1.5
 
     Args:
-        run: the folder that experiments.train wrote; if not given, the default network for the
-            embedded digits is trained, and not kept.
-        quick: 30 images, 3 epochs of training, one repeat: under two minutes, into runs/benchmarks.
-        norm: of the ball.
+        run: the folder that experiments.train wrote; if not given, the default network is trained
+            on scikit-learn's digits, and not kept.
+        quick: 30 images, 3 epochs of training, one repeat: takes under two minutes, and writes to
+            runs/benchmarks.
+        norm: norm of the ball.
         epsilon: its radius, pixels in [0, 1]; the middle one of the data set's if not given.
-        num_examples: the first of the test set; 200 if not given.
-        batch_size: of AutoAttack, examples at a time; its own default if not given.
-        repeats: measurements of each; 3 if not given.
-        out: the JSON file; the device's in experiments/benchmarks/results if not given.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        num_examples: how many images, the first of the test set; 200 if not given.
+        batch_size: for AutoAttack, examples at a time; its own default if not given.
+        repeats: measurements of each attack; 3 if not given.
+        out: the JSON file; if not given, this device's in experiments/benchmarks/results.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     num_examples = (30 if quick else 200) if num_examples is None else num_examples
     repeats = (1 if quick else 3) if repeats is None else repeats
@@ -119,7 +121,7 @@ def _check(norm: Norm, epsilon: float | None, repeats: int, batch_size: int | No
 def _network(
     path: Path | None, data_dir: Path | None, num_examples: int, *, epochs: int | None
 ) -> tuple[runs.Run, Dataset]:
-    """Load a network and its data, or train one on the digits, if there are so many test images."""
+    """Load a network and its data, or train one on the digits if they have enough test images."""
     if path is not None:
         loaded = runs.load(path)
         return loaded, load_for(loaded.config, data_dir)
@@ -170,12 +172,12 @@ def _settings(repeats: int, num_examples: int, batch_size: int | None) -> dict[s
 
 
 def measure_attacks(target: Target, *, repeats: int) -> list[dict[str, Any]]:
-    """Time the attacks by turns, after all that they use is compiled.
+    """Time the attacks in turns, after all that they use has been compiled.
 
     Returns:
         A row for each attack: ``attack``; ``clean`` and ``robust``, accuracies without and under
-        it; ``seconds_per_1000``, of the clock; ``compile_seconds``, of a short run of the same
-        shapes before, that of AutoAttack being the sum of its parts'.
+        it; ``seconds_per_1000``, wall-clock time; ``compile_seconds``, of a short run of the same
+        shapes beforehand; for AutoAttack, the sum over its parts.
     """
     begun = time.perf_counter()
     right = by_pgd(target, _TINY, num_steps=_PGD_WARM_STEPS)["clean"]
@@ -210,7 +212,10 @@ def measure_attacks(target: Target, *, repeats: int) -> list[dict[str, Any]]:
 
 
 def by_pgd(target: Target, epsilon: float, *, num_steps: int = _PGD_STEPS) -> dict[str, np.ndarray]:
-    """Return which examples are right ``clean`` and which withstand PGD with cross-entropy."""
+    """Return which examples are right ``clean`` and which are ``robust`` under PGD.
+
+    The attack maximizes the cross-entropy.
+    """
     (_, clean), (_, robust) = withstood(
         target.run.apply, target.run.params, target.x, target.y,
         order=ORDERS[target.norm], radii=[epsilon], key=jax.random.key(target.run.config.seed),
@@ -233,8 +238,8 @@ def by_attacks(target: Target, attacks: Sequence[Attack]) -> np.ndarray:
 def _prepare(target: Target, attack: Attack, right: np.ndarray) -> None:
     """Compile an attack for both lengths of its batches, by one step where nothing breaks."""
     short = attack._replace(num_steps=1, num_runs=1)
-    # One example fills a short batch, all fill long ones where there are enough. With a wrong label
-    # an example is passed over, and yet the shapes are those of the whole.
+    # One example fills a short batch; all fill long ones if there are enough. An example with a
+    # wrong label is skipped, and yet the shapes are those of the whole set.
     others = right & (np.cumsum(right) > 1)
     wrong = np.where(target.y > 0, target.y - 1, 1)
     for y in (target.y, np.where(others, wrong, target.y)):

@@ -1,7 +1,7 @@
 """Compile and time: what all benchmarks share.
 
-Programs are compiled ahead of time, so that no timing has compilation in it. What is compared is
-run in turns, so that a machine that slows down slows all of it.
+Programs are compiled ahead of time, so that timings do not include compilation. What is compared is
+run in turns, so that when the machine slows down, everything slows down alike.
 """
 
 import re
@@ -25,13 +25,13 @@ class Program(NamedTuple):
 
     Attributes:
         call: the executable; takes the arguments, without the static ones.
-        compile_seconds: of tracing, lowering and compiling.
+        compile_seconds: for tracing, lowering and compiling.
         operations: floating-point operations of a call as XLA counts them, where a custom call such
-            as an eigendecomposition counts as nothing; None if there is a loop over such numbers,
-            of which XLA counts the body once.
-        temporary_bytes: of intermediate results; None if the backend does not tell.
+            as an eigendecomposition counts as nothing; None if there is a loop that carries
+            floating-point numbers, because XLA counts its body only once.
+        temporary_bytes: of intermediate results; None if the backend does not report it.
         peak_bytes: of arguments, results and intermediate results together, all of which are held
-            during a call; likewise.
+            during a call; None if the backend does not report it.
     """
 
     call: Callable[..., Any]
@@ -42,7 +42,7 @@ class Program(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds of the clock that a call takes.
+    """Wall-clock seconds that a call takes.
 
     Attributes:
         median: of the repeats.
@@ -57,7 +57,7 @@ class Timing(NamedTuple):
     repeats: int
 
     def times(self, factor: float) -> "Timing":
-        """Return what so many calls take, or a part of one."""
+        """Return what ``factor`` calls take; it may be a fraction."""
         median, lower, upper = (factor * seconds for seconds in self[:3])
         return Timing(median, lower, upper, self.repeats)
 
@@ -68,13 +68,14 @@ def compile_program(
     """Compile a function ahead of time, for the shapes of these arguments.
 
     Args:
-        function: what to compile. One that is jitted already keeps its own static and donated
+        function: what to compile. One that is already jitted keeps its own static and donated
             arguments if ``donate`` names none.
         *arguments: arrays, trees of arrays, or their `jax.ShapeDtypeStruct`.
-        donate: positions of the arguments whose memory a call may reuse; they can be passed once.
+        donate: positions of the arguments whose memory a call may reuse; each such array can be
+            passed only once.
     """
 
-    # A new function each time: what JAX remembers of an earlier one would not be compiled.
+    # A new function each time: JAX would reuse what it has compiled for an earlier one.
     def fresh(*given: PyTree) -> PyTree:
         return function(*given)
 
@@ -88,8 +89,8 @@ def compile_program(
 
 
 def _operations(compiled: jax.stages.Compiled) -> float | None:
-    # Of a loop the body is counted once. One that carries integers alone, as the generators of
-    # random numbers do on a CPU, has no floating-point operations to miss.
+    # The body of a loop is counted once. A loop that carries only integers, as random number
+    # generators do on a CPU, has no floating-point operations to miss.
     carried = re.findall(r" = (.*) while\(", compiled.as_text() or "")
     if any(re.search(r"\b(bf|f)\d+", types) for types in carried):
         return None
@@ -116,8 +117,8 @@ def measure(
     rotated by one from round to round.
 
     Args:
-        calls: by name, without arguments. JAX arrays among their results are waited for; what else
-            works in the background has to be waited for inside.
+        calls: by name, without arguments. JAX arrays among their results are waited for; a call
+            has to wait itself for anything else that works in the background.
         repeats: rounds, at least 10.
 
     Returns:
@@ -125,7 +126,7 @@ def measure(
 
     Raises:
         ValueError: if there are too few rounds.
-        ArithmeticError: naming the call whose result in the last round is not finite.
+        ArithmeticError: if a result in the last round is not finite, naming the call.
     """
     check_repeats(repeats)
     for call in calls.values():
@@ -135,7 +136,7 @@ def measure(
 
 
 def take_turns(calls: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timing]:
-    """Time calls as `measure` does, without runs before and as few rounds as one: for long ones."""
+    """Time long calls as `measure` does, but without a warm-up and with as few rounds as one."""
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(repeats):
@@ -146,16 +147,16 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[
             seconds[name].append(time.perf_counter() - begun)
             if number == repeats - 1:
                 check_finite(name, result)
-            # Its memory must not stand beside that of the next call.
+            # Its memory must not be held during the next call.
             del result
     return {name: timing(values) for name, values in seconds.items()}
 
 
 def check_repeats(repeats: int) -> None:
-    """Raise unless there are enough for quartiles.
+    """Raise unless there are enough repeats for quartiles.
 
     Raises:
-        ValueError: with the number that was expected.
+        ValueError: if not, with the number that was expected.
     """
     if repeats < _MIN_REPEATS:
         raise ValueError(f"repeats must be at least {_MIN_REPEATS}, got {repeats}")
@@ -171,11 +172,11 @@ def check_finite(name: str, result: PyTree) -> None:
     """Raise unless every number in a tree of arrays, of JAX, NumPy or PyTorch, is finite.
 
     Raises:
-        ArithmeticError: with the name.
+        ArithmeticError: if one is not, with the name.
     """
     for leaf in jax.tree.leaves(result):
         array = leaf.detach().cpu().numpy() if hasattr(leaf, "detach") else leaf
-        # Keys and what is no array have no numbers to check.
+        # Keys, and anything that is not an array, have no numbers to check.
         if jnp.issubdtype(getattr(array, "dtype", type(array)), jnp.inexact) and not bool(
             jnp.all(jnp.isfinite(array))
         ):

@@ -21,7 +21,7 @@ class Form(NamedTuple):
 
     Attributes:
         apply: ``(f, x, v, u)`` to the result, with two directions like ``x``.
-        exact: what gives, in double precision, the result that `apply` should.
+        exact: gives, in double precision, the result that `apply` should give.
         num_products: Hessian-vector products in the result.
     """
 
@@ -53,7 +53,7 @@ def reverse_over_reverse(f: Function, x: jax.Array, v: jax.Array, _u: jax.Array)
 def linearized(
     f: Function, x: jax.Array, v: jax.Array, _u: jax.Array, *, num_products: int
 ) -> jax.Array:
-    """Linearize the gradient once, then multiply one time after the other, as a solver does."""
+    """Linearize the gradient once, then multiply repeatedly, as a solver does."""
     product = hessjax.hessian_operator(f, x)
     image = product(v)
     for _ in range(num_products - 1):
@@ -71,15 +71,15 @@ def finite_difference(f: Function, x: jax.Array, v: jax.Array, _u: jax.Array) ->
 def difference_step(x: jax.Array) -> jax.Array:
     r"""Return :math:`h = 0.3\,\sqrt[3]{\varepsilon}\,(1 + \|x\|_2)` for a direction of length 1.
 
-    Rounding makes an error of the order ε / h, the third derivative one of h²: at the cube root of
-    the precision ε they balance. Of the factors 0.03, 0.1, 0.3, 1 and 3, 0.3 was the best one in
+    Rounding causes an error of order ε / h, the third derivative one of order h²: at the cube root
+    of the precision ε they balance. Of the factors 0.03, 0.1, 0.3, 1 and 3, 0.3 was the best in
     single precision on the multilayer, the convolutional and the residual network.
     """
     return 0.3 * jnp.finfo(x.dtype).eps ** (1 / 3) * (1 + jnp.linalg.norm(x))
 
 
 def mixed_derivative(f: Function, x: jax.Array, v: jax.Array, u: jax.Array) -> jax.Array:
-    """Return the number uᵀHv, in forward mode alone."""
+    """Return the number uᵀHv, computed in forward mode alone."""
     return hessjax.second_directional_derivative(f, x, u, v)[3]
 
 

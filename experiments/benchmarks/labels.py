@@ -1,4 +1,4 @@
-"""How tables and figures name the networks that rows are about."""
+"""How tables and figures name the networks of their rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,12 +8,12 @@ USUAL = "float32"
 
 
 def precision(row: Row) -> str:
-    """Return what a network computes in; rows from before it was told are of float32."""
+    """Return what a network computes in; rows from before it was recorded are of float32."""
     return row.get("precision", USUAL)
 
 
 def architecture(row: Row) -> str:
-    """Return model, activation, size of the images, and what else a row tells of the kind."""
+    """Return model, activation, image size, number of classes if known, and unusual precision."""
     shape = "×".join(map(str, row["input_shape"]))
     classes = [f"{row['num_classes']} classes"] if "num_classes" in row else []
     return ", ".join([row["model"].upper(), row["activation"], shape, *classes, *_unusual(row)])
@@ -31,7 +31,7 @@ def _unusual(row: Row) -> list[str]:
 
 
 def apart(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
-    """Return the name of each row's network, with its weights' checksum where several have it."""
+    """Return the name of each row's network, with its weights' checksum if several share it."""
     having: dict[str, set[str]] = {}
     for row in rows:
         having.setdefault(name(row), set()).add(row.get("weights", "unknown"))

@@ -10,7 +10,7 @@ from experiments.benchmarks import labels
 from experiments.benchmarks.estimates import PRODUCTS
 from experiments.canvas import STYLE_SHEET, Style, canvas, save, style
 
-# A step's name in a legend, and the method whose look it has.
+# The name of a step in a legend, and the method whose look it gets.
 _STEPS = {
     "gradient": ("gradient", "gradient"),
     "hessian": ("hessian", "hessian"),
@@ -31,7 +31,7 @@ _SOLVERS = {
 
 
 def draw(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> list[Path]:
-    """Draw what there is to draw and return the files."""
+    """Draw every figure for which there are results, and return the files."""
     drawn = []
     with mpl.rc_context(STYLE_SHEET):
         if "scaling" in results:
@@ -43,7 +43,7 @@ def draw(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> list[Path]:
 
 
 def scaling(path: Path, content: Mapping[str, Any]) -> Path:
-    """Draw time in plain steps against the size of the images and the number of classes."""
+    """Draw time, in plain steps, against the size of the images and the number of classes."""
     rows = [row for row in content["rows"] if row["step"] != "none"]
     names = list(dict.fromkeys(row["step"] for row in rows))
     page, body = canvas(
@@ -114,7 +114,7 @@ def accuracy(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         axes.grid(visible=True)
     for axes in list(grid.flat)[len(networks) :]:
         axes.set_visible(False)
-    # The lowest of every column tells the numbers of products: some columns end early.
+    # The lowest panel of each column has the tick labels: some columns end early.
     for axes in list(grid.flat)[max(0, len(networks) - columns) : len(networks)]:
         axes.tick_params(labelbottom=True)
     body.supxlabel("Hessian-vector products", size=14)

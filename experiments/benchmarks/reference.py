@@ -1,4 +1,4 @@
-"""Training steps in PyTorch, in the fastest form found: what the times of hessjax stand beside."""
+"""Training steps in PyTorch, in the fastest form found, to compare the times of hessjax with."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,8 +23,8 @@ STEPS = (
 class Step:
     """One whole training step: the objective, its gradient in the weights, and Adam's update.
 
-    Each call takes one on the network of the step's own and returns the objective before it. On a
-    GPU it waits for the result.
+    Each call takes a step on the network it holds and returns the objective before it. On a GPU it
+    waits for the result.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Step:
         *,
         learning_rate: float = 2e-3,
     ) -> None:
-        """Unfreeze the network, and keep it and the batch; ``draw`` makes the noise."""
+        """Unfreeze the network, and keep it and the batch; ``draw`` draws the noise."""
         self.network, self._objective, self._draw = network.requires_grad_(), objective, draw
         self._x, self._y = x, y
         self._weights = list(network.parameters())
-        # The fused form takes 0.85 to 0.95 of the default one's step time on the CPU.
+        # On the CPU, a step with the fused form takes 0.85 to 0.95 of the time with the default.
         self._optimizer = torch.optim.Adam(self._weights, learning_rate, fused=True)
         self._evaluate = self._value_and_gradient
 
@@ -50,7 +50,7 @@ class Step:
         return value.detach(), torch.autograd.grad(value, self._weights)
 
     def value_and_gradient(self, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Evaluate without an update; ``noise`` takes the place of what the step would draw."""
+        """Evaluate without an update; ``noise`` replaces what the step would draw."""
         if noise is None and self._draw is not None:
             noise = self._draw()
         value, gradients = self._evaluate(noise)
@@ -71,8 +71,8 @@ class Step:
         """Compile objective and gradient as one program, now, and return the step.
 
         A compiled network cannot be differentiated twice ("does not currently support double
-        backward"), but a program that holds all the derivatives can be compiled. It takes a C++
-        compiler and, on one core, up to minutes. The forward-mode form is beyond PyTorch 2.13.
+        backward"), but a program that contains all the derivatives can be compiled. It needs a C++
+        compiler and, on one core, up to minutes. PyTorch 2.13 cannot compile the forward-mode form.
 
         Args:
             backend: as in `torch.compile`.
@@ -85,7 +85,7 @@ class Step:
         evaluate = torch.compile(
             self._value_and_gradient, fullgraph=True, dynamic=False, backend=backend
         )
-        # Around each call, which may trace anew. All steps count as one function to the limit.
+        # Around each call, which may trace anew. For the limit, all steps count as one function.
         evaluate = dynamo.patch(trace_autograd_ops=True, recompile_limit=1000)(evaluate)
         evaluate(None if self._draw is None else self._draw())
         self._evaluate = evaluate
@@ -109,13 +109,13 @@ def steps(
 ) -> dict[str, Step]:
     """Make the training steps by name, each on a network of its own with the same weights.
 
-    Of the first two forms of ``hessian`` the faster one is the comparator, compiled or not. How
-    many digits a GPU multiplies with is a setting of the process, to be made equal to JAX's by
-    `torch.set_float32_matmul_precision`.
+    Of the first two forms of ``hessian``, the faster one is the one to compare with, compiled or
+    not. The precision in which a GPU multiplies is a setting of the process, to be made equal to
+    JAX's by `torch.set_float32_matmul_precision`.
 
     Args:
         architecture: as for `torch_twin`.
-        params: likewise.
+        params: as for `torch_twin`.
         x: images as hessjax takes them, ``(N, H, W, C)`` in [0, 1].
         y: labels, ``(N,)``.
         epsilon: of the surrogate in ``gradient`` (its first order) and ``hessian…``, and the radius
@@ -123,10 +123,11 @@ def steps(
         weight: of the penalties of ``curvature`` and ``jacobian``.
         step: length of the step of ``curvature``, in input units.
         order: of the ball of ``adversarial``, 2 or infinity.
-        power_iters: products of ``hessian-power``, from random starts, with the differentiated one.
-        lanczos_iters: products of ``hessian-lanczos``, from the gradient, without that one.
+        power_iters: products of ``hessian-power``, from random starts, including the differentiated
+            one.
+        lanczos_iters: products of ``hessian-lanczos``, from the gradient, excluding that one.
         dtype: of weights and images.
-        device: where they are put.
+        device: where they are placed.
     """
     images = torch.tensor(np.asarray(x), dtype=dtype).movedim(-1, 1).contiguous().to(device)
     labels = torch.tensor(np.asarray(y), dtype=torch.long, device=device)

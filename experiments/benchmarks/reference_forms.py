@@ -2,10 +2,10 @@
 
 An objective is ``(network, x, y, noise) -> scalar``: the mean over the batch of per-example losses
 and penalties. Losses are summed, not averaged, before they are differentiated in the images, so
-that no gradient or Hessian of an example carries a 1/B. ``noise`` is what the objective needs at
-random, or None.
+that no gradient or Hessian of an example carries a factor 1/B. ``noise`` is the random input that
+the objective needs, or None.
 
-Tried and left out, by time of a whole step of the surrogate on one CPU thread at batch 128:
+Tried and rejected, by the time of a whole step of the surrogate on one CPU thread at batch 128:
 reverse over reverse over a forward tangent and reverse over forward over reverse (1.3 to 1.8 times
 as long as double backpropagation), ``uᵀHv`` at a frozen u in place of ``‖Hv‖`` (no difference), and
 channels-last memory (up to a quarter longer).
@@ -29,8 +29,8 @@ _ATTACK_STEPS = 10
 class LogisticGELU(nn.Module):
     """Equals ``nn.GELU(approximate="tanh")``, for objectives that differentiate it three times.
 
-    The third derivative of PyTorch's own takes longer (a step of the surrogate on the CNN a tenth
-    to a fifth), and in single precision it is NaN from inputs of ±14 on.
+    PyTorch's own takes longer in the third derivative (a step of the surrogate on the CNN takes a
+    tenth to a fifth longer), which in single precision is NaN for inputs of ±14 and beyond.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class LogisticGELU(nn.Module):
 
 
 def thrice_differentiable(network: nn.Sequential) -> nn.Sequential:
-    """Put `LogisticGELU` in the place of each GELU, and return the network."""
+    """Replace each GELU by `LogisticGELU`, and return the network."""
     for i, layer in enumerate(network):
         if isinstance(layer, nn.GELU):
             network[i] = LogisticGELU()
@@ -86,15 +86,15 @@ def gradient(
 
 
 def start(matvec: Matvec, v: Tensor) -> Tensor:
-    """Stay at the start: the one product with it is the one that is differentiated."""
+    """Stay at the start: the only product is the differentiated one."""
     del matvec
     return v
 
 
 def power_iteration(matvec: Matvec, v: Tensor, *, num_iters: int) -> Tensor:
-    """Return the unit vector that the last of ``num_iters`` products multiplies.
+    """Return the unit vector that the last of ``num_iters`` products is applied to.
 
-    That one is the differentiated one, so there are ``num_iters - 1`` here.
+    That last one is the differentiated one, so only ``num_iters - 1`` are computed here.
     """
     for _ in range(num_iters - 1):
         v = unit(matvec(v))
@@ -104,11 +104,11 @@ def power_iteration(matvec: Matvec, v: Tensor, *, num_iters: int) -> Tensor:
 def lanczos(matvec: Matvec, v: Tensor, *, num_iters: int) -> Tensor:
     """Return the unit Ritz vectors of largest magnitude, from ``num_iters`` products.
 
-    With full reorthogonalization, as in hessjax. The differentiated product is one more.
+    With full reorthogonalization, as in hessjax. The differentiated product comes on top.
     """
     basis = v.new_zeros(len(v), num_iters, v[0].numel())
     images = torch.zeros_like(basis)
-    # What rounding leaves of an image inside the space is no new direction.
+    # What rounding leaves of an image that lies in the space is not a new direction.
     rounding = 10 * math.sqrt(v[0].numel()) * torch.finfo(v.dtype).eps
     for i in range(num_iters):
         image = matvec(v).flatten(1)
@@ -138,7 +138,7 @@ def second_order(
 ) -> Tensor:
     """Add the norms of gradient and of a Hessian-vector product, by double backpropagation.
 
-    As published re-implementations do it: the direction is sought without a graph, then one product
+    As published reimplementations do it: the direction is sought without a graph, then one product
     is differentiated in the weights, through ``‖Hv‖``.
 
     Args:
@@ -192,9 +192,9 @@ def curvature(
     weight: float,
     step: float,
 ) -> Tensor:
-    """Add CURE's change of the gradient over a step along its sign, as its published code has it.
+    """Add CURE's change of the gradient over a step along its sign, as its published code does.
 
-    By double backpropagation, neither divided by the step nor squared.
+    By double backpropagation; the change is neither divided by the step nor squared.
     """
     del noise
     x, losses, gradients = _gradients(network, x, y)
@@ -205,7 +205,7 @@ def curvature(
 def jacobian(
     network: nn.Module, x: Tensor, y: Tensor, noise: Tensor | None, *, weight: float
 ) -> Tensor:
-    """Add the squared Frobenius norm of the Jacobian, estimated by one probe like the logits."""
+    """Add the Jacobian's squared Frobenius norm, estimated by one probe shaped like the logits."""
     x = x.detach().requires_grad_()
     logits = network(x)
     (rows,) = torch.autograd.grad(logits, x, noise, create_graph=True)
@@ -245,7 +245,7 @@ def adversarial(
     iterate = x if noise is None else noise
     for _ in range(_ATTACK_STEPS):
         leaf = iterate.detach().requires_grad_()
-        # Asked for the image alone, the engine leaves the gradients in the weights out.
+        # Asked only for the image, the engine does not compute the gradients in the weights.
         (ascent,) = torch.autograd.grad(_losses(network, leaf, y).sum(), leaf)
         ascent = unit(ascent) if order == 2 else ascent.sign()
         iterate = iterate + 2.5 * epsilon / _ATTACK_STEPS * ascent

@@ -1,4 +1,4 @@
-"""A residual network of the size of CIFAR's images, without batch statistics."""
+"""A residual network for images of CIFAR's size, without batch statistics."""
 
 from itertools import pairwise
 
@@ -11,9 +11,9 @@ _GROUP_SIZE = 8
 
 
 class GroupNorm(nnx.Module):
-    """Normalize groups of 8 channels over all pixels, with or without a batch in front.
+    """Normalize groups of 8 channels over all pixels, with or without leading batch axes.
 
-    That of Flax takes the first axis for a batch.
+    Flax's own takes the first axis for a batch.
     """
 
     def __init__(self, features: int) -> None:
@@ -34,7 +34,7 @@ class GroupNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two normalized convolutions of 3x3 beside a shortcut, a linear one where the shape changes.
+    """Two normalized 3x3 convolutions beside a shortcut, a linear one if the shape changes.
 
     Maps (..., H, W, C) to (..., H / stride, W / stride, features).
     """
@@ -61,8 +61,8 @@ class Block(nnx.Module):
 class ResNet(nnx.Module):
     """A convolution, a block for each of 16, 32 and 64 filters, the mean over pixels, logits.
 
-    Group normalization knows one example alone, so that the Hessian in one means something. Maps
-    (..., H, W, C) with pixels in [0, 1] to logits (..., num_classes).
+    Group normalization treats each example by itself, so that the Hessian in one is meaningful.
+    Maps (..., H, W, C) with pixels in [0, 1] to logits (..., num_classes).
     """
 
     def __init__(self, *, channels: int = 3, num_classes: int = 10, rngs: nnx.Rngs) -> None:

@@ -1,4 +1,4 @@
-"""What a step costs as images grow and classes become more, while the network stays as it is."""
+"""What a step costs with larger images or more classes, while the network's work stays fixed."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,9 +17,9 @@ from hessjax.objective import Apply
 
 NAME = "scaling"
 _SIDE = 28
-# Multiplications of the dense layers of the CNN with 10 classes, which the hidden width keeps.
+# Multiplications in the dense layers of the CNN with 10 classes; the hidden width keeps them fixed.
 _FEATURES, _DENSE = 7 * 7 * 32, (7 * 7 * 32 + 10) * 100
-# Sizes, numbers of classes and examples of a step, where none are given.
+# Sizes, numbers of classes and examples per step, if none are given.
 _USUAL = (28, 56, 112, 224), (10, 30, 100, 300, 1000), 16
 _QUICK = (28, 112), (10, 100), 8
 STEPS = (
@@ -47,25 +47,26 @@ def main(
 ) -> None:
     """Time steps for larger images and for more classes, at a fixed number of operations.
 
-    The network is the CNN, gelu. Larger images are averaged down to 28x28 first; for more classes
-    the hidden layer becomes narrower. So plain steps cost the same but for what the pixels and the
-    logits themselves take. For example:
+    The network is the CNN with gelu. Larger images are first averaged down to 28x28; for more
+    classes the hidden layer becomes narrower. So plain steps cost the same, except for the work on
+    the pixels and the logits themselves. For example:
 
         python -m experiments.benchmarks.scaling --quick
         python -m experiments.benchmarks.scaling --sizes 28 224 --classes 10
 
     Args:
-        quick: two of each where they are not given, in under two minutes, into runs/benchmarks.
+        quick: only two sizes and two numbers of classes, if these are not given; in under two
+            minutes, written to runs/benchmarks.
         sizes: sides of the images, multiples of 28, with 10 classes; 28, 56, 112 and 224 if not
             given.
         classes: numbers of classes, with images of 28x28; 10, 30, 100, 300 and 1000 if not given.
-        batch_size: examples of a step; 16 if not given, 8 if quick.
-        repeats: measurements of each, at least 10.
-        out: the JSON file; the device's in experiments/benchmarks/results if not given.
+        batch_size: examples per step; 16 if not given, 8 if quick.
+        repeats: measurements of each step, at least 10.
+        out: the JSON file; if not given, this device's in experiments/benchmarks/results.
     """
     usual = _QUICK if quick else _USUAL
     path = run(
-        # None is not an empty one.
+        # An empty tuple is a choice, unlike None.
         usual[0] if sizes is None else sizes,
         usual[1] if classes is None else classes,
         usual[2] if batch_size is None else batch_size,
@@ -95,7 +96,7 @@ def run(
     if not (sizes or classes):
         raise ValueError("there is nothing to measure: give sizes or classes")
     settings = {"batch_size": batch_size, "repeats": repeats, "activation": "gelu"}
-    # The first of both is one and the same network.
+    # The first ones of both lists are usually the same network.
     networks = [(size, 10) for size in sizes] + [(_SIDE, number) for number in classes]
     cells = [
         ({"size": size, "classes": number}, partial(_measure, size, number, batch_size, repeats))
@@ -114,7 +115,7 @@ def _measure(size: int, num_classes: int, batch_size: int, repeats: int) -> list
 
 
 def network(size: int, num_classes: int) -> tuple[Apply, Params]:
-    """Return the CNN, behind averages over squares of pixels, and random weights."""
+    """Return the CNN, applied to averages over squares of pixels, and random weights."""
     width = round(_DENSE / (_FEATURES + num_classes))
     inner, params = functional(
         create(

@@ -21,7 +21,7 @@ from hessjax.objective import Apply, Metrics, Objective, Penalty
 from hessjax.penalties import Key
 
 _OPTIMIZER = optax.adam(1e-3)
-# Radius of the ball and length of a finite step. They decide no time.
+# Radius of the ball and length of a finite step. They do not affect any time.
 EPSILON, STEP = 1.0, 1.0
 CHUNKED = "hessian, in four chunks"
 ACCUMULATED = "hessian, from four slices"
@@ -41,10 +41,10 @@ _PENALTIES: dict[str, Penalty] = {
 def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
     """Return the objectives by name.
 
-    ``none``; ``gradient`` and ``hessian``, of the shared sweep, the latter also by each solver,
-    start and number of products, lazy, partial, in chunks, and inside the ball, after one step or
-    more; each penalty beside the loss by its own name; training on attacked inputs; and textbook
-    forms of the first two.
+    They are ``none``; ``gradient`` and ``hessian`` of the shared sweep, the latter also with each
+    solver, start and number of products, lazy, partial, in chunks, and inside the ball, after one
+    or more steps; each penalty added to the loss, under its own name; training on attacked inputs;
+    and textbook forms of ``gradient`` and ``hessian``.
     """
     surrogate = partial(second_order, apply, cross_entropy, EPSILON, EPSILON**2 / 2)
     by_text = partial(textbook.objective, apply, cross_entropy, EPSILON, EPSILON**2 / 2)
@@ -74,7 +74,7 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
         **{
             f"hessian: {name}": surrogate(**estimate.options)
             for name, estimate in ESTIMATES.items()
-            # Ascent costs what power iteration with as many products does.
+            # Ascent costs as much as power iteration with the same number of products.
             if name != DEFAULT and not name.startswith("ascent")
         },
         "hessian, textbook, 10": by_text(num_iters=10),
@@ -91,7 +91,7 @@ def objectives(apply: Apply, batch_size: int) -> dict[str, Objective]:
 
 
 class Step(NamedTuple):
-    """Compiled optimizer steps that go on from each other.
+    """Compiled optimizer steps, each continuing from the last.
 
     Attributes:
         call: takes some steps and returns the last metrics.
@@ -105,7 +105,7 @@ class Step(NamedTuple):
 
     @property
     def facts(self) -> dict[str, float | None]:
-        """What the compiler tells of one step: operations on average, memory at most."""
+        """What the compiler says about a step: operations on average, memory at most."""
         operations = [program.operations for program in self.programs]
         known = [n for n in operations if n is not None]
         return {
@@ -129,7 +129,7 @@ def compile_step(objective: Objective, params: Params, batch: tuple) -> Step:
 
 
 def compile_accumulated(objective: Objective, params: Params, batch: tuple, count: int) -> Step:
-    """Compile a step whose gradient is that of so many slices of the batch, one after the other."""
+    """Compile a step whose gradient is accumulated over ``count`` slices of the batch."""
     size = len(batch[0]) // count
     slices = [
         jax.tree.map(lambda a, i=i: a[i * size : (i + 1) * size], batch) for i in range(count)
@@ -179,7 +179,7 @@ def measure_steps(
 
     Returns:
         A row for each: ``step``, its name; ``seconds`` of one step; ``plain_steps``, the same in
-        those of ``none``; and the `Step.facts` there are.
+        units of ``none``; and the `Step.facts`, where there are any.
     """
     calls = {name: step.call for name, step in steps.items()} | dict(others)
     timings = measure(calls, repeats=repeats)

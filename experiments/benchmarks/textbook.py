@@ -10,7 +10,7 @@ PyTree = Any
 
 
 def hessian_vector_product(f: Callable[[Any], jax.Array], x: jax.Array, v: jax.Array) -> jax.Array:
-    """Multiply the input Hessian with ``v``, forward over reverse."""
+    """Multiply the input Hessian by ``v``, forward over reverse."""
     return jax.jvp(jax.grad(f), (x,), (v,))[1]
 
 
@@ -24,7 +24,7 @@ def hessian_norm(
 ) -> jax.Array:
     """Return ``‖Hv‖`` after ``num_iters`` power steps from a random direction.
 
-    The direction is constant, the product is differentiated: reverse over jvp of grad.
+    The direction is held constant, the product is differentiated: reverse over jvp of grad.
     """
     v = jax.random.normal(key, x.shape, x.dtype)
     v = v / jnp.sqrt(jnp.sum(v**2))
@@ -42,7 +42,7 @@ def objective(
     hessian_weight: float,
     num_iters: int = 10,
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-    """Return the regularized objective, with the signature of those of hessjax."""
+    """Return the regularized objective, with the same signature as those of hessjax."""
 
     def total(
         params: PyTree, batch: tuple, key: jax.Array, step: int | jax.Array = 0
