@@ -1,4 +1,4 @@
-"""A comparison: networks trained by several methods with several seeds, and attacked alike."""
+"""A comparison: networks trained by several methods and seeds, all attacked in the same way."""
 
 import dataclasses
 import json
@@ -31,9 +31,9 @@ class Attacks(NamedTuple):
     Attributes:
         radii: of the balls by norm, for PGD.
         pgd: from `experiments.pgd.settings`.
-        auto_radii: likewise for AutoAttack, which is left out where there are none.
-        auto_examples: how many, the first of the test set, AutoAttack gets; all if None.
-        apgd_examples: how many APGD gets, at the radii of PGD; it is left out if 0.
+        auto_radii: of the balls by norm, for AutoAttack, which is left out where there are none.
+        auto_examples: how many images AutoAttack attacks, the first of the test set; all if None.
+        apgd_examples: how many APGD attacks, at the radii of PGD; it is left out if 0.
     """
 
     radii: Mapping[str, Sequence[float]]
@@ -56,28 +56,28 @@ def compare(
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> dict[str, str]:
-    """Train and attack what a comparison is made of, and write it, each result when it is there.
+    """Train and attack the networks of a comparison, and write each result as it comes.
 
     Args:
-        setup: what the trainings share.
+        setup: the settings that the trainings share.
         methods: names with or without their numbers.
         seeds: every method is trained once with each.
         out: folder of the comparison.
         attacks: what the networks are attacked with.
-        known: whether results that ``comparison.json`` has, of the same settings, count as done
-            although the folders of their runs are gone.
+        known: whether results in ``comparison.json``, of the same settings, count as done even if
+            the folders of their runs are gone.
         watch: as of `experiments.train.train`; the entries then have a ``trajectory``.
         mesh: devices that share each batch.
         data_dir: folder of prepared data sets.
         manual_dir: folder of the data set's original files.
 
     Returns:
-        By path, why those runs that failed did.
+        For each run that failed, by path, the reason.
 
     Raises:
         ValueError: if a setting is out of range, a folder holds something else, or results of
             other settings there would be lost.
-        OSError: if another process works on the comparison.
+        OSError: if another process is working on the comparison.
     """
     configs = plan(setup, methods, seeds)
     _check_paths(out, configs)
@@ -113,14 +113,14 @@ def compare(
             try:
                 entries.append(_entry(config, out / path, trained, evaluated))
             except (ValueError, OSError, DivergedError, JaxRuntimeError) as error:
-                # Out of memory, say. Of several processes others may not know of it.
+                # Out of memory, say. With several processes, the others may not know of it.
                 if isinstance(error, JaxRuntimeError) and jax.process_count() > 1:
                     raise
                 failed[str(path)] = next(iter(str(error).splitlines()), type(error).__name__)
                 if leads():
                     print(f"failed: {path}: {failed[str(path)]}", file=sys.stderr)
             comparison_file.write(out, settings, entries, failed)
-        # A comparison of other settings is none of this command's, all of whose runs failed.
+        # If all runs of this command failed, a comparison of other settings may be left there.
         if comparison_file.earlier(out, settings)["runs"]:
             _draw(out)
     return failed
@@ -131,10 +131,10 @@ def _without_empty(radii: Mapping[str, Sequence[float]]) -> dict[str, list[float
 
 
 def plan(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Config]:
-    """Return the configurations to train, every method with one seed before the next seed.
+    """Return the configurations to train, all methods with one seed before the next seed.
 
     Raises:
-        ValueError: if there are none, or a method or a number is wrong.
+        ValueError: if there are none, or a method or a number is invalid.
     """
     if not methods or not seeds:
         raise ValueError("a comparison needs at least one method and one seed")
@@ -170,11 +170,13 @@ def _evaluated(
     """Attack a network and return what was found, also under ``auto`` and ``apgd``."""
     found = pgd.evaluate(run, dataset, attacks.radii, attacks.pgd, mesh=mesh)
     commits = [found["commit"]]
-    told = auto.settings("standard", attacks.auto_examples, run.config.seed)
+    strongest = auto.settings("standard", attacks.auto_examples, run.config.seed)
     by_norm = {}
     for norm, radii in attacks.auto_radii.items():
         if radii:
-            content = auto.evaluate(run, dataset, norm=norm, radii=radii, attack=told, mesh=mesh)
+            content = auto.evaluate(
+                run, dataset, norm=norm, radii=radii, attack=strongest, mesh=mesh
+            )
             # Earlier calls may have left results for other radii, too.
             results = {name: content["results"][norm][name] for name in map(number_key, radii)}
             commits += [result["commit"] for result in results.values()]
@@ -197,7 +199,7 @@ def _entry(
     trained: Callable[..., Any],
     evaluated: Callable[[runs.Run], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Train and evaluate one network, as far as that is not done, and return its results."""
+    """Train and evaluate one network, as far as not done yet, and return its results."""
     if not runs.is_trained(path, config):
         trained(config, path=path)
     with runs.locked(path):
@@ -228,7 +230,7 @@ def _entry(
 
 @led
 def _trajectory(path: Path) -> dict[str, Any]:
-    """Return what a watched training tells of test images, finite values of each line."""
+    """Return what a watched training measured on test images, leaving out non-finite lines."""
     lines = [json.loads(line) for line in (path / runs.METRICS).read_text("utf-8").splitlines()]
     watched = [
         {name: line[name] for name in ("step", "test_gradient_norm", "test_hessian_norm")}
@@ -245,7 +247,7 @@ def _trajectory(path: Path) -> dict[str, Any]:
 
 @led
 def _draw(out: Path) -> None:
-    """Write table and figures, unless those there tell the same."""
+    """Write table and figures, unless those there are up to date."""
     comparison = read(out)
     if not report.is_written(out, comparison):
         report.write(out, comparison, read_landscapes(out, comparison))

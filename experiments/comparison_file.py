@@ -1,4 +1,4 @@
-"""The file of a comparison, comparison.json, to which several commands add."""
+"""The file of a comparison, comparison.json, to which several commands may add."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 @led
 def check(out: Path, settings: dict[str, Any], paths: set[str]) -> None:
-    """Raise if there are results of other settings that this command does not make anew."""
+    """Raise if there are results of other settings that this command would not produce anew."""
     path = out / _NAME
     if not path.is_file() or earlier(out, settings)["runs"]:
         return
@@ -67,13 +67,13 @@ def write(
 ) -> None:
     """Write what there is so far, with the runs of earlier commands."""
     before = earlier(out, settings)
-    # What an earlier command found of a run still stands, even if this one failed at it.
+    # What an earlier command found for a run still stands, even if this one failed at it.
     there = {run["path"] for run in (*before["runs"], *entries)}
-    told = {**before.get("failed", {}), **failed}
-    told = {path: why for path, why in told.items() if path not in there}
+    reasons = {**before.get("failed", {}), **failed}
+    reasons = {path: why for path, why in reasons.items() if path not in there}
     if not entries:
         if before["runs"]:
-            write_json(out / _NAME, {**before, "failed": told})
+            write_json(out / _NAME, {**before, "failed": reasons})
         return
     comparison = {
         **provenance.collect(),
@@ -82,13 +82,13 @@ def write(
         "runs": [
             {name: value for name, value in entry.items() if name != "commit"} for entry in entries
         ],
-        "failed": told,
+        "failed": reasons,
     }
     write_json(out / _NAME, _joined(before, comparison))
 
 
 def _joined(before: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison with the runs of an earlier one that it has no newer results of."""
+    """Return a comparison, with those runs of an earlier one for which it has no newer results."""
     if not before["runs"]:
         return comparison
     known = {run["path"] for run in before["runs"]}

@@ -1,4 +1,4 @@
-"""Evaluate a trained network: accuracy clean and under attack, gradient and curvature."""
+"""Evaluate a trained network: clean accuracy, accuracy under attack, gradient and curvature."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,11 +32,12 @@ def main(
 ) -> None:
     """Attack a trained network on the test set and write what it withstood into its folder.
 
-    By PGD with cross-entropy, then with the DLR loss on what withstood it: evaluation.json, and
-    landscape.npz, what experiments.report draws. By AutoAttack, the strongest there is, with a
-    verdict whether the result can be trusted: auto_attack.json and .npz. Both go on where an
-    interrupted call stopped. Radii add to those that are there; results of other settings (steps,
-    restarts, version, number of examples) are replaced. For example:
+    The attack pgd is PGD with cross-entropy, then with the DLR loss on what withstood it; it writes
+    evaluation.json, and landscape.npz, which experiments.report draws. The attack auto is
+    AutoAttack, the strongest available, with a verdict on whether the result can be trusted; it
+    writes auto_attack.json and .npz. Both continue where an interrupted call stopped. New radii are
+    added to those that are there; results of other settings (steps, restarts, version, number of
+    examples) are replaced. For example:
 
         python -m experiments.evaluate runs/first --norm l2 --epsilon 0.5 1.0
         python -m experiments.evaluate runs/first --attack auto --norm l2 --epsilon 1.5
@@ -48,13 +49,13 @@ def main(
         epsilon: radii of the balls, pixels in [0, 1]; the data set's if not given.
         num_steps: steps of each PGD attack; 40 if not given.
         num_restarts: random starts of each PGD attack; 1 if not given.
-        version: of AutoAttack: standard, or plus with restarts; standard if not given.
-        num_examples: for AutoAttack: attack only this many, the first of the test set.
-        batch_size: for AutoAttack: examples at a time, which changes no result.
-        num_devices: devices that share each batch; all if not given, but one of a CPU's.
-        distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
-            environment tells of, each given this same command; see experiments/README.md.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        version: for AutoAttack: standard, or plus with restarts; standard if not given.
+        num_examples: for AutoAttack: attack only this many images, the first of the test set.
+        batch_size: for AutoAttack: examples at a time; it does not change results.
+        num_devices: devices that share each batch; all if not given, but only one on a CPU.
+        distributed: run as one of several processes with this same command, as announced by Slurm,
+            Open MPI, Kubernetes, a TPU pod or the environment; see experiments/README.md.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     others = _given(version=version, num_examples=num_examples, batch_size=batch_size)
     if attack == "auto":
@@ -71,7 +72,7 @@ def main(
         loaded = runs.load(run)
         dataset = load_for(loaded.config, data_dir)
         if attack == "auto":
-            told = auto.settings(version or "standard", num_examples, loaded.config.seed)
+            settings = auto.settings(version or "standard", num_examples, loaded.config.seed)
             for name, values in radii.items():
                 if values:
                     found = auto.evaluate(
@@ -79,15 +80,15 @@ def main(
                         dataset,
                         norm=name,
                         radii=values,
-                        attack=told,
+                        attack=settings,
                         batch_size=batch_size,
                         mesh=mesh,
                     )
                     print(auto.report(found, name, values))
             print(f"written: {run / 'auto_attack.json'}")
         else:
-            told = pgd.settings(**_given(num_steps=num_steps, num_restarts=num_restarts))
-            found = pgd.evaluate(loaded, dataset, radii, told, keep=True, mesh=mesh)
+            settings = pgd.settings(**_given(num_steps=num_steps, num_restarts=num_restarts))
+            found = pgd.evaluate(loaded, dataset, radii, settings, keep=True, mesh=mesh)
             print(pgd.report(found, kind_of_images(loaded.config.validation)))
             print(f"written: {run / 'evaluation.json'}")
 
@@ -95,7 +96,7 @@ def main(
 def _radii(
     data: str, norm: Norm | None, epsilon: Sequence[float] | None
 ) -> dict[str, tuple[float, ...]]:
-    """Return what `chosen_radii` does for one norm alone, or for both where none is named."""
+    """Return what `chosen_radii` returns, for one norm alone, or for both if none is named."""
     if norm is not None:
         others = {other: () for other in ORDERS if other != norm}
         return chosen_radii(data, **others, **({} if epsilon is None else {norm: epsilon}))

@@ -1,4 +1,4 @@
-"""Several processes as one: the first keeps the files, and all of them see the same."""
+"""Several processes as one: the first handles the files, and all of them see the same."""
 
 import os
 import sys
@@ -18,29 +18,29 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 _ADDRESS, _COUNT, _NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# All leave within moments of each other: one that is waited for longer has failed by itself.
+# All leave within moments of each other: one that takes longer has failed by itself.
 _LEAVING_SECONDS = 30
-# What a user can mend, said by one sentence; anything else ends its process, and thus the others.
+# What a user can fix is raised in all; any other error ends its process, and thus the others.
 _TOLD = {kind.__name__: kind for kind in (ValueError, ImportError, OSError)}
 _leading = ContextVar("_leading", default=False)
 
 
 def start() -> None:
-    """Join the other processes of the run; before any computation of JAX.
+    """Join the other processes of the run; call this before any JAX computation.
 
-    All run the same command, each on the same data. Which they are is told by Slurm, Open MPI,
-    Kubernetes or Cloud TPU, or by ``JAX_COORDINATOR_ADDRESS``, ``host:port`` of the first,
+    All run the same command, each on the same data. Slurm, Open MPI, Kubernetes or Cloud TPU say
+    which processes there are, or else ``JAX_COORDINATOR_ADDRESS``, the ``host:port`` of the first,
     ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, from 0.
 
     Raises:
-        ValueError: if nothing tells, or a number is malformed or out of range.
+        ValueError: if nothing says so, or a number is malformed or out of range.
     """
     address, count, number = os.environ.get(_ADDRESS), _whole(_COUNT, 1), _whole(_NUMBER, 0)
     if count is not None and number is not None and number >= count:
         raise ValueError(
             f"{_NUMBER} must be from 0 to {count - 1}, as {_COUNT} is {count}, got {number}"
         )
-    # JAX would hear SIGTERM in Python's place, and do nothing about it.
+    # JAX would catch SIGTERM in Python's place, and do nothing about it.
     jax.config.update("jax_enable_preemption_service", False)  # noqa: FBT003
     try:
         jax.distributed.initialize(
@@ -67,33 +67,33 @@ def _whole(name: str, least: int) -> int | None:
 
 
 def leads() -> bool:
-    """Tell whether this process is the one that reads and writes files and shows progress."""
+    """Return whether this process is the one that reads and writes files and shows progress."""
     return jax.process_index() == 0
 
 
 def led(work: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Make a function one that the first process calls, while all return or raise what it does.
+    """Make only the first process call a function, while all return or raise what it does there.
 
-    All processes have to come by it, in the same order, and its arguments count in the first one
-    alone. It returns what JSON could hold, and arrays; a tuple arrives as a list. Inside of another
-    such function, and in a process alone, it is the function itself.
+    All processes have to call it, in the same order; its arguments matter in the first one only. It
+    may return what JSON can hold, and arrays; a tuple arrives as a list. Within another such
+    function, or with a single process, it is a plain call.
     """
 
     @wraps(work)
     def shared(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         if jax.process_count() == 1 or _leading.get():
             return work(*args, **kwargs)
-        told: Any = None
+        outcome: Any = None
         if leads():
             token = _leading.set(True)
             try:
-                told = [work(*args, **kwargs), None, None]
+                outcome = [work(*args, **kwargs), None, None]
             except tuple(_TOLD.values()) as error:
                 kind = next(name for name, kind in _TOLD.items() if isinstance(error, kind))
-                told = [None, kind, str(error)]
+                outcome = [None, kind, str(error)]
             finally:
                 _leading.reset(token)
-        result, kind, sentence = _from_first(told)
+        result, kind, sentence = _from_first(outcome)
         if kind is not None:
             raise _TOLD[kind](sentence)
         return result
@@ -101,11 +101,11 @@ def led(work: Callable[Given, Result]) -> Callable[Given, Result]:
     return shared
 
 
-def _from_first(told: object) -> Any:  # noqa: ANN401 - what it is only the first one knows
-    """Return what the first process was given in every one."""
-    data = np.frombuffer(msgpack_serialize(_listed(told)), np.uint8)
+def _from_first(value: object) -> Any:  # noqa: ANN401 - only the first one knows what it is
+    """Return, in every process, the value that the first one was given."""
+    data = np.frombuffer(msgpack_serialize(_listed(value)), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(data))))
-    # Of few lengths, for each is a program of its own.
+    # To one of a few lengths, because each length compiles a program of its own.
     padded = np.zeros(1 << size.bit_length(), np.uint8)
     if leads():
         padded[:size] = data
@@ -113,7 +113,7 @@ def _from_first(told: object) -> Any:  # noqa: ANN401 - what it is only the firs
     return msgpack_restore(received[:size].tobytes())
 
 
-def _listed(value: Any) -> Any:  # noqa: ANN401 - likewise
+def _listed(value: Any) -> Any:  # noqa: ANN401 - as above
     """Return a value with lists in place of its tuples."""
     if isinstance(value, dict):
         return {key: _listed(inner) for key, inner in value.items()}
@@ -121,11 +121,11 @@ def _listed(value: Any) -> Any:  # noqa: ANN401 - likewise
 
 
 def heard(signals: Sequence[int], *, now: bool) -> int:
-    """Return a signal that one of the processes has heard, the same in all, or 0.
+    """Return a signal that one of the processes has received, the same in all, or 0.
 
     Args:
-        signals: what this one has heard.
-        now: whether to ask the others. Without that there is none, unless it is alone.
+        signals: those that this process has received.
+        now: whether to ask the others. If not, the result is 0, unless this process is alone.
     """
     own = signals[0] if signals else 0
     if jax.process_count() == 1:

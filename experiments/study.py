@@ -1,4 +1,4 @@
-"""The study: every training method on one footing, from the choice of weights to the table."""
+"""The study: every training method on an equal footing, from choosing weights to the table."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ Network = Literal["cnn", "mlp"]
 Part = Literal["headline", "activations", "wider", "mlp"]
 PARTS: tuple[Part, ...] = ("headline", "activations", "wider", "mlp")
 HEADLINE = ("none", "gradient", "hessian", "hessian-inside", "finite-step", "adversarial")
-# The folders of a data set's study that make its table, one network after the other.
+# The folders of a data set's study that make up its table, one network after the other.
 _TABLED = ("headline", "wider", "mlp", "relu", "softplus")
 
 
@@ -40,26 +40,26 @@ def main(
 ) -> None:
     """Choose weights on held-out examples, train every method, attack, and write one table.
 
-    It takes days on a CPU. Stop it with Ctrl-C and give the same command again: what is done is not
-    done twice, and what the comparison.json files of the folder tell of counts as done, although
-    the folders of its runs may be gone. Processes that work on different data sets or networks may
-    run side by side, and so may headline and activations, once their weights are chosen, and wider.
-    A row with a candidate that fails is left out, and the others go on. For example:
+    It takes days on a CPU. If stopped with Ctrl-C, give the same command again: nothing is done
+    twice, and results in the folder's comparison.json files count as done even if the folders of
+    their runs are gone. Processes that work on different data sets or networks may run side by
+    side, and so may headline, activations and wider, once the weights of the first two are chosen.
+    A table row with a candidate that fails is left out, and the others continue. For example:
 
         python -m experiments.study --quick --out runs/study-quick
         python -m experiments.study --data mnist --parts headline mlp
 
     Args:
         data: the data sets; mnist and fashion_mnist if not given.
-        parts: headline (six methods, five seeds, AutoAttack too), activations (the same methods
-            with relu and softplus, two seeds), wider (the other methods, likewise), mlp (all
-            methods on the smaller network). Each chooses the weights that it needs first, wider and
-            mlp for one row after the other; activations takes those of gelu.
-        quick: everything small, on the digits, in some 20 minutes: a try of the program, not of the
+        parts: headline (six methods, five seeds, also AutoAttack), activations (the same methods
+            with relu and softplus, two seeds), wider (the other methods, two seeds), mlp (all
+            methods on the smaller network, two seeds). Each part first chooses the weights that it
+            needs, wider and mlp one row at a time; activations uses those chosen with gelu.
+        quick: everything small, on the digits, in some 20 minutes: to try out the program, not the
             methods.
-        out: folder of the study; it gets a folder for each data set, with its table, report.md.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
-        manual_dir: folder of one data set's original files, where they cannot be downloaded.
+        out: folder of the study, with a subfolder per data set for its runs and table, report.md.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        manual_dir: folder with one data set's original files, if they cannot be downloaded.
     """
     failed: dict[str, str] = {}
     for name, given in (("data", data), ("parts", parts)):
@@ -77,17 +77,17 @@ def main(
 def study(
     data: str, plan: Plan, parts: Sequence[Part], *, out: Path, run: Callable[..., dict[str, str]]
 ) -> dict[str, str]:
-    """Do parts of the study on one data set, and write the table of all that is there.
+    """Do parts of the study on one data set, and write the table of all results there are.
 
     Args:
         data: its name.
         plan: what to do.
         parts: in any order.
         out: folder of the data set's part of the study.
-        run: `experiments.comparison.compare`, or what stands for it.
+        run: `experiments.comparison.compare`, or a stand-in for it.
 
     Returns:
-        By folder, why those runs that failed did.
+        For each run that failed, by folder, the reason.
     """
     shared = Setup(data=data, epochs=plan.epochs)
     failed: dict[str, str] = {}
@@ -112,11 +112,11 @@ def study(
         if not (out / folder / "comparison.json").is_file():
             return [row for row in rows if row not in plan.candidates]  # all of them failed
         found = read(out / folder)
-        # What failed is told at the end; no weight is chosen among fewer than the others' tries.
+        # Failures are reported at the end; no weight is chosen from fewer candidates than planned.
         return [best(found, setup, plan, row) for row in rows if _tried(found, setup, plan, row)]
 
     few = plan.seeds[: plan.few]
-    # Once: the folder of the choice is then free for another process that chooses the others.
+    # Only once: then the folder of the choice is free for another process to choose other weights.
     headline = chosen("cnn", HEADLINE) if {"headline", "activations"} & set(parts) else []
     if "headline" in parts:
         strong = Attacks(plan.radii, long, strongest, plan.auto_examples, plan.apgd_examples)
@@ -127,7 +127,7 @@ def study(
     others = [row for row in every if row not in HEADLINE]
     by_row: tuple[tuple[Part, Network, list[str]], ...]
     by_row = (("wider", "cnn", others), ("mlp", "mlp", every))
-    # These take days: interrupted, they have some rows whole, and not a part of every one.
+    # These take days: row by row, an interruption leaves some rows complete, not all in part.
     for part, model, rows in by_row:
         for row in rows if part in parts else ():
             done(part, replace(shared, model=model), chosen(model, [row]), few, attacks)
@@ -136,17 +136,17 @@ def study(
 
 
 def tuning(data: str, plan: Plan, model: Network) -> Setup:
-    """Return what the trainings share from which a network's weights are chosen."""
+    """Return the settings of the trainings from which a network's weights are chosen."""
     return Setup(data=data, model=model, epochs=plan.epochs, validation=plan.validation)
 
 
 def best(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> str:
-    """Return the candidate for a row of the highest accuracy in the ball that it trains for.
+    """Return a row's candidate with the highest accuracy in the ball that it trains for.
 
     Args:
-        comparison: of the candidates.
-        setup: its own.
-        plan: of the study.
+        comparison: that of the candidates.
+        setup: the comparison's.
+        plan: the study's.
         row: of the table; one without candidates is a method without a number.
     """
     robust = {run["path"]: run["robust"] for run in comparison["runs"]}
@@ -159,9 +159,9 @@ def best(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> str:
 
 
 def winners(comparison: dict[str, Any], setup: Setup, plan: Plan) -> dict[str, Any]:
-    """Return a comparison of candidates, as `best` takes it, with the runs alone that it chooses.
+    """Return a comparison of candidates, as `best` takes it, with only the runs that it chooses.
 
-    Rows of which a candidate is missing are left out.
+    Rows that lack a candidate are left out.
     """
     runs = {run["path"]: run for run in comparison["runs"]}
     rows = [row for row in plan.candidates if _tried(comparison, setup, plan, row)]
@@ -170,7 +170,7 @@ def winners(comparison: dict[str, Any], setup: Setup, plan: Plan) -> dict[str, A
 
 
 def _tried(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> bool:
-    """Tell whether all candidates for a row were trained."""
+    """Return whether all candidates for a row were trained."""
     paths = {run["path"] for run in comparison["runs"]}
     return all(_path(setup, name) in paths for name in plan.candidates.get(row, ()))
 
@@ -185,14 +185,14 @@ def _path(setup: Setup, name: str) -> str:
 
 
 def _write_table(out: Path, data: str, plan: Plan, failed: Mapping[str, str]) -> None:
-    """Write the table of all that is there of a data set's study, and what weights it chose."""
+    """Write the table of all results of a data set's study, and the weights that it chose."""
     names = (*_TABLED, *(f"tuning-{model}" for model in get_args(Network)))
     there = {name: read(out / name) for name in names if (out / name / "comparison.json").is_file()}
     tabled = [name for name in _TABLED if name in there]
     if not tabled:
         return
     whole = joined([there[name] for name in tabled])
-    told = {
+    earlier = {
         f"{out / name / path}": why
         for name, one in there.items()
         for path, why in one.get("failed", {}).items()
@@ -201,7 +201,7 @@ def _write_table(out: Path, data: str, plan: Plan, failed: Mapping[str, str]) ->
         f"# The study on {whole['data']}\n",
         f"From comparison.json of {', '.join(tabled)}",
         "(command, commit, versions and device are told there).\n",
-        *results(whole, {**told, **failed}),
+        *results(whole, {**earlier, **failed}),
     ]
     for model in get_args(Network):
         if found := there.get(f"tuning-{model}"):

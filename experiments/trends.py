@@ -1,4 +1,4 @@
-"""Figures of what a method costs and wins, how a training goes, how right estimates are."""
+"""Figures of what a method costs and gains, how a training goes, how accurate estimates are."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, radius_name, save
 
-# So many times apart, values have ticks at powers of ten alone, and no axis in common with others.
+# Values that differ by this factor get ticks at powers of ten only, and an axis of their own.
 _FAR = 200
 
 
@@ -21,7 +21,7 @@ class Point(NamedTuple):
     Attributes:
         label: the method's name in the legend.
         style: see `experiments.canvas.style`.
-        cost: ``(S,)`` of a step, in plain steps, a seed each.
+        cost: ``(S,)``, that of a step in units of plain steps, one per seed.
         accuracy: ``(S,)`` fractions.
     """
 
@@ -37,8 +37,8 @@ class Settings(NamedTuple):
     Attributes:
         label: the method's name in the legend.
         style: see `experiments.canvas.style`.
-        clean: means over the seeds, from the lowest on.
-        robust: likewise under attack, by norm.
+        clean: means over the seeds, in increasing order.
+        robust: means over the seeds under attack, by norm, in the same order.
     """
 
     label: str
@@ -48,14 +48,14 @@ class Settings(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Gradient and curvature through the trainings by one method.
+    """Gradient and curvature in the course of the trainings by one method.
 
     Attributes:
         label: the method's name in the legend.
         style: see `experiments.canvas.style`.
         steps: ``(T,)``, of the training.
-        gradient_norm: ``(S, T)``, means over images, one row a seed.
-        curvature: ``(S, T)`` likewise.
+        gradient_norm: ``(S, T)``, means over images, one row per seed.
+        curvature: ``(S, T)``, likewise.
     """
 
     label: str
@@ -66,12 +66,12 @@ class Trajectory(NamedTuple):
 
 
 class Distances(NamedTuple):
-    """Distances to the decision boundary of one network, an example each.
+    """Distances of examples to the decision boundary of one network.
 
     Attributes:
         label: the method's name in the legend.
         style: see `experiments.canvas.style`.
-        found: ``(N,)``, by attacks.
+        found: ``(N,)``, found by attacks.
         estimates: ``(N,)`` each, by the panel's title.
     """
 
@@ -85,9 +85,9 @@ class Distances(NamedTuple):
 def frontier(
     path: Path, points: Sequence[Point], *, norm: str, radius: float, title: str, note: str
 ) -> None:
-    """Draw robust accuracy against cost; a line joins what no cheaper method is better than.
+    """Draw robust accuracy against cost; a line joins the methods that beat all cheaper ones.
 
-    Methods with less than half of the highest accuracy stand at the lower edge, with their number.
+    Methods with less than half of the highest accuracy are at the lower edge, with their accuracy.
     """
     legend = [(point.label, point.style) for point in points]
     page, body = canvas(10.0, 5.2, title=title, note=note, legend=legend)
@@ -135,11 +135,11 @@ def tradeoff(
     title: str,
     note: str,
 ) -> None:
-    """Draw robust against clean accuracy, one panel a norm.
+    """Draw robust against clean accuracy, one panel per norm.
 
-    Settings whose clean accuracy is below ``least`` are left out. A line joins those of a method,
-    or else, where lines would hide each other, all are gray but those that no other is above in
-    both accuracies.
+    Settings whose clean accuracy is below ``least`` are left out. A line joins those of a method.
+    If not ``joined``, because lines would hide each other, all settings are gray except those that
+    no other exceeds in both accuracies.
     """
     shown = [one.clean >= least for one in methods]
     named = [
@@ -171,7 +171,7 @@ def tradeoff(
 
 
 def _ahead(one: Settings, methods: Sequence[Settings], norm: str) -> np.ndarray:
-    """Return which settings of a method no other is above in both accuracies, a boolean each."""
+    """Return which settings of a method no other exceeds in both accuracies, a boolean each."""
     clean = np.concatenate([method.clean for method in methods])
     robust = np.concatenate([method.robust[norm] for method in methods])
     above = (clean > one.clean[:, None]) & (robust > one.robust[norm][:, None])
@@ -182,7 +182,7 @@ def _ahead(one: Settings, methods: Sequence[Settings], norm: str) -> np.ndarray:
 def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: str) -> None:
     """Draw gradient norm and curvature against the step of the training.
 
-    A line is the mean over the seeds of a method, its band goes from the lowest to the highest.
+    A line is the mean over the seeds of a method; its band goes from the lowest to the highest.
     """
     legend = [(one.label, one.style) for one in drawn]
     page, body = canvas(12.0, 4.6, title=title, note=note, legend=legend)
@@ -209,7 +209,10 @@ def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: s
 def calibration(
     path: Path, networks: Sequence[Distances], *, groups: int, title: str, note: str
 ) -> None:
-    """Draw found against estimated distances, medians of groups of like estimates, a panel each."""
+    """Draw medians of found against estimated distances, over groups of similar estimates.
+
+    Each kind of estimate has a panel.
+    """
     legend = [(network.label, network.style) for network in networks]
     page, body = canvas(12.0, 9.0, title=title, note=note, legend=legend)
     panels = networks[0].estimates
@@ -237,9 +240,9 @@ def calibration(
         ax.set(xscale="log", yscale="log", title=name)
         unit = f"{norm_name(2)} (input units)"
         ax.set(xlabel=f"estimated distance, {unit}", ylabel=f"found distance, {unit}")
-        told = {"transform": ax.transAxes, "size": 12, "color": "#444444"}
-        ax.text(0.03, 0.97, "estimate too small", va="top", **told)
-        ax.text(0.97, 0.03, "estimate too large", ha="right", **told)
+        look = {"transform": ax.transAxes, "size": 12, "color": "#444444"}
+        ax.text(0.03, 0.97, "estimate too small", va="top", **look)
+        ax.text(0.97, 0.03, "estimate too large", ha="right", **look)
         for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
             wide = high > _FAR * low
             axis.set_major_locator(
@@ -252,9 +255,9 @@ def calibration(
 
 
 def _limits(estimates: np.ndarray, found: np.ndarray) -> list[tuple[float, float]]:
-    """Return the limits of the axes: the same, but for estimates that are far off.
+    """Return the limits of the axes: the same for both, unless estimates are far off.
 
-    There the lines tell more than a diagonal at 45 degrees, beside which they would be flat.
+    The curves then show more than with a diagonal at 45 degrees, where they would look flat.
     """
     of_both = [
         (0.8 * values[values > 0].min(initial=1e9), 1.25 * values.max(initial=1e-9))

@@ -1,4 +1,4 @@
-"""What report and figures say of a comparison: data, attacks, columns."""
+"""What reports and figures say about a comparison: data, attacks, columns."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from experiments.table import apgd_table, group, table
 
 
 def results(comparison: dict[str, Any], failed: Mapping[str, str]) -> list[str]:
-    """Return what a report tells: attacks, what failed and why, tables, and what they say."""
+    """Return the results in a report: attacks, what failed and why, tables with explanations."""
     return [
         *_attacked(comparison),
         *(f"- Failed: {path}: {why}" for path, why in failed.items()),
@@ -20,7 +20,7 @@ def results(comparison: dict[str, Any], failed: Mapping[str, str]) -> list[str]:
 
 
 def _attacked(comparison: dict[str, Any]) -> list[str]:
-    """Return what the networks were attacked with, an item of a list each."""
+    """Return what the networks were attacked with, as items of a Markdown list."""
     strongest = auto_of(comparison)
     seen = "masking: at how many of its runs and balls a sign of masked gradients was seen"
     return [
@@ -30,7 +30,7 @@ def _attacked(comparison: dict[str, Any]) -> list[str]:
 
 
 def explained(comparison: dict[str, Any]) -> str:
-    """Return what the columns of the table are."""
+    """Return an explanation of the table's columns."""
     several = any(len(method.runs) > 1 for method in group(comparison))
     spread = "; mean ± sample standard deviation over seeds" if several else ""
     return (
@@ -44,37 +44,37 @@ def explained(comparison: dict[str, Any]) -> str:
 
 
 def _timed(comparison: dict[str, Any]) -> str:
-    """Return what the times of steps are, and where from if not from the trainings."""
+    """Return what the step times are, and their source if it is not the trainings."""
     if "time/step" not in table(comparison):
         return ""
     times = comparison.get("step_times")
     turns = ""
     if times:
-        # The name of the machine says how many of its cores were given.
+        # The machine's name says how many of its cores could be used.
         machine = times.get("device_name", times["device"])
         turns = f", measured in turns on {machine}, commit {times['commit']}"
     return f" time/step: seconds per training step over those of `none`{turns}."
 
 
 def about(comparison: dict[str, Any]) -> str:
-    """Return which examples and seeds it is of."""
+    """Return which images and seeds a comparison covers."""
     named = seeds_of(run["seed"] for run in comparison["runs"])
     return f"{comparison['num_test']:,} {images_of(comparison)}; {named}"
 
 
 def images_of(comparison: dict[str, Any]) -> str:
-    """Return which images the networks were attacked on: those held out, where some were."""
-    # Comparisons from before there was a setup are of the test set.
+    """Return which images the networks were attacked on: held-out ones, if there were any."""
+    # Comparisons from before setups were recorded are of the test set.
     kind = kind_of_images(comparison.get("setup", {}).get("validation", 0))
     return f"{kind} images of {comparison['data']}"
 
 
 def auto_of(comparison: dict[str, Any]) -> str:
-    """Return what AutoAttack attacked; nothing if it didn't."""
-    told = comparison.get("auto", {})
-    if not told.get("norms"):
+    """Return what AutoAttack attacked, "" if it did not run."""
+    auto = comparison.get("auto", {})
+    if not auto.get("norms"):
         return ""
-    count = told["num_examples"]
+    count = auto["num_examples"]
     examples = "all images" if count is None else f"the first {count:,} images"
     return f"AutoAttack, standard version, on {examples}"
 
@@ -93,19 +93,19 @@ def attack_of(settings: dict[str, Any]) -> str:
     """Return the attack's settings as words: {"num_steps": 40} is "40 steps"."""
     words = []
     for name, value in settings.items():
-        told = " and ".join(map(str, value)) if isinstance(value, list) else str(value)
+        word = " and ".join(map(str, value)) if isinstance(value, list) else str(value)
         noun = name.removeprefix("num_").replace("_", " ")
         if name == "name":
-            words.append(told)
+            words.append(word)
         elif noun != name.replace("_", " "):
-            words.append(f"{told} {noun.removesuffix('s') if value == 1 else noun}")
+            words.append(f"{word} {noun.removesuffix('s') if value == 1 else noun}")
         else:
-            words.append(f"{noun} {told}")
+            words.append(f"{noun} {word}")
     return ", ".join(words)
 
 
 def _under_apgd(comparison: dict[str, Any]) -> list[str]:
-    """Return the table of accuracies under APGD with a line before it, nothing if there is none."""
+    """Return the table of accuracies under APGD with a line before it, if there is one."""
     found = apgd_table(comparison)
     if not found:
         return []
@@ -114,6 +114,6 @@ def _under_apgd(comparison: dict[str, Any]) -> list[str]:
 
 
 def failures_of(failed: Mapping[str, str]) -> str:
-    """Return a list of what failed, for the end of a program."""
+    """Return a list of the runs that failed, for the end of a program."""
     lines = [f"\n  {path}: {reason}" for path, reason in failed.items()]
     return f"error: {len(failed)} of the runs failed:{''.join(lines)}"

@@ -1,4 +1,4 @@
-"""What a Hessian-vector product in the input costs, by the form it is computed in."""
+"""What a Hessian-vector product in the input costs, depending on the form it is computed in."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ Model = Literal["mlp", "cnn", "resnet"]
 DType = Literal["float32", "bfloat16"]
 
 NAME = "hvp_cost"
-# So many examples, the first of each batch, are compared with double precision.
+# This many examples, the first of each batch, are compared with double precision.
 _NUM_COMPARED = 16
 IMAGES: dict[str, tuple[int, int, int]] = {
     "mlp": (28, 28, 1), "cnn": (28, 28, 1), "resnet": (32, 32, 3)
@@ -60,23 +60,23 @@ def main(
     repeats: int = 10,
     out: Path | None = None,
 ) -> None:
-    """Time the ways to multiply the Hessian in the input with a vector, for batches.
+    """Time the ways to multiply the input Hessian by a vector, for batches.
 
-    On random weights and images; activations are gelu. Cells of model, precision and batch size are
-    written one by one, and the same command goes on where it was interrupted, on the same commit
-    without changes. Give XLA one thread, or leave the machine to it:
+    Weights and images are random; activations are gelu. Each cell of model, precision and batch
+    size is written when it is done. After an interruption, the same command continues, if the code
+    is that of the same commit without changes. Give XLA one thread, or the whole machine:
 
         python -m experiments.benchmarks.hvp_cost --quick
         python -m experiments.benchmarks.hvp_cost --models cnn --batch-sizes 128
 
     Args:
-        quick: a few cells in under two minutes, into runs/benchmarks.
+        quick: a few cells in under two minutes, written to runs/benchmarks.
         models: mlp and cnn on 28x28x1, resnet on 32x32x3; all if not given.
-        batch_sizes: 1, 8, 64 and 512 if not given; on an accelerator 2048 and 8192, too.
-        dtypes: of weights and inputs; float32 and bfloat16 if not given.
-        products: how often a linearization is applied; 1, 4 and 16 if not given.
-        repeats: measurements of each, at least 10.
-        out: the JSON file; the device's in experiments/benchmarks/results if not given.
+        batch_sizes: 1, 8, 64 and 512 if not given; on an accelerator also 2048 and 8192.
+        dtypes: types of weights and inputs; float32 and bfloat16 if not given.
+        products: how many times a linearization is applied; 1, 4 and 16 if not given.
+        repeats: measurements of each form, at least 10.
+        out: the JSON file; if not given, this device's in experiments/benchmarks/results.
     """
     path = run(
         models or (("mlp", "cnn") if quick else ("mlp", "cnn", "resnet")),
@@ -140,7 +140,7 @@ def measure_cell(
     Returns:
         A row for each form, and one for the gradient in the parameters: ``form``; ``num_products``
         in a result; ``timing``, of the batch; ``ratio``, of the time of a product (of a gradient,
-        where there is none) to that of the gradient in the input; ``relative_error``, the
+        if there is no product) to that of the gradient in the input; ``relative_error``, the
         difference from double precision at the same, rounded weights and inputs, median over the
         first examples; and what the compiler says, see `experiments.benchmarks.harness.Program`.
     """
@@ -158,7 +158,7 @@ def measure_cell(
         for form in chosen
     }
     rows = []
-    for form, (_, *told) in programs.items():
+    for form, (_, *facts) in programs.items():
         num_products = chosen[form].num_products if form in chosen else 0
         row = {
             "form": form,
@@ -167,7 +167,7 @@ def measure_cell(
             "ratio": timings[form].median / max(num_products, 1) / timings[UNIT].median,
             "relative_error": errors.get(form),
         }
-        rows.append(row | dict(zip(harness.Program._fields[1:], told, strict=True)))
+        rows.append(row | dict(zip(harness.Program._fields[1:], facts, strict=True)))
     return rows
 
 
@@ -202,8 +202,8 @@ def network(name: Model) -> tuple[Apply, Params]:
 def make_case(name: Model, dtype: str, batch_size: int) -> Case:
     """Draw a batch; u is Hv / ‖Hv‖, where uᵀHv is the norm of the product.
 
-    The first examples are the same in batches of every size. From `_NUM_COMPARED` on the u repeat:
-    there, no result is looked at.
+    The first examples are the same in batches of every size. After `_NUM_COMPARED` examples the u
+    repeat: results there are not compared.
     """
     case = _drawn(name, dtype, batch_size)
     u = _unit(exact_results(name, dtype, forward_over_reverse))
@@ -224,7 +224,7 @@ def exact_results(name: Model, dtype: str, derivative: Derivative) -> np.ndarray
     """Evaluate a derivative of the first examples in double precision, for batches of any size."""
     first = _drawn if derivative is forward_over_reverse else make_case
     case = first(name, dtype, _NUM_COMPARED)
-    # It runs once: most of the time would go into making it fast.
+    # It runs once: most of the time would be spent on optimizing it.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     with jax.enable_x64(new_val=True):
         function = jax.jit(batched(network(name)[0], derivative), compiler_options=options)
@@ -249,7 +249,7 @@ def _error(result: jax.Array, expected: np.ndarray) -> float:
 
 
 def _summary(cell: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what a person wants to see while the next cell is measured."""
+    """Return what a user may want to see while the next cell is measured."""
     head = "{model}, {dtype}, batch {batch_size}".format_map(cell)
     lines = [f"{head}: time in input gradients, relative error"]
     for row in rows:

@@ -1,4 +1,4 @@
-"""What computing the network in bfloat16 costs and changes, at the same weights."""
+"""What computing the network in bfloat16 costs and changes, with the same weights."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -74,9 +74,10 @@ def main(
 ) -> None:
     """Evaluate trained networks in float32 and in bfloat16, whichever they were trained in.
 
-    Of each run: accuracy clean and under PGD in both, and by how much the norms in bfloat16 differ
-    from those in float32, image by image. Of each architecture: what the plain step and the
-    surrogate's take in both. The same command goes on where it was interrupted:
+    For each run: clean accuracy and accuracy under PGD in both, and by how much the norms in
+    bfloat16 differ from those in float32, image by image. For each architecture: the time and
+    memory of the plain step and the surrogate's in both. After an interruption, the same command
+    continues. For example:
 
         python -m experiments.benchmarks.precision runs/mnist/none/seed-0
 
@@ -84,11 +85,11 @@ def main(
         run: folders that experiments.train wrote.
         epsilon: radius of the ℓ₂ ball, pixels in [0, 1].
         num_steps: steps of each PGD attack.
-        num_images: the first of the test set, for attacks and norms.
-        batch_size: examples of a timed step.
+        num_images: how many images, the first of the test set, for attacks and norms.
+        batch_size: examples per timed step.
         repeats: measurements of each step, at least 10.
-        out: the JSON file; the device's in experiments/benchmarks/results if not given.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        out: the JSON file; if not given, this device's in experiments/benchmarks/results.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     if not run:
         raise ValueError("no run is named, expected a folder that experiments.train wrote")
@@ -123,9 +124,9 @@ def _cells(
         sizes = {key: network[key] for key in ("input_shape", "num_classes")}
         cell = {"kind": "step", **shape, **sizes}
         cells.append((cell, partial(_step_rows, applies, run, settings)))
-        told = {"data": config.data, "method": config.name, "epochs": config.epochs}
-        told |= {"seed": config.seed, "trained": config.precision, "weights": run.weights}
-        cell = {"kind": "run", **told, **shape}
+        trained = {"data": config.data, "method": config.name, "epochs": config.epochs}
+        trained |= {"seed": config.seed, "trained": config.precision, "weights": run.weights}
+        cell = {"kind": "run", **trained, **shape}
         cells.append((cell, partial(_run_rows, applies, run, settings, dataset)))
     return cells
 
@@ -157,14 +158,14 @@ def _step_rows(
 def kept_bytes(objective: Objective, params: models.Params, batch: tuple) -> int:
     """Return the bytes that a step keeps for its backward pass, on any device.
 
-    As traced, before a compiler decides to compute some anew; parameters and batch are not counted.
+    As traced, before a compiler may choose to recompute some; excludes parameters and batch.
     """
 
     def pull(params: models.Params) -> Any:  # noqa: ANN401 - a tree of arrays
         return jax.vjp(lambda p: objective(p, batch, jax.random.key(0))[0], params)[1]
 
     jaxpr = jax.make_jaxpr(pull)(params).jaxpr
-    # By identity: an array that is kept twice takes its bytes once, and a number in place none.
+    # By identity: an array kept twice takes its bytes once, and a literal number takes none.
     made = {id(variable): variable.aval for equation in jaxpr.eqns for variable in equation.outvars}
     kept: dict[int, Any] = {id(out): made[id(out)] for out in jaxpr.outvars if id(out) in made}
     return sum(aval.size * aval.dtype.itemsize for aval in kept.values())
@@ -217,7 +218,7 @@ def _robust(apply: Apply, run: runs.Run, dataset: Dataset, settings: Settings) -
 
 
 def _values(apply: Apply, run: runs.Run, dataset: Dataset, penalty: Penalty) -> np.ndarray:
-    """Return a penalty of each image, of a cross-entropy in which float32 cancels no digits."""
+    """Return a penalty at each image, of the cross-entropy in a form without cancellation."""
     examples = dataset.test_images, dataset.test_labels
     found = of_each(_value, (apply, penalty), run.params, examples, _BATCH)
     return found["value"].astype(np.float64)
@@ -247,13 +248,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
          f"{100 * row['clean']:.2f}", str(row["changed"]), f"{100 * row['robust']:.1f}"]
         for row in rows if "evaluated" in row
     ]  # fmt: skip
-    # By the weights, too, which older rows do not tell: networks of one line may be several.
+    # Also by the weights, which older rows lack: several networks may share the other columns.
     errors: dict[tuple[str, ...], dict[str, str]] = {}
     for row in (row for row in rows if "quantity" in row):
-        told = f"{100 * row['median']:.2g} / {100 * row['percentile_95']:.2g}"
+        error = f"{100 * row['median']:.2g} / {100 * row['percentile_95']:.2g}"
         shown = (row["data"], row["method"], str(row["seed"]), row["trained"])
         key = (*shown, row.get("weights", ""))
-        errors.setdefault(key, {})[row["quantity"]] = told
+        errors.setdefault(key, {})[row["quantity"]] = error
     off = [[*named, *QUANTITIES]]
     off += [
         [*shown, *(found[name] for name in QUANTITIES)] for (*shown, _), found in errors.items()

@@ -1,4 +1,4 @@
-"""Tables and figures of the benchmarks, from the JSON files of a device alone."""
+"""Tables and figures of the benchmarks, made from the JSON files of a device alone."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,17 +14,17 @@ from experiments.markdown import NOTHING, markdown, number
 from experiments.reading import require
 
 Row = Mapping[str, Any]
-# What a report needs of every file.
+# What a report needs from every file.
 _TOLD = ("settings", "rows", "command", "commit", "versions", "device", "device_name")
 
 
 @ending()
 def main(folder: tyro.conf.Positional[Path | None] = None) -> None:
-    """Write report.md and figures beside the results of a device.
+    """Write report.md and the figures beside the results of a device.
 
     Args:
-        folder: what holds the JSON files; the device's in experiments/benchmarks/results if not
-            given.
+        folder: where the JSON files are; if not given, this device's folder in
+            experiments/benchmarks/results.
     """
     written = write(folder or records.RESULTS / records.device_name())
     print("Written:", *written, sep="\n  ")
@@ -38,12 +38,12 @@ def write(folder: Path) -> list[Path]:
     """
     results = read(folder)
     try:
-        told = text(results)
+        content = text(results)
         figures = plots.draw(folder, results)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder} holds damaged results ({error!r}): measure anew") from error
     report = folder / "report.md"
-    write_text(report, told)
+    write_text(report, content)
     return [report, *figures]
 
 
@@ -108,7 +108,7 @@ def _penalty_section(content: Mapping[str, Any]) -> list[str]:
         parts += [f"### {name}\n", step_table(own), ""]
     errors = [row for row in rows if row["kind"] == "error"]
     if errors:
-        # Before it was told, they were of the test set.
+        # Before this was recorded, they were of the test set.
         kinds = dict.fromkeys(row.get("images", "test") for row in errors)
         parts += [
             "## Estimates of the Hessian's norm\n",
@@ -156,7 +156,7 @@ def _quartiles(row: Row, unit: float) -> str:
 
 
 def estimate_table(steps: Sequence[Row], errors: Sequence[Row]) -> str:
-    """Return the errors of each estimate on each network, beside the cost of its step."""
+    """Return a table of the errors of each estimate on each network, with the cost of its step."""
     named = labels.apart(errors, labels.network)
     networks = list(dict.fromkeys(named))
     architectures = list(dict.fromkeys(map(labels.architecture, steps)))

@@ -1,4 +1,4 @@
-"""The ratios that decide whether a step is cheap, with what they should be."""
+"""The ratios that decide whether a step is cheap, and the limits they should meet."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from experiments.benchmarks.steps import ACCUMULATED, CHUNKED
 
 
 class Target(NamedTuple):
-    """A ratio of two steps of one network.
+    """A ratio between two steps of one network.
 
     Attributes:
         label: what is compared.
@@ -16,7 +16,7 @@ class Target(NamedTuple):
         step: the numerator's name, as in `experiments.benchmarks.steps`.
         unit: the denominator's.
         network: model and activation.
-        key: what is compared: ``seconds``, ``operations`` or ``temporary_bytes``.
+        key: the quantity compared: ``seconds``, ``operations`` or ``temporary_bytes``.
     """
 
     label: str
@@ -56,7 +56,7 @@ TARGETS = (
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return label, network, limit and ratio of each target that is among the rows in float32."""
+    """Return label, network, limit and ratio of each target found among the rows in float32."""
     known = {
         (row["step"], row["model"], row["activation"]): row
         for row in rows
@@ -66,9 +66,9 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for target in TARGETS:
         step, unit = (known.get((name, *target.network)) for name in (target.step, target.unit))
         values = [_value(row, target.key) for row in (step, unit) if row]
-        told = [value for value in values if value is not None]  # some devices tell no memory
-        if len(told) == 2:
-            ratio = told[0] / told[1]
+        pair = [value for value in values if value is not None]  # some devices report no memory
+        if len(pair) == 2:
+            ratio = pair[0] / pair[1]
             model, activation = target.network
             network = f"{model.upper()}, {activation}"
             lines.append([target.label, network, target.wanted, f"{ratio:.2f}"])
