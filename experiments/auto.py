@@ -29,13 +29,13 @@ _SAVE_EVERY = 20.0  # seconds
 
 
 def settings(version: str, num_examples: int | None, seed: int) -> dict[str, Any]:
-    """Return all that decides the result, as it stands in the file.
+    """Return the settings that determine the result, as the file records them.
 
     Raises:
         ValueError: if the version is unknown or there are no examples.
     """
     if version not in VERSIONS:
-        raise ValueError(f"unknown version {version!r}: there are {', '.join(VERSIONS)}")
+        raise ValueError(f"unknown version {version!r}: expected one of {', '.join(VERSIONS)}")
     if num_examples is not None and num_examples < 1:
         raise ValueError(f"num_examples must be at least 1, got {num_examples}")
     return {
@@ -59,10 +59,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Attack a network by AutoAttack and write ``auto_attack.json`` and ``auto_attack.npz``.
 
-    At each radius in growing order only what withstood the smaller ones is attacked: the balls are
-    nested. What an earlier call with the same settings found is kept, and a call that was
-    interrupted goes on after its last batch, by ``auto_attack.NORM-RADIUS.SETTINGS.part.npz``.
-    Results of other settings are replaced, which is told.
+    Radii are attacked in increasing order, each only on what withstood the smaller ones: the balls
+    are nested. What an earlier call with the same settings found is kept; an interrupted call
+    continues after its last batch, from ``auto_attack.NORM-RADIUS.SETTINGS.part.npz``. Results of
+    other settings are replaced, with a message.
 
     Args:
         run: the network.
@@ -77,7 +77,7 @@ def evaluate(
         What the JSON file holds: ``attack``; ``clean``; ``results`` by norm and radius, each with
         ``robust``, the accuracy, ``broken_by``, examples by attack, ``warnings``, ``masking``, the
         figures of `experiments.masking`, ``verdict``, ``seconds``, and where it was measured.
-        The archive holds for each norm and radius ``broken_by`` and ``distance`` of each example.
+        For each norm and radius, the archive holds ``broken_by`` and ``distance`` of each example.
     """
     check_count("num_examples", attack["num_examples"], dataset)
     count = attack["num_examples"] or len(dataset.test_labels)
@@ -145,7 +145,7 @@ def report(content: dict[str, Any], norm: str, radii: Sequence[float]) -> str:
 
 
 class _Going(NamedTuple):
-    """An attack that goes on: from where, after how many seconds, and what notes how far it is."""
+    """A resumable attack: where it resumes, after how many seconds, and what notes its progress."""
 
     resume: Progress | None
     seconds: float
@@ -154,7 +154,7 @@ class _Going(NamedTuple):
 
 @contextmanager
 def _resumable(path: Path, identity: str, label: str) -> Iterator[_Going]:
-    """Go on with what an interrupted call left, show how far it is, and keep it when this ends."""
+    """Resume from what an interrupted call left, show the progress, and save it at the end."""
     begun = saved = time.perf_counter()
     resume, before = _read_part(path, identity)
     latest: Progress | None = None
@@ -182,12 +182,12 @@ def _resumable(path: Path, identity: str, label: str) -> Iterator[_Going]:
         try:
             yield _Going(resume, before, note)
         finally:
-            # Of a whole attack, too: examining it takes a quarter of its time.
+            # Even a finished attack is saved: examining it takes another quarter of its time.
             save()
 
 
 def _part_of(run: runs.Run, place: str, attack: dict[str, Any]) -> Path:
-    """Return where the unfinished attack in one ball is kept: each of other settings elsewhere."""
+    """Return where the unfinished attack in one ball is kept: a file of its own per settings."""
     which = hashlib.sha256(json.dumps(attack).encode()).hexdigest()[:8]
     return run.path / f"auto_attack.{place.replace('/', '-')}.{which}.part.npz"
 
@@ -229,12 +229,12 @@ def _earlier(path: Path, attack: dict[str, Any]) -> tuple[dict[str, Any], dict[s
         raise ValueError(f"{error}: delete it to attack anew") from error
     results: dict[str, dict[str, Any]] = {}
     for norm, found in content.get("results", {}).items():
-        # Of an interrupted writing, or a copy, the two may tell of other radii.
+        # After an interrupted write, or a copy, the two files may cover different radii.
         whole = {name for name in found if f"{norm}/{name}/broken_by" in arrays}
         results[norm] = {name: result for name, result in found.items() if name in whole}
         if lost := [name for name in found if name not in whole]:
             named = f"{norm} {', '.join(lost)}"
-            print(f"{archive}: without {named}, which is attacked anew if asked", file=sys.stderr)
+            print(f"{archive} lacks {named}, to be attacked anew if asked for", file=sys.stderr)
     return {**content, "results": results}, arrays
 
 
@@ -243,7 +243,7 @@ def _names(attack: dict[str, Any]) -> list[str]:
 
 
 def _counts(result: AttackResult, attack: dict[str, Any]) -> dict[str, int]:
-    """Return how many examples each attack broke, and how many were misclassified before."""
+    """Return how many examples each attack broke, and how many were misclassified without one."""
     broken_by = np.asarray(result.broken_by)
     counts = {"misclassified": int(np.sum(broken_by == MISCLASSIFIED))}
     for place, name in enumerate(_names(attack)):
@@ -252,9 +252,9 @@ def _counts(result: AttackResult, attack: dict[str, Any]) -> dict[str, int]:
 
 
 def _described(attack: Attack) -> dict[str, Any]:
-    """Return the numbers of an attack, and what its parts were given."""
-    told: dict[str, Any] = {"name": attack.name}
+    """Return the numbers of an attack, and the options of its parts."""
+    described: dict[str, Any] = {"name": attack.name}
     for part in (attack.init, attack.step):
         given = getattr(part, "keywords", {})
-        told |= {name: getattr(value, "__name__", value) for name, value in given.items()}
-    return {**told, "num_steps": attack.num_steps, "num_runs": attack.num_runs}
+        described |= {name: getattr(value, "__name__", value) for name, value in given.items()}
+    return {**described, "num_steps": attack.num_steps, "num_runs": attack.num_runs}

@@ -1,4 +1,4 @@
-"""Measurements of trained networks that gather in one JSON file, a cell for each."""
+"""Measurements of trained networks, gathered in one JSON file, a cell for each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from hessjax import LpBall
 
 Cell = Mapping[str, Any]
 Shown = Callable[[Sequence[Cell]], str]
-# What of a cell tells its network and its ball, at the head of a table.
+# The columns that identify the network and the ball of a cell, at the left of a table.
 COLUMNS = ("data", "model", "method", "ball")
 
 
@@ -30,25 +30,25 @@ def measure_each(
 ) -> list[runs.Run]:
     """Measure the runs that are not in a file yet, add each to it, and print its row.
 
-    Whatever can be refused is refused before the first measurement. Other processes may add to the
-    same file meanwhile.
+    Whatever can be refused is refused before the first measurement. Meanwhile, other processes may
+    add to the same file.
 
     Args:
         paths: folders that experiments.train wrote.
-        settings: of each measurement, as they stand in its cell; ``num_examples`` among them.
+        settings: those of each measurement, as its cell records them, including ``num_examples``.
         out: the JSON file.
         data_dir: folder of prepared data sets.
         by: ``(run, dataset, **setting)`` to what is measured.
         shown: cells to a Markdown table.
-        kept: ``(run, **setting)`` to whether what a measurement leaves beside the file is there; if
-            not, it is made again, and its cell replaced. Nothing is left there if None.
+        kept: ``(run, **setting)`` to whether what a measurement leaves outside the file is there;
+            if not, it is made again, and its cell replaced. None if it leaves nothing else.
 
     Returns:
         The runs.
 
     Raises:
-        ValueError: if there is no run, a folder holds none, or one without a twin in PyTorch; there
-            are not so many examples; or the file holds something else.
+        ValueError: if no run is named, a folder holds none, or one without a twin in PyTorch; if
+            there are too few examples; or if the file holds something else.
         OSError: if the file cannot be written.
     """
     if not paths:
@@ -56,7 +56,7 @@ def measure_each(
     _read(out, shown)
     measured = [runs.load(path) for path in paths]
     for run in measured:
-        run_twin(run)  # what is measured here is held against packages for PyTorch
+        run_twin(run)  # what is measured here is compared with packages for PyTorch
     datasets = data_of([run.config for run in measured], data_dir)
     for dataset, setting in zip(datasets, settings, strict=True):
         check_count("num_examples", setting["num_examples"], dataset)
@@ -68,15 +68,15 @@ def measure_each(
             "model": run.config.model,
             "method": run.config.name,
             "seed": run.config.seed,
-            # The rest of the configuration is not told here, but tells networks apart.
+            # They distinguish networks that differ in settings not listed here.
             "weights": run.weights,
             **setting,
         }
         cells = _read(out, shown)
         if _place(cell, cells) < len(cells) and (kept is None or kept(run, **setting)):
             continue
-        told = {"setup": run.config.setup}
-        whole = {**cell, **told, **by(run, dataset, **setting), **provenance.collect()}
+        setup = {"setup": run.config.setup}
+        whole = {**cell, **setup, **by(run, dataset, **setting), **provenance.collect()}
         with shared(out):
             cells = _read(out, shown)  # again: a measurement takes minutes, and others add theirs
             place = _place(cell, cells)
@@ -94,10 +94,10 @@ def balls(
         run: folders that experiments.train wrote.
         norm: of the balls.
         epsilon: radius of the balls: one for all runs, or one for each.
-        num_examples: the first of the test set.
+        num_examples: how many examples, the first of the test set.
 
     Raises:
-        ValueError: if there is neither one radius for all nor one for each, or no ball of one.
+        ValueError: if there is neither one radius for all nor one for each, or one is invalid.
     """
     if len(epsilon) not in {1, len(run)}:
         raise ValueError(
@@ -111,7 +111,7 @@ def balls(
 
 
 def columns(cell: Cell) -> list[str]:
-    """Return what a row of a table has in `COLUMNS`."""
+    """Return a row's entries for `COLUMNS`."""
     ball = f"{NORM_NAMES[cell['norm']]} {cell['epsilon']:g}"
     return [cell["data"], cell["model"], cell["method"], ball]
 
@@ -120,7 +120,7 @@ def _read(out: Path, shown: Shown) -> list[Cell]:
     """Return the cells of a file, none if it is not there.
 
     Raises:
-        ValueError: if they are none that the table could show.
+        ValueError: if the table could not show them.
     """
     if out.is_dir():
         raise ValueError(f"out must be a JSON file, but {out} is a folder")
@@ -132,11 +132,11 @@ def _read(out: Path, shown: Shown) -> list[Cell]:
         return list(content["cells"])
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{out} holds something else than this program's results: name another file"
+            f"{out} holds something other than this program's results: name another file"
         ) from error
 
 
 def _place(cell: Cell, cells: Sequence[Cell]) -> int:
-    """Return where the measurement of a cell is, or the place behind all if it is not there."""
+    """Return the index of a cell's measurement, or the number of cells if it is not there."""
     there = (place for place, done in enumerate(cells) if cell.items() <= done.items())
     return next(there, len(cells))

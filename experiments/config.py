@@ -1,4 +1,4 @@
-"""What decides the result of a training, and how a command line names it."""
+"""The settings that determine the result of a training, and how a command line spells them."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from experiments.recipes import recipe
 Norm = Literal["l2", "linf"]
 ORDERS: dict[str, float] = {"l2": 2, "linf": math.inf}
 NORM_NAMES = {"l2": "ℓ₂", "linf": "ℓ∞"}
-# What may follow a method's numbers, as in ``hessian:2,every=4``, and its type.
+# The options that may follow a method's numbers, as in ``hessian:2,every=4``, and their types.
 _OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "weight": float,
     "norm": str,
@@ -24,23 +24,23 @@ _OPTIONS: Mapping[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What the trainings of a comparison share.
+    """The settings that the trainings of a comparison share.
 
     Attributes:
-        data: digits (embedded), mnist, fashion_mnist, or an image classification set of
-            TensorFlow Datasets by its name there.
+        data: digits (need no download), mnist, fashion_mnist, or the name of any other image
+            classification set of TensorFlow Datasets.
         model: mlp or cnn.
         activation: relu, softplus, gelu or tanh.
         beta: sharpness of softplus.
         precision: float32, or bfloat16 for the network's products and activations; weights, logits,
             loss, penalties and optimizer stay in float32.
         epochs: passes over the training set; the data set's default if not given.
-        batch_size: training examples a step; likewise.
-        warmup_epochs: epochs over which the penalty's weight grows from 0 to its value; the data
-            set's default if not given, in proportion if the training is shorter.
-        learning_rate: of Adam, at the start of its cosine decay.
-        validation: hold out this many training examples and evaluate on them instead of on the test
-            set; tune with it.
+        batch_size: training examples per step; the data set's default if not given.
+        warmup_epochs: epochs over which the penalty's weight grows from 0 to its full value; the
+            data set's default if not given, in proportion if epochs are fewer than the default.
+        learning_rate: Adam's learning rate at the start of its cosine decay.
+        validation: hold out this many training examples and evaluate on them instead of the test
+            set; for tuning.
     """
 
     data: str = "digits"
@@ -57,23 +57,25 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Setup):
-    """What decides the result of one training.
+    """The settings that determine the result of one training.
 
     Attributes:
-        method: its name, of the list in experiments/README.md, which tells their defaults, too; a
-            name that is unknown is answered with all of them.
+        method: name of the training method. experiments/README.md lists the methods and their
+            defaults; an unknown name is answered with the list of names.
         strength: the method's one number: a penalty's weight, the ε of hessian, adversarial, trades
             and fgsm in input units, or the temperature of hot; the data set's default if not given
-            (for an ℓ∞ ball: the middle one of its ℓ∞ radii).
+            (for an ℓ∞ ball: the middle one of the data set's ℓ∞ radii).
         step: length h of the step of finite-step, curvature and hessian-inside, in input units;
-            likewise.
-        weight: the second weight, λ_h of gradient-hessian or β of trades; likewise.
-        norm: of the ball of gradient, adversarial, trades and fgsm.
-        every: evaluate the penalty every this many steps only, as many times as heavy.
-        parts: evaluate it on one of this many random parts of each batch only, likewise.
-        num_steps: of the attack that adversarial and trades train with, 10 if not given, and of the
-            way to the point where hessian-inside evaluates, 1 if not given.
-        seed: of the weights, the order of the examples and every random start.
+            the data set's default if not given.
+        weight: the second weight, λ_h of gradient-hessian or β of trades; the method's default if
+            not given.
+        norm: norm of the ball for gradient, adversarial, trades and fgsm.
+        every: evaluate the penalty only once in this many steps, multiplied by this number.
+        parts: evaluate the penalty on only one of this many random parts of each batch, multiplied
+            by this number.
+        num_steps: steps of the attack that adversarial and trades train with, 10 if not given; for
+            hessian-inside, steps to the point where it evaluates, 1 if not given.
+        seed: seed of the weights, the order of the examples and all random starts.
     """
 
     method: str = "hessian"
@@ -90,14 +92,14 @@ class Config(Setup):
         """Fill in the data set's defaults and check the numbers.
 
         Raises:
-            ValueError: naming the value that is wrong, and what was expected.
+            ValueError: if a value is wrong, naming it and what was expected.
         """
         method, defaults = methods.find(self.method), recipe(self.data)
         epochs = defaults.epochs if self.epochs is None else self.epochs
         known: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": defaults.batch_size,
-            # A shorter training warms up in the same part of it.
+            # A shorter training warms up over the same fraction of its epochs.
             "warmup_epochs": defaults.warmup_epochs * min(1, epochs / defaults.epochs),
         }
         usual = {
@@ -124,7 +126,7 @@ class Config(Setup):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number, at least 0, got {value}")
-        # JAX takes 32 bits of a seed: a larger one would repeat a smaller one's numbers.
+        # JAX uses 32 bits of a seed: a larger one would repeat a smaller one's random numbers.
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
         epochs, warmup = self.epochs, self.warmup_epochs
@@ -143,7 +145,7 @@ class Config(Setup):
                 f"{self.activation}"
             )
         if self.norm not in ORDERS:
-            raise ValueError(f"unknown norm {self.norm!r}: there are {', '.join(ORDERS)}")
+            raise ValueError(f"unknown norm {self.norm!r}: expected one of {', '.join(ORDERS)}")
         self._check_method()
 
     def _check_method(self) -> None:
@@ -168,7 +170,7 @@ class Config(Setup):
 
     @property
     def options(self) -> list[str]:
-        """What follows the numbers, as in ``every=4`` or ``norm=linf``."""
+        """The options that follow the numbers, as in ``every=4`` or ``norm=linf``."""
         given = {name: getattr(self, name) for name in _OPTIONS}
         return [
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
@@ -181,7 +183,7 @@ def parse_method(text: str) -> dict[str, Any]:
     """Read a method and its numbers: ``hessian``, ``finite-step:1:1.5``, ``hessian:2,every=4``.
 
     Raises:
-        ValueError: if the method is unknown, or what follows it is something else.
+        ValueError: if the method is unknown, or what follows it is malformed.
     """
     first, *words = text.split(",")
     name, *numbers = first.split(":")
@@ -194,7 +196,7 @@ def parse_method(text: str) -> dict[str, Any]:
     if len(values) > 2:
         raise ValueError(
             f"{text!r} must be a method, method:strength or method:strength:step, "
-            f"and may go on with {' or '.join(f',{key}=...' for key in _OPTIONS)}"
+            f"optionally followed by {' or '.join(f',{key}=...' for key in _OPTIONS)}"
         )
     options = dict(given)
     if len(options) < len(given):
@@ -203,5 +205,5 @@ def parse_method(text: str) -> dict[str, Any]:
 
 
 def kind_of_images(validation: int) -> str:
-    """Return what the images are that a network with so many held out is measured on."""
+    """Return which images a network is measured on: held-out ones if it held any out."""
     return "held-out" if validation else "test"

@@ -1,4 +1,4 @@
-"""How far the decision boundary is from test examples: by estimates, and by attacks."""
+"""How far the decision boundary is from test examples: estimated, and found by attacks."""
 
 from functools import partial
 from typing import NamedTuple
@@ -32,9 +32,9 @@ with of_extra("reference"):
     from foolbox.models.pytorch import PyTorchModel
 
 _PRODUCTS = 10
-# So many products leave less than a tenth of a percent.
+# This many products leave an error of less than a tenth of a percent.
 _EXACT_PRODUCTS = 30
-# In what smaller balls APGD looks, one after the other, for points nearer than those of the others.
+# How much smaller the balls are in which APGD, one after the other, looks for nearer points.
 _SHRINKING = (0.08, 0.04, 0.02, 0.01, 0.005)
 _BATCH = 50
 _FAB_STEPS, _DDN_STEPS, _APGD_STEPS = 50, 200, 30
@@ -49,16 +49,16 @@ class _Network(NamedTuple):
 
 
 def measure(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, np.ndarray]:
-    """Measure estimates and found distances of the first rightly classified test examples.
+    """Measure estimated and found distances of the first correctly classified test examples.
 
     Returns:
-        Arrays with an entry each: ``index`` in the test set; the `ESTIMATES`, in input units;
-        ``found``, the least ℓ₂ distance that an attack needed, and ``fab``, ``ddn`` by themselves;
-        ``gradient_norm`` and ``hessian_norm`` of the cross-entropy, the latter by 30 Lanczos
-        products; ``one_product``, its default estimate, and ``residual``, of that.
+        Arrays with an entry per example: ``index`` in the test set; the `ESTIMATES`, in input
+        units; ``found``, the least ℓ₂ distance that any attack needed, and that of ``fab`` and
+        ``ddn`` alone; ``gradient_norm`` and ``hessian_norm`` of the cross-entropy, the latter by 30
+        Lanczos products; ``one_product``, its default estimate, and that one's ``residual``.
 
     Raises:
-        ValueError: if no example is rightly classified, no attack breaks one of them, or the
+        ValueError: if no example is correctly classified, no attack breaks one of them, or the
             network has no twin in PyTorch.
     """
     network, twin = _Network(run.apply, dataset.num_classes), run_twin(run)
@@ -66,7 +66,7 @@ def measure(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, np.
     right = of_each(_rightly, network, run.params, whole[:2], 500)["right"]
     index = np.flatnonzero(right)[:num_examples]
     if len(index) == 0:
-        raise ValueError(f"{run.path} classifies no test example rightly: nothing to measure")
+        raise ValueError(f"{run.path} classifies no test example correctly: nothing to measure")
     examples = Examples(*(array[index] for array in whole))
     looks = of_each(_look, network, run.params, examples, _BATCH)
     by_fab = of_each(_by_fab, network, run.params, examples, _BATCH)["distance"]
@@ -164,10 +164,10 @@ def _by_ddn(twin: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> np
 def _nearer(
     network: _Network, shared: tuple[Params, jax.Array], example: Examples, nearest: jax.Array
 ) -> dict[str, jax.Array]:
-    """Try APGD in a ball a little smaller than the distance that was found so far."""
+    """Try APGD in a ball a little smaller than the distance found so far."""
     (params, factor), (x, y, key) = shared, example
     logits_fn = partial(network.apply, params)
-    # Where nothing was found, in one that holds the whole box.
+    # Where nothing was found yet, in one that contains the whole box.
     radius = factor * jnp.where(jnp.isfinite(nearest), nearest, 2 * jnp.sqrt(x.size))
     point = apgd(logits_fn, x, y, LpBall(radius, 2), key, num_steps=_APGD_STEPS)
     wrong = jnp.argmax(logits_fn(point)) != y

@@ -1,4 +1,4 @@
-"""How commands end: by Ctrl-C or SIGTERM, what is begun finished and kept, or with a sentence."""
+"""How commands end: on Ctrl-C or SIGTERM, or with an error message of one sentence."""
 
 import signal
 import sys
@@ -11,7 +11,7 @@ _HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end, and what was done so far is kept."""
+    """A signal asked the program to end; what was done so far is kept."""
 
     def __init__(self, number: int) -> None:
         """Name the signal."""
@@ -20,11 +20,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def ending(kept: str = "the same command goes on from here") -> Iterator[None]:
-    """Decorate a command: what stops it becomes a sentence and an exit status.
+def ending(kept: str = "the same command continues from here") -> Iterator[None]:
+    """Decorate a command: whatever stops it becomes a message and an exit status.
 
     Args:
-        kept: what is said of the work so far when a signal stops it.
+        kept: what the message says about the work so far when a signal stops it.
     """
     try:
         yield
@@ -32,13 +32,13 @@ def ending(kept: str = "the same command goes on from here") -> Iterator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
         print(f"\ninterrupted; {kept}", file=sys.stderr)
-        # What shells give to a program that a signal ended.
+        # The status that shells give to a program ended by a signal.
         sys.exit(128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT))
 
 
 @contextmanager
 def noted() -> Iterator[list[int]]:
-    """Note the signals in a list, so that a step can be finished; a second one acts at once."""
+    """Record signals in a list, so that a step can be finished; a second one acts at once."""
     heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield heard  # only the main thread may set handlers, and only it is interrupted

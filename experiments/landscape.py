@@ -1,7 +1,7 @@
 """The numbers behind the figures: how the loss looks around test examples.
 
-One function, `landscape`: curvature and gradient norm of every test example, the loss over a plane
-through a few of them, and a few attacked images. Nothing here draws.
+Mainly one function, `landscape`: curvature and gradient norm of every test example, the loss over a
+plane through a few of them, and a few attacked images. Nothing here draws.
 """
 
 from functools import partial
@@ -41,7 +41,7 @@ def landscape(
     batch_size: int = 250,
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
-    r"""Measure the loss around test examples, in the input.
+    r"""Measure the loss around test examples, as a function of the input.
 
     The plane through an example is spanned by two orthonormal directions: the gradient, and the
     part of the top eigenvector of the Hessian that is orthogonal to it. Distances in the plane are
@@ -58,8 +58,8 @@ def landscape(
         loss: ``(logits, label) -> scalar`` for one example.
         num_products: Hessian-vector products per example, Lanczos from the gradient.
         num_steps: steps of the shown PGD attack.
-        num_examples: how many examples get a plane and an attack: the first of each of this many
-            classes, so that every model shows the same ones.
+        num_examples: how many examples get a plane and an attack: the first one of each of this
+            many classes, so that the same ones are shown for every model.
         resolution: points along one side of the plane; odd, so that the example is one of them.
         batch_size: examples per call on each device; the last batch is padded.
         mesh: devices that share each batch, the default one if not given.
@@ -79,11 +79,11 @@ def landscape(
         column ``j`` at ``offsets[j]`` along the attack and ``offsets[i]`` along a random direction.
 
     Raises:
-        ValueError: if there are no examples, not as many labels, or a setting makes no sense.
+        ValueError: if there are no examples, not as many labels, or a setting is out of range.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(
-            f"images and labels must be as many and not empty, got {len(images)} and {len(labels)}"
+            f"expected equally many images and labels, not 0, got {len(images)} and {len(labels)}"
         )
     if resolution < 3 or resolution % 2 == 0:
         raise ValueError(f"resolution must be odd and at least 3, got {resolution}")
@@ -121,9 +121,9 @@ def norms(
     key: jax.Array,
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
-    """Measure ``curvature`` and ``gradient_norm`` of examples, as `landscape` does, all at once.
+    """Measure ``curvature`` and ``gradient_norm`` of examples as `landscape` does, all at once.
 
-    By five Lanczos products in place of its ten: this is done again and again while training.
+    Uses five Lanczos products instead of ten, because it runs again and again during training.
     """
     problem = _Problem(apply, softmax_cross_entropy_with_integer_labels, 5)
     examples = keyed(images, labels, key)
@@ -131,7 +131,7 @@ def norms(
 
 
 class _Problem(NamedTuple):
-    """What the measurements are compiled for: equal ones share what was compiled."""
+    """What the measurements are compiled for: equal problems share compiled programs."""
 
     apply: Apply
     loss: Loss
@@ -176,7 +176,7 @@ def _attacked(
 def _surface(
     f: ScalarFunction, x: jax.Array, along: jax.Array, across: jax.Array, offsets: jax.Array
 ) -> jax.Array:
-    """Return f over a plane, (K, K): columns along the one direction, rows along the other."""
+    """Return f over a plane, (K, K): columns vary along ``along``, rows along ``across``."""
 
     def at(i: jax.Array, j: jax.Array) -> jax.Array:
         return f(x + j * along + i * across)

@@ -1,4 +1,4 @@
-"""Signs that a robust accuracy comes from masked gradients, and the verdict."""
+"""Signs that a robust accuracy is due to masked gradients, and the verdict."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _MORE = (
 )
 # A mean margin at which the softmax is far from saturation in float32.
 _MARGIN = 10.0
-# Percent of the examples: if AutoAttack breaks fewer, what FGSM misses of them says nothing.
+# Percent of the examples: if AutoAttack breaks fewer, the share FGSM misses is not conclusive.
 _BROKEN = 10
 _BATCH = 250
 _CURVATURE = partial(hessian_operator_norm, solver=partial(lanczos, num_iters=5))
@@ -37,9 +37,9 @@ class Sign(NamedTuple):
     """One sign of masking.
 
     Attributes:
-        figure: its name among the figures.
-        limit: above it, in percent, it is seen.
-        says: the sentence, with a place for the figure.
+        figure: the name of its number in the result of `examine`.
+        limit: in percent; above it, the sign counts as seen.
+        says: the sentence, with a placeholder for the number.
     """
 
     figure: str
@@ -55,7 +55,7 @@ SIGNS = (
     Sign("rescaling_gain", 2, "cross-entropy of rescaled logits breaks {:.1f} % more"),
     Sign("missed_by_fgsm", 95, "FGSM misses {:.1f} % of what AutoAttack breaks"),
 )
-"""What is looked for. One example alone is no sign, whatever its share."""
+"""What is looked for. A single example is not a sign, whatever its share."""
 
 
 def verdict(figures: Mapping[str, Any]) -> str:
@@ -80,7 +80,7 @@ def examine(
     names: Sequence[str],
     met: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """Look for signs of masking beside a result of AutoAttack.
+    """Look for signs of gradient masking behind a result of AutoAttack.
 
     Args:
         logits_fn: one example to its logits, as for `auto_attack`.
@@ -90,13 +90,13 @@ def examine(
         key: source of randomness.
         result: of AutoAttack on these examples.
         names: of the attacks that it ran.
-        met: which examples these attacks met, ``(N,)`` boolean, where a smaller ball had broken
-            others before; all if None.
+        met: which examples these attacks were run on, ``(N,)`` boolean, if others had been broken
+            in a smaller ball before; all if None.
 
     Returns:
-        The figures that `SIGNS` names, in percent of all examples, but ``missed_by_fgsm``, of those
-        that AutoAttack broke (0 if these are few); ``fgsm``, the accuracy under it;
-        ``by_epsilon``, accuracies in growing balls; means over the rightly classified examples:
+        The figures that `SIGNS` names, in percent of all examples, except ``missed_by_fgsm``, which
+        is of those that AutoAttack broke (0 if these are few); ``fgsm``, the accuracy under it;
+        ``by_epsilon``, accuracies in growing balls; means over the correctly classified examples:
         ``margin``, of the logits, ``gradient_norm`` and ``hessian_norm`` of cross-entropy (from
         below, by five Lanczos products); ``num_examples``.
 
@@ -116,7 +116,7 @@ def examine(
         name: float(np.mean(looks[name][right])) if right.any() else 0.0
         for name in ("margin", "gradient_norm", "hessian_norm")
     }
-    # Only downwards: flat logits hide nothing, saturated ones do.
+    # Only downwards: saturated logits hide something, flat ones do not.
     scale = min(1, _MARGIN / max(means["margin"], 1e-30))
     rescaled = jax.tree_util.Partial(_scaled, given.logits_fn, jnp.asarray(scale, x.dtype))
     more = auto_attack(
@@ -141,7 +141,7 @@ def examine(
 
 
 def _percent(found: ArrayLike) -> float:
-    # By NumPy, in double precision: of float32, one of 500 would be more than 0.2 %.
+    # By NumPy, in double precision: in float32, one of 500 would be more than 0.2 %.
     return 100 * float(np.mean(np.asarray(found)))
 
 
@@ -154,7 +154,7 @@ def _growing(
     *,
     result: AttackResult,
 ) -> dict[str, float]:
-    """Return the accuracy in balls of 2, 4, 8 … times the radius, up to one as large as the box."""
+    """Return the accuracy in balls of 2, 4, 8 … times the radius, up to one that holds the box."""
     low, high = ball.bounds
     largest = (high - low) * (math.sqrt(x[0].size) if ball.order == 2 else 1)
     accuracies, radius = {f"{ball.epsilon:g}": _percent(result.robust)}, ball.epsilon
@@ -188,5 +188,5 @@ def _look(_: None, given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[s
 
 
 def _fgsm(_: None, given: batches.Problem, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-    """Tell whether the prediction is right after a step of FGSM."""
+    """Return whether the prediction is still right after a step of FGSM."""
     return {"right": ~misclassified(given.logits_fn(fgsm(given.logits_fn, x, y, given.ball)), y)}

@@ -30,16 +30,16 @@ from hessjax.objective import Apply, Objective, Penalty
 
 
 class Setting(NamedTuple):
-    """What a method is told.
+    """The numbers that a method is built with.
 
     Attributes:
         strength: see `METHODS`; not negative.
         step: h, the length of a finite step in input units, where the method takes one.
         order: p of the ball, where the method has one.
-        ramp: schedule of the training step from 0 to 1 that every weight is multiplied by.
+        ramp: schedule over the training steps, from 0 to 1, that multiplies every weight.
         weight: the second weight, where the method takes one.
         every, parts: as in `hessjax.regularized`; for methods with a penalty.
-        num_steps: of the attack, where the method has one of several; its own number if None.
+        num_steps: of the attack, where the method has one of several steps; its default if None.
     """
 
     strength: float
@@ -62,7 +62,7 @@ class Setting(NamedTuple):
         return {} if self.num_steps is None else {"num_steps": self.num_steps}
 
 
-# What every method with a penalty takes: it can be left to some of the steps or examples.
+# What every method with a penalty takes: the penalty can be limited to some steps or examples.
 _PENALTY = ("strength", "every", "parts")
 
 
@@ -72,10 +72,10 @@ class Method(NamedTuple):
     Attributes:
         build: ``(apply, setting) -> objective``.
         strength: what the strength is, in a word or two; None if there is none.
-        takes: the names of the settings that mean something to it, as in `Setting`; ``norm`` if it
-            trains for a ball of either norm, with the radius as its strength.
-        usual: the strength for a data set that has none of its own.
-        usual_weight: likewise the second weight.
+        takes: the names of the settings that apply to it, as in `Setting`; ``norm`` if it trains
+            for a ball of either norm, with the radius as its strength.
+        usual: the strength for a data set that does not define its own.
+        usual_weight: the default of the second weight.
         positive: whether its strength must not be 0.
     """
 
@@ -152,7 +152,7 @@ def _trades(apply: Apply, setting: Setting) -> Objective:
 
 
 def _hot(apply: Apply, setting: Setting) -> Objective:
-    # Hot from the first step on, without the ramp: the temperature is no weight.
+    # Hot from the first step on, without the ramp: the temperature is not a weight.
     def cooled(logits: jax.Array, y: jax.Array) -> jax.Array:
         return cross_entropy(logits / setting.strength, y)
 
@@ -161,8 +161,8 @@ def _hot(apply: Apply, setting: Setting) -> Objective:
 
 _FIVE = {
     "power": partial(power_iteration, num_iters=5),
-    # To a unit v a step of α adds up to α‖∇²f‖: with ten it is near to power iteration where the
-    # norm is above a tenth, as it is without a penalty.
+    # A step of α adds at most α‖∇²f‖ to a unit v: with α = 10, ascent is close to power iteration
+    # where the norm is above a tenth, as it is without a penalty.
     "ascent": partial(norm_ascent, num_iters=5, step_size=10.0),
     "lanczos": partial(lanczos, num_iters=5),
 }
@@ -249,7 +249,7 @@ METHODS = {
         usual_weight=6.0,  # β of the divergence
         positive=True,
     ),
-    # The last two mask gradients rather than withstand: an evaluation has to find them out.
+    # The last two mask gradients rather than resist attacks: an evaluation has to expose them.
     "fgsm": Method(
         partial(_attacked, attack=adversarial.by_ascent),
         "ε of FGSM training",
@@ -267,11 +267,11 @@ METHODS = {
 
 
 def find(name: str) -> Method:
-    """Return the method of a name.
+    """Return the method of this name.
 
     Raises:
-        ValueError: if there is none, naming those that there are.
+        ValueError: if there is none, listing the known names.
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: there are {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
     return METHODS[name]

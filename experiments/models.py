@@ -1,4 +1,4 @@
-"""Small networks in Flax NNX, and the plain functions of parameters that hessjax differentiates."""
+"""Small networks in Flax NNX, and the pure functions of parameters that hessjax differentiates."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 Params = dict[str, Any]
 Activation = Callable[[jax.Array], jax.Array]
 Apply = Callable[[Params, ArrayLike], jax.Array]
-# A PyTreeDef, which type checkers take for a variable.
+# A PyTreeDef, which type checkers mistake for a variable.
 _Structure = Any
 
 _ACTIVATIONS = ("relu", "softplus", "gelu", "tanh")
@@ -31,13 +31,13 @@ _MODELS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 def softplus(x: jax.Array, beta: float) -> jax.Array:
-    r"""Evaluate :math:`\log(1 + e^{\beta x}) / \beta`, a ReLU of second derivative up to β/4."""
+    r"""Evaluate :math:`\log(1 + e^{\beta x}) / \beta`, a ReLU with second derivative up to β/4."""
     return jax.nn.softplus(beta * x) / beta
 
 
 @dataclass(frozen=True)
 class _Softplus:
-    """Softplus of one β; equal to another of the same, which a `functools.partial` is not."""
+    """Softplus of one β; equal to another of the same β, unlike a `functools.partial`."""
 
     beta: float
 
@@ -51,9 +51,9 @@ class Network(nnx.Module):
     Batch normalization would couple the examples of a batch, and a Hessian with respect to one of
     them would mean nothing. Maps (..., H, W, C) with pixels in [0, 1] to logits (..., num_classes).
 
-    With a ``dtype``, what is between the normalized pixels and the logits is computed in it: the
+    With a ``dtype``, everything between the normalized pixels and the logits is computed in it: the
     hidden layers' products and activations. Weights stay as they are, and so does the last layer's
-    product, a small one: rounded logits would tie, and their loss would move in steps.
+    product, a small one: rounded logits would tie, and their loss would change in jumps.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Network(nnx.Module):
         dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the weights; ``mean`` and ``std``, one for all channels or each, are constants."""
+        """Draw the weights; ``mean`` and ``std``, one for all channels or for each, are fixed."""
         height, width, channels = input_shape
         self.activation, self.mean, self.std, self.dtype = activation, mean, std, dtype
         options: dict[str, Any] = {"dtype": dtype, "promote_dtype": _promoted, "rngs": rngs}
@@ -99,8 +99,8 @@ class Network(nnx.Module):
 def _promoted(arrays: tuple, *, dtype: DTypeLike | None) -> tuple:
     """Cast a layer's input and kernel to ``dtype``, but not its bias.
 
-    What is added to all examples and positions has their sum for a gradient. That of a bias in
-    bfloat16 would be summed in bfloat16, and 50,000 terms leave no digit of it.
+    What is added at all examples and positions has a gradient that is a sum over them. For a bias
+    in bfloat16 it would be summed in bfloat16, and 50,000 terms leave no correct digit.
     """
     if dtype is None:
         return promote_dtype(arrays)
@@ -109,9 +109,9 @@ def _promoted(arrays: tuple, *, dtype: DTypeLike | None) -> tuple:
 
 
 def _convolve(convolution: nnx.Conv, x: jax.Array) -> jax.Array:
-    """Apply a convolution of `Network`, that of a single channel as patches."""
+    """Apply a convolution of `Network`; with a single input channel, as a product of patches."""
     # On a CPU, XLA's convolution of one channel takes five times as long as the patches' product.
-    # With three, patches make attacks faster but the derivatives of third order slower.
+    # With three channels, patches make attacks faster but third-order derivatives slower.
     if x.shape[-1] > 1:
         return convolution(x)
     bias = None if convolution.bias is None else convolution.bias[...]
@@ -132,7 +132,7 @@ def convolve_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
         kernel: ``(4, 4, C, F)``.
 
     Returns:
-        ``(..., ⌈H/2⌉, ⌈W/2⌉, F)``, as `jax.lax.conv_general_dilated` to rounding.
+        ``(..., ⌈H/2⌉, ⌈W/2⌉, F)``, like `jax.lax.conv_general_dilated` up to rounding.
     """
     *batch, height, width, channels = x.shape
     rows, columns = math.ceil(height / 2), math.ceil(width / 2)
@@ -170,7 +170,7 @@ def create(
         widths: The dense layers' widths, if not those above.
         beta: Sharpness of ``softplus``; the others have none.
         mean: Subtracted from the pixels: one number, or one for each channel.
-        std: What they are then divided by, likewise. `pixel_statistics` gives both.
+        std: What they are then divided by, one or one for each. `pixel_statistics` gives both.
         precision: ``float32``, or ``bfloat16`` between the normalized pixels and the logits.
 
     Raises:
@@ -216,14 +216,14 @@ def create(
 
 
 def check_names(model: str, activation: str, precision: str) -> None:
-    """Raise unless there are model, activation and precision of these names, naming those."""
+    """Raise unless model, activation and precision have known names, listing the known ones."""
     for kind, name, known in (
         ("model", model, _MODELS),
         ("activation", activation, _ACTIVATIONS),
         ("precision", precision, _PRECISIONS),
     ):
         if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}: there are {', '.join(known)}")
+            raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -239,8 +239,8 @@ def functional(model: nnx.Module) -> tuple[Apply, Params]:
 
     Returns:
         ``apply(params, x)``, from one example (H, W, C) to logits (num_classes,), and the
-        parameters by their paths, such as ``dense/0/kernel``. Networks that differ in nothing but
-        their weights get one and the same function, and so share what is compiled for it.
+        parameters by their paths, such as ``dense/0/kernel``. Networks that differ only in their
+        weights get the very same function, and so share what is compiled for it.
     """
     graph, state = nnx.split(model)
     paths, structure = jax.tree.flatten_with_path(nnx.to_pure_dict(state))

@@ -12,16 +12,16 @@ from experiments.landscape_pictures import Landscapes, draw_landscapes
 from experiments.table import Method, family, group
 from experiments.words import about, attack_of, auto_of, images_of, seeds_of
 
-# Of more methods, curves hide each other.
+# With more methods, curves hide each other.
 _MOST_CURVES = 12
-# Of even more, no figure would be readable; the study has as many.
+# With even more, as in the study, no figure would be readable.
 MOST_METHODS = 24
 # Settings that lose more of the clean accuracy are of no use, and would crowd the others.
 _MOST_LOST = 0.1
 
 
 def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscapes]) -> list[Path]:
-    """Draw all that there is something to draw of, and return the files."""
+    """Draw every figure for which there are data, and return the files."""
     methods = group(comparison)
     if len(methods) > MOST_METHODS:
         return _draw_tradeoff(folder, comparison, methods)
@@ -72,30 +72,30 @@ def _draw_accuracy(folder: Path, comparison: dict[str, Any], methods: Sequence[M
 
 
 def draw_cost(path: Path, comparison: dict[str, Any]) -> Path:
-    """Draw accuracy in the ball of AutoAttack, or in the middle one, against the time of a step.
+    """Draw accuracy in AutoAttack's ball, or in PGD's middle one, against the time of a step.
 
-    What was not timed, or not attacked so, is left out.
+    Methods that were not timed, or not attacked in this ball, are left out.
 
     Raises:
         ValueError: if no training without a penalty was timed, or there are several networks.
     """
-    told = comparison.get("auto", {}).get("norms")
-    norm, radii = next(iter((told or comparison["norms"]).items()))
+    strongest = comparison.get("auto", {}).get("norms")
+    norm, radii = next(iter((strongest or comparison["norms"]).items()))
     radius = radii[len(radii) // 2]
     methods = [
         method
         for method in _timed(group(comparison))
-        if not told or all(radius in run["auto"].get(norm, {}) for run in method.runs)
+        if not strongest or all(radius in run["auto"].get(norm, {}) for run in method.runs)
     ]
     if len({method.network for method in methods}) > 1:
-        raise ValueError("a step of one network is no measure for another's: draw costs of one")
+        raise ValueError("a step of one network cannot measure another's: draw the costs of one")
     plain = [method for method in methods if method.runs[0]["method"] == "none"]
     if not plain:
-        raise ValueError("there is no time of a step without a penalty, in which costs are told")
+        raise ValueError("no step without a penalty was timed, and costs are relative to it")
     unit = np.mean([seconds for method in plain for seconds in _seconds(method.runs)])
 
     def accuracy(run: dict[str, Any]) -> float:
-        return run["auto"][norm][radius]["robust"] if told else run["robust"][norm][radius]
+        return run["auto"][norm][radius]["robust"] if strongest else run["robust"][norm][radius]
 
     points = [
         trends.Point(
@@ -106,9 +106,9 @@ def draw_cost(path: Path, comparison: dict[str, Any]) -> Path:
         )
         for method in methods
     ]
-    by = auto_of(comparison) if told else attack_of(comparison["attack"])
-    # AutoAttack says itself how many of the images.
-    of = f"{images_of(comparison)}; {_seeds_of_each(methods)}" if told else about(comparison)
+    by = auto_of(comparison) if strongest else attack_of(comparison["attack"])
+    # The words for AutoAttack say how many images it attacked.
+    of = f"{images_of(comparison)}; {_seeds_of_each(methods)}" if strongest else about(comparison)
     trends.frontier(
         path,
         points,
@@ -123,7 +123,7 @@ def draw_cost(path: Path, comparison: dict[str, Any]) -> Path:
 
 
 def _seeds_of_each(methods: Sequence[Method]) -> str:
-    """Return which seeds were trained or, where methods differ, how many of each."""
+    """Return which seeds were trained or, if methods differ, how many for each."""
     seeds = [sorted(run["seed"] for run in method.runs) for method in methods]
     if all(one == seeds[0] for one in seeds):
         return seeds_of(seeds[0])
@@ -202,10 +202,10 @@ def _draw_training(folder: Path, comparison: dict[str, Any], methods: Sequence[M
 
 def _trajectory(method: Method) -> trends.Trajectory:
     watched = [run["trajectory"] for run in method.runs if "trajectory" in run]
-    # What is not finite was left out, of one seed alone perhaps.
-    steps = sorted(set.intersection(*(set(told["step"]) for told in watched)))
+    # Values that are not finite were left out, perhaps for one seed alone.
+    steps = sorted(set.intersection(*(set(seed["step"]) for seed in watched)))
     gradient_norm, curvature = (
-        np.array([np.array(told[name])[np.isin(told["step"], steps)] for told in watched])
+        np.array([np.array(seed[name])[np.isin(seed["step"], steps)] for seed in watched])
         for name in ("test_gradient_norm", "test_hessian_norm")
     )
     return trends.Trajectory(method.label, method.style, np.array(steps), gradient_norm, curvature)

@@ -1,4 +1,4 @@
-"""Preparing a data set the first time, by TensorFlow Datasets: all that needs it, or TensorFlow."""
+"""Prepare a data set once, by TensorFlow Datasets: only this module needs it, or TensorFlow."""
 
 import difflib
 import hashlib
@@ -13,20 +13,20 @@ import numpy as np
 
 _PREPARE = "pip install '.[prepare]' in the checkout brings it; it is needed only the first time"
 
-# A tfds.core.DatasetBuilder: naming it would need the import that only preparing is to do.
+# A tfds.core.DatasetBuilder: naming it would need the import that only `prepare` should do.
 _Builder = Any
 
 
 def prepare(name: str, folder: Path, manual_dir: str | Path | None) -> dict[str, np.ndarray]:
-    """Build a set, and return what `experiments.data` keeps of it, as 8-bit pixels.
+    """Build a set, and return the arrays that `experiments.data` keeps, with 8-bit pixels.
 
     Args:
         name: of the set, known to TensorFlow Datasets.
-        folder: of what it downloads and extracts for this set.
-        manual_dir: the folder of the set's original files, None to download them.
+        folder: where it downloads and extracts files of this set.
+        manual_dir: the folder with the set's original files, None to download them.
 
     Raises:
-        ValueError, ImportError, OSError: as `experiments.data.load`.
+        ValueError, ImportError, OSError: as for `experiments.data.load`.
     """
     try:
         tfds = importlib.import_module("tensorflow_datasets")
@@ -61,7 +61,7 @@ def prepare(name: str, folder: Path, manual_dir: str | Path | None) -> dict[str,
 
 
 def _builder(tfds: ModuleType, name: str, records: Path) -> _Builder:
-    """Find the set, and see that it classifies images."""
+    """Find the set, and check that it is an image classification set."""
     try:
         # Array records are the format that is read without TensorFlow.
         builder = tfds.builder(name, data_dir=records, file_format="array_record")
@@ -78,10 +78,10 @@ def _builder(tfds: ModuleType, name: str, records: Path) -> _Builder:
         and None not in image.shape
     ):
         raise ValueError(
-            f"{name} is no classification set of 8-bit images of one shape: "
+            f"{name} is not a classification set of 8-bit images of one shape: "
             f"its image is {image}, its label {label}"
         )
-    # Before the set is prepared, the splits are known only where the catalog can be reached.
+    # Before the set is prepared, its splits are known only if the catalog can be reached.
     splits = builder.info.splits
     if splits and not {"train", "test"} <= splits.keys():
         raise ValueError(f"{name} has the splits {', '.join(splits)}, expected train and test")
@@ -89,7 +89,7 @@ def _builder(tfds: ModuleType, name: str, records: Path) -> _Builder:
 
 
 def unknown(name: str, names: Iterable[str]) -> ValueError:
-    """Return the error for a set that is not among these; its sentence tells the nearest."""
+    """Return the error for a set that is not among these; its message suggests the nearest."""
     near = difflib.get_close_matches(name.lower(), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ValueError(
@@ -104,7 +104,7 @@ def _check_manual_dir(name: str, manual_dir: Path, builder: _Builder) -> None:
         raise ValueError(f"manual_dir {manual_dir} is not a folder")
     infos = {info.filename: info for info in (builder.url_infos or {}).values() if info.filename}
     missing = [filename for filename in infos if not (manual_dir / filename).is_file()]
-    # Which configuration of a set needs which file is not known: there, one has to do.
+    # Which configuration of a set needs which file is not known: with several, one file must do.
     if missing and not (builder.BUILDER_CONFIGS and len(missing) < len(infos)):
         raise ValueError(f"the manual folder {manual_dir} lacks {', '.join(missing)} of {name}")
     for info in [info for filename, info in infos.items() if filename not in missing]:

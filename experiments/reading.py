@@ -1,4 +1,4 @@
-"""Reading what comparisons left on disk: ``comparison.json``, checked, one or several joined."""
+"""Read what comparisons left on disk: ``comparison.json``, checked, one or several joined."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -15,12 +15,12 @@ _RUN_KEYS = (
     *("method", "seed", "strength", "step", "path", "clean", "robust"),
     *("seconds_per_step", "gradient_norm_mean", "hessian_norm_mean"),
 )
-# What is None where it was not measured, or does not exist.
+# These are None where they were not measured, or do not exist.
 _NUMBERS = ("strength", "step", "seconds_per_step", "gradient_norm_mean", "hessian_norm_mean")
 _KINDS = {"num_test": int, "versions": dict, "attack": dict, "setup": dict, "failed": dict}
-# Beside comparison.json, where experiments.benchmarks.step_times measured.
+# Stands beside comparison.json if experiments.benchmarks.step_times was run.
 STEP_TIMES = "step_times.json"
-# What of a setup a joint table has a column for.
+# The settings of a setup that a joint table has a column for.
 _NETWORK = ("model", "activation")
 
 
@@ -29,16 +29,16 @@ def read(directory: Path) -> dict[str, Any]:
 
     Returns:
         ``comparison.json``, with the radii that key each run's accuracies turned into numbers.
-        Where there is a ``step_times.json`` of the same setup beside it, that is under
+        If there is a ``step_times.json`` of the same setup beside it, its content is under
         ``step_times``, and each run's ``seconds_per_step`` is from there.
 
     Raises:
-        ValueError: if the folder holds no comparison, or a broken or an empty one.
+        ValueError: if the folder holds no comparison, or a damaged or empty one.
     """
     path = directory / "comparison.json"
     if not path.is_file():
         raise ValueError(
-            f"{directory} is no comparison: it has no {path.name}, "
+            f"{directory} is not a comparison: it has no {path.name}, "
             "which python -m experiments.compare writes"
         )
     comparison = read_json(path)
@@ -87,9 +87,9 @@ def _check_run(run: dict[str, Any], where: str) -> None:
     require(_RUN_KEYS, run, where)
     for key in _NUMBERS:
         if not isinstance(run[key], float | int | None):
-            raise TypeError(f"the {key} {run[key]!r} is no number")
+            raise TypeError(f"the {key} {run[key]!r} is not a number")
     if not isinstance(run["seed"], int):
-        raise TypeError(f"the seed {run['seed']!r} is no whole number")
+        raise TypeError(f"the seed {run['seed']!r} is not a whole number")
     words = [run["method"], run["path"], *run.get("options", ())]
     if not all(isinstance(word, str) for word in words):
         raise TypeError(f"{words!r} are not all words")
@@ -109,39 +109,39 @@ def _check_run(run: dict[str, Any], where: str) -> None:
 
 
 def _take_times(comparison: dict[str, Any], path: Path) -> None:
-    """Give each run the seconds per step of its method, None where that came later."""
+    """Give each run the seconds per step of its method, None for methods added later."""
     require(("seconds", "device", "commit"), comparison["step_times"], str(path))
-    # What one of the two doesn't tell came later.
+    # A setting that one of the two lacks was introduced later.
     setup = comparison.get("setup", {})
     timed = comparison["step_times"].get("setup", {})
     if any(setup.get(name, value) != value for name, value in timed.items()):
-        del comparison["step_times"]  # of other trainings, which stood here before
+        del comparison["step_times"]  # of other trainings, which were here before
         return
     seconds = comparison["step_times"]["seconds"]
     for run in comparison["runs"]:
-        told = seconds.get(str(Path(run["path"]).parent), {"median": None})
-        run["seconds_per_step"] = told["median"]
+        timing = seconds.get(str(Path(run["path"]).parent), {"median": None})
+        run["seconds_per_step"] = timing["median"]
 
 
 def _ball(found: dict[str, Any], where: str) -> dict[str, Any]:
     require(("robust", "verdict"), found, f"AutoAttack's part of {where}")
     if not isinstance(found["verdict"], str):
-        raise TypeError(f"{found['verdict']!r} is no verdict")
+        raise TypeError(f"{found['verdict']!r} is not a verdict")
     return {"robust": _accuracy(found["robust"]), "verdict": found["verdict"]}
 
 
 def _accuracy(value: object) -> float:
     if not isinstance(value, float | int):
-        raise TypeError(f"{value!r} is no accuracy")
+        raise TypeError(f"{value!r} is not an accuracy")
     return value
 
 
 def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return several comparisons as one, at the radii that all have.
 
-    Of different networks, its table has a column for them. AutoAttack's results may be there for
-    some of the methods alone, and so may times of steps measured in turns: the trainings' own are
-    then no longer told.
+    If their networks differ, the table has a column for them. Only some of the methods may have
+    results of AutoAttack, or times of steps that were measured in turns; in the latter case, the
+    trainings' own times are dropped.
 
     Args:
         comparisons: from `read`; of the same data, attacked alike at one radius at least.
@@ -164,8 +164,8 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len({run["network"] for run in runs}) == 1:
         runs = [{**run, "network": ""} for run in runs]
     examples = max(one.get("apgd_examples", 0) for one in comparisons)
-    told = {"norms": norms, "auto": auto, "apgd_examples": examples}
-    whole = {**comparisons[0], **told, "runs": runs}
+    attacks = {"norms": norms, "auto": auto, "apgd_examples": examples}
+    whole = {**comparisons[0], **attacks, "runs": runs}
     if timed:
         same = [times for times in timed if _clock(times) == _clock(timed[0])]
         commits = sorted({times["commit"] for times in same})
@@ -195,18 +195,18 @@ def _check_alike(comparisons: Sequence[dict[str, Any]]) -> None:
 
 
 def _auto(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what AutoAttack was told, at the radii that all have of those that it attacked."""
-    found = [told for one in comparisons if (told := one.get("auto", {})).get("norms")]
+    """Return AutoAttack's settings, with the radii common to all comparisons where it was used."""
+    found = [auto for one in comparisons if (auto := one.get("auto", {})).get("norms")]
     if not found:
         return {}
-    norms = _common([told["norms"] for told in found])
-    if not norms or any({**told, "norms": norms} != {**found[0], "norms": norms} for told in found):
+    norms = _common([auto["norms"] for auto in found])
+    if not norms or any({**auto, "norms": norms} != {**found[0], "norms": norms} for auto in found):
         raise ValueError(f"comparisons of different AutoAttack cannot share a table: {found}")
     return {**found[0], "norms": norms}
 
 
 def _common(balls: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Return by norm the radii that all have."""
+    """Return, by norm, the radii that all have."""
     first, *others = balls
     common = {
         norm: [radius for radius in radii if all(radius in one.get(norm, ()) for one in others)]
@@ -216,13 +216,13 @@ def _common(balls: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
 
 
 def _on_one_clock(comparison: dict[str, Any], timed: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what hides times that are not of the device on which the first ones were measured."""
+    """Return an entry that hides times measured on another device than the first ones."""
     same = timed and _clock(comparison.get("step_times", {})) == _clock(timed[0])
     return {} if same or not timed else {"seconds_per_step": None}
 
 
 def _clock(times: dict[str, Any]) -> list[Any]:
-    """Return what makes times comparable: the device by name, too, and what its environment set."""
+    """Return what has to be equal for times to be comparable: device, its name, environment."""
     return [times.get(name) for name in ("device", "device_name", "environment")]
 
 
@@ -231,12 +231,12 @@ def _network(comparison: dict[str, Any]) -> str:
 
 
 def setup_of(comparison: dict[str, Any]) -> dict[str, Any]:
-    """Return what the trainings of a comparison share.
+    """Return the settings that the trainings of a comparison share.
 
-    A setting that came after the file had its default, and one that went says nothing.
+    Settings introduced after the file was written had their defaults; removed ones are ignored.
     """
-    told = comparison.get("setup", {})
-    return {name: told.get(name, default) for name, default in asdict(Setup()).items()}
+    setup = comparison.get("setup", {})
+    return {name: setup.get(name, default) for name, default in asdict(Setup()).items()}
 
 
 def require(keys: Iterable[str], found: object, where: str) -> None:
@@ -247,7 +247,7 @@ def require(keys: Iterable[str], found: object, where: str) -> None:
 
 
 def radii_of(comparison: dict[str, Any]) -> list[tuple[str, float]]:
-    """Return the balls of PGD and APGD, norm and radius."""
+    """Return the balls of PGD and APGD as pairs of norm and radius."""
     return [(norm, radius) for norm, radii in comparison["norms"].items() for radius in radii]
 
 

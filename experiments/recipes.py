@@ -1,4 +1,4 @@
-"""What is used for a data set where the command line is silent."""
+"""The defaults of each data set, for what the command line does not specify."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ class Recipe:
 
     Attributes:
         epochs, batch_size, warmup_epochs: as in `Setup`.
-        strengths: of the methods for which it is not the usual one; which ones are tuned, on a
-            validation split, is told in experiments/README.md.
+        strengths: those of methods whose strength is not the usual one; experiments/README.md says
+            which ones are tuned, on a validation split.
         step: h of the methods that take a step, in input units.
-        steps: likewise, of those methods for which it is another.
+        steps: h of those methods for which it differs from ``step``.
         radii: ε by norm, for evaluating.
     """
 
@@ -67,12 +67,12 @@ RECIPES = {
 
 
 def recipe(data: str) -> Recipe:
-    """Return the defaults of a data set; one that was never tuned gets general ones."""
+    """Return the defaults of a data set, general ones if it was never tuned."""
     return RECIPES.get(data, Recipe())
 
 
 def chosen_radii(data: str, **given: Sequence[float] | None) -> dict[str, tuple[float, ...]]:
-    """Return the radii by norm in growing order, the data set's where none are given.
+    """Return the radii by norm in increasing order, the data set's where none are given.
 
     Raises:
         ValueError: if a radius is not positive, or there is none.
@@ -88,7 +88,7 @@ def chosen_radii(data: str, **given: Sequence[float] | None) -> dict[str, tuple[
         radii[norm] = tuple(sorted(set(values)))
     if not any(radii.values()):
         raise ValueError(
-            "there is no radius to attack with: give l2 or linf one, or leave both out for those "
-            "of the data set"
+            "there is no radius to attack with: give one for l2 or linf, or leave both out for "
+            "those of the data set"
         )
     return radii

@@ -1,9 +1,9 @@
-"""The folder of a run: what a training leaves and everything after it reads.
+"""The folder of a run: what a training leaves there for everything after it to read.
 
-``config.json`` (what decided the result, and where it was made), ``metrics.jsonl`` (a line of means
-every few steps), ``checkpoints``, ``weights.npz``, ``training.json`` (how it ended),
+``config.json`` (what determined the result, and where it was made), ``metrics.jsonl`` (a line of
+means every few steps), ``checkpoints``, ``weights.npz``, ``training.json`` (how it ended),
 ``evaluation.json`` and ``landscape.npz``; ``diverged.json`` if the training did. ``lock`` keeps
-other processes off.
+other processes out.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from hessjax.objective import Apply
 _CONFIG = "config.json"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _TRAINED = (METRICS, "weights.npz", "training.json", "diverged.json")
-# What is measured of the weights, as patterns.
+# Files with measurements of the weights, as patterns.
 _MEASURED = ("evaluation.json", "landscape.npz", "distances.npz", "apgd.json", "auto_attack*")
 _LOCK = "lock"
 
@@ -57,12 +57,12 @@ class Run(NamedTuple):
 
     @property
     def logits_fn(self) -> jax.tree_util.Partial:
-        """The network as attacks take it: networks of one architecture share what is compiled."""
+        """The network as attacks take it; those of one architecture share compiled programs."""
         return jax.tree_util.Partial(self.apply, self.params)
 
     @property
     def weights(self) -> str:
-        """A checksum of the weights: of two trainings into one folder, which one it is."""
+        """A checksum of the weights: tells apart successive trainings in the same folder."""
         digest = hashlib.sha256()
         for name in sorted(self.params):
             digest.update(name.encode())
@@ -71,7 +71,7 @@ class Run(NamedTuple):
 
 
 def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Return the arguments of `experiments.models.create` that a configuration means."""
+    """Return the arguments of `experiments.models.create` for a configuration."""
     mean, std = models.pixel_statistics(dataset.train_images)
     return {
         "name": config.model,
@@ -87,7 +87,7 @@ def architecture(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 @led
 def start(path: Path, config: Config, network: dict[str, Any]) -> None:
-    """Begin a run's folder, or begin it again if it holds one of the same configuration.
+    """Begin a run's folder, or begin it anew if it holds a run of the same configuration.
 
     Raises:
         ValueError: if the folder holds something else.
@@ -110,13 +110,13 @@ def check_free(path: Path, config: Config) -> None:
     """Raise unless the folder is empty, missing, or holds a run of this configuration.
 
     Raises:
-        ValueError: naming what else it holds.
+        ValueError: if it holds something else, naming that.
     """
     # A process that was killed may have left the beginning of a file.
     there = [file.name for file in path.iterdir()] if path.is_dir() else []
     begun = any(name != _LOCK and not name.endswith(UNFINISHED) for name in there)
     if begun and _CONFIG not in there:
-        raise ValueError(f"{path} holds something else than a run: name another folder")
+        raise ValueError(f"{path} holds something other than a run: name another folder")
     if begun and (other := read_config(path)) != config:
         before, after = dataclasses.asdict(other), dataclasses.asdict(config)
         changed = [f"{n} {before[n]}, not {v}" for n, v in after.items() if before[n] != v]
@@ -128,9 +128,9 @@ def check_free(path: Path, config: Config) -> None:
 
 @led
 def resume(path: Path) -> None:
-    """Note what goes on with a run, if it is another command, commit, version or device.
+    """Record what continues a run, if it is another command, commit, version or device.
 
-    What was measured of the weights so far is deleted: it is not of those to come.
+    Measurements of the weights so far are deleted: they will not apply to the final weights.
     """
     _forget(path)
     content = _read(path)
@@ -147,10 +147,10 @@ def _forget(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes off a folder.
+    """Keep other processes out of a folder.
 
     Raises:
-        OSError: if another process works on it, or it cannot be made.
+        OSError: if another process is working in it, or it cannot be created.
     """
     lock = FileLock(path / _LOCK, timeout=0)
     _take(lock, path)
@@ -167,12 +167,12 @@ def _take(lock: FileLock, path: Path) -> None:
         lock.acquire()
     except Timeout as error:
         raise OSError(
-            f"another process works on {path}: wait for its end, or name another folder"
+            f"another process is working in {path}: wait for it to end, or name another folder"
         ) from error
 
 
 def finish(path: Path, params: models.Params, training: dict[str, Any]) -> None:
-    """Keep the weights and how the training ended."""
+    """Save the weights and how the training ended."""
     write_arrays(path / "weights.npz", params)
     write_json(path / "training.json", training)
 
@@ -188,7 +188,7 @@ def read_config(path: Path) -> Config:
 
 @led
 def is_trained(path: Path, config: Config) -> bool:
-    """Tell whether the folder holds a whole training with this configuration."""
+    """Return whether the folder holds a completed training with this configuration."""
     try:
         if not (path / "weights.npz").is_file() or read_config(path) != config:
             return False
@@ -201,7 +201,7 @@ def load(path: Path) -> Run:
     """Read a trained network.
 
     Raises:
-        ValueError: if the folder holds no run, or not its weights.
+        ValueError: if the folder holds no run, or not the weights of one.
     """
     content, params, training = _left(path)
     config = _config(path, content)
@@ -225,7 +225,7 @@ def load(path: Path) -> Run:
 
 @led
 def _left(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
-    """Read what a training left: config.json, a configuration in it, weights and how it ended."""
+    """Read what a training left: config.json with a valid configuration, weights, how it ended."""
     content = _read(path)
     _config(path, content)
     for name in ("weights.npz", "training.json"):
@@ -244,7 +244,7 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / _CONFIG
     if not file.is_file():
         raise ValueError(
-            f"{path} is no run directory: it has no config.json, "
+            f"{path} is not a run directory: it has no config.json, "
             "which python -m experiments.train writes"
         )
     return read_json(file)
@@ -255,5 +255,5 @@ def _config(path: Path, content: dict[str, Any]) -> Config:
         return Config(**content["config"])
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}/config.json holds other settings than a run's: {error}"
+            f"{path}/config.json holds settings other than a run's: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""A training under way: its loop, and what it keeps of itself in the run's folder."""
+"""A training in progress: its loop, and what it saves in the run's folder."""
 
 import dataclasses
 import sys
@@ -26,17 +26,17 @@ from hessjax import TrainState
 from hessjax.training import Step
 
 _LOG_EVERY = 20
-# So many steps in a row without a finite loss and gradient end a training.
+# This many steps in a row without a finite loss and gradient end a training.
 _MOST_REFUSED = 10
 _DIVERGED = "diverged.json"
 
 
 class DivergedError(ArithmeticError):
-    """Loss or gradient are no numbers any more; the run's folder keeps the weights before."""
+    """Loss or gradient is no longer finite; the run's folder keeps the weights from before."""
 
 
 def check_converging(path: Path) -> None:
-    """Raise if the training in a folder diverged: to go on would not change that.
+    """Raise if the training in a folder diverged: continuing would not change that.
 
     Raises:
         DivergedError: naming the steps.
@@ -61,15 +61,15 @@ class Session:
     Attributes:
         path: the run's folder.
         config: its configuration.
-        state: after the steps so far; its optimizer is one of `optax.apply_if_finite`.
-        step: of `hessjax.train_step`.
-        batch: from the numbers of its examples.
-        indices: from a step's number, from 0, the numbers of its examples.
+        state: after the steps so far; its optimizer is wrapped by `optax.apply_if_finite`.
+        step: from `hessjax.train_step`.
+        batch: from the indices of examples to the batch of them.
+        indices: from a step's number, counted from 0, to the indices of its examples.
         total: steps of the whole training.
         steps_per_epoch: for the metrics.
         checkpoint_every: steps between checkpoints.
         log: of its metrics.
-        look: from the parameters to what a line of the metrics is to tell besides.
+        look: from the parameters to what else a line of the metrics should contain.
         checkpoints: where it is saved.
         before: seconds that earlier sessions took.
     """
@@ -89,11 +89,11 @@ class Session:
     before: float
 
     def run(self) -> dict[str, Any]:
-        """Take the steps that are left; returns and raises as `experiments.train.train`."""
-        # A lap that has more of the lazy steps than others takes longer.
+        """Take the remaining steps; returns and raises as `experiments.train.train` does."""
+        # A lap in which the lazy penalty is due more often than in others takes longer.
         laps = Laps(first := int(self.state.step), alike=_LOG_EVERY % self.config.every == 0)
         training: dict[str, Any] = {"completed": False, "steps": first}
-        # A step donates its old buffers: what an interruption is to leave lies on the host.
+        # A step donates its old buffers: what an interruption should leave is kept on the host.
         kept = jax.device_get(self.state.params)
         try:
             with noted() as signals, self._bar() as bar:
@@ -103,7 +103,7 @@ class Session:
                     writes = number in {1, self.total} or len(self.log) >= _LOG_EVERY
                     saves = number % self.checkpoint_every == 0 or number == self.total
                     stop = heard(signals, now=writes or saves)
-                    # The first step is awaited by itself, for it is the one that compiles.
+                    # The first step is awaited by itself, because it is the one that compiles.
                     if not (writes or saves or stop) and number > first + 1:
                         continue
                     refused = self.log.refused()
@@ -113,8 +113,8 @@ class Session:
                         with laps.paused():
                             looks = self.look(self.state.params)
                         line = self.log.write((number - 1) // self.steps_per_epoch, looks)
-                        told = {name: f"{value:.3g}" for name, value in line.items()}
-                        bar.set_postfix(told, refresh=False)
+                        values = {name: f"{value:.3g}" for name, value in line.items()}
+                        bar.set_postfix(values, refresh=False)
                     bar.update(number - bar.n)
                     if len(refused) >= _MOST_REFUSED:
                         self._give_up(refused, laps)
@@ -122,7 +122,7 @@ class Session:
                         self._save(laps, needed=bool(stop))
                     if stop and number < self.total:
                         raise Interrupted(stop)
-                # One that came with the last step ends the program, not the training.
+                # A signal during the last step ends the program, but the training is complete.
                 stop = heard(signals, now=True)
             training["completed"] = True
         finally:
@@ -131,7 +131,7 @@ class Session:
             training["seconds_per_step"] = laps.seconds_per_step
             if training["completed"]:
                 led(runs.finish)(self.path, kept, training)
-            elif leads():  # alone, for the others may be elsewhere
+            elif leads():  # alone, because the others may be at another point
                 runs.finish(self.path, kept, training)
         if stop:
             raise Interrupted(stop)
@@ -140,11 +140,11 @@ class Session:
     def _advance(self, number: int) -> None:
         self.state, metrics = self.step(self.state, self.batch(self.indices(number - 1)))
         refused = optax.tree.get(self.state.opt_state, "notfinite_count")
-        # Copied, for the next step donates it.
+        # Copied, because the next step donates it.
         self.log.add(number, metrics, jnp.copy(refused))
 
     def _save(self, laps: Laps, *, needed: bool) -> None:
-        """Write a checkpoint; one that isn't needed now may fail, say on a full disk."""
+        """Write a checkpoint; one that is not needed right now may fail, say on a full disk."""
         progress = {
             "config": dataclasses.asdict(self.config),
             "seconds": self.before + laps.seconds,
@@ -156,17 +156,17 @@ class Session:
         except OSError as error:
             if needed:
                 raise
-            print(f"warning: {error}; the training goes on without it", file=sys.stderr)
+            print(f"warning: {error}; the training continues without it", file=sys.stderr)
 
     def _give_up(self, refused: list[int], laps: Laps) -> None:
-        """Say which steps and examples had no finite loss and gradient, and stop."""
+        """Record which steps and examples had no finite loss or gradient, and stop."""
         examples = {str(number): self.indices(number - 1).tolist() for number in refused}
         led(write_json)(self.path / _DIVERGED, {"steps": refused, "examples": examples})
         self._save(laps, needed=False)
         check_converging(self.path)
 
     def _bar(self) -> tqdm:
-        """Return a progress bar in images."""
+        """Return a progress bar that counts images."""
         return progress_bar(
             total=self.total,
             desc=f"{self.config.data} {self.config.name} seed {self.config.seed}",

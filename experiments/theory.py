@@ -1,4 +1,4 @@
-"""Hold the theory against trained networks: distances, and the honesty of the norm's estimate."""
+"""Test the theory on trained networks: distances, and the reliability of the norm's estimate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from experiments.markdown import NOTHING, markdown, number
 from experiments.trends import Distances, calibration
 
 _ARRAYS = "distances.npz"
-# Of the examples, by their estimate, in the figure.
+# Number of groups of examples, by their estimate, in the figure.
 _GROUPS = 10
 _TITLES = {
     "loss_first": "loss, first order",
@@ -31,7 +31,7 @@ _TITLES = {
     "margin_first": "margins, first order",
     "margin_second": "margins, second order",
 }
-# An estimate of the norm is off, and a residual warns of it, from this share of the norm on.
+# From this share of the norm on, an estimate of it is off, and a residual warns of that.
 _OFF = 0.1
 
 
@@ -43,23 +43,23 @@ def main(
     out: Path = Path("runs/theory.json"),
     data_dir: Path | None = None,
 ) -> None:
-    """Hold estimates of the distance to the decision boundary against what attacks find.
+    """Compare estimates of the distance to the decision boundary with what attacks find.
 
-    The ℓ₂ distance estimated from gap and gradient (first order), and with curvature (second
-    order), of the loss and of all margins, against the nearest of the points that FAB, DDN
-    (foolbox) and APGD in shrinking balls find. Needs the extra hessjax[reference]. A run that is in
-    the file already is not measured again, unless its folder has no arrays of these examples.
+    The ℓ₂ distance is estimated to first order, from gap and gradient, and to second order, with
+    curvature, of the loss and of all margins. It is compared with the nearest of the points that
+    FAB, DDN (foolbox) and APGD in shrinking balls find. Needs the extra hessjax[reference]. A run
+    that is in the file already is not measured again, unless its folder lacks the arrays.
 
     Args:
         run: folders that experiments.train wrote.
-        num_examples: this many of the test set, or of the examples held out, the first that are
-            rightly classified.
-        out: the JSON file that a summary of each run is added to; arrays go into RUN/distances.npz,
-            and a calibration plot of the runs, with the ending .png, beside the file.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        num_examples: how many examples of the test set, or of the held-out examples, the first ones
+            that are correctly classified.
+        out: the JSON file that a summary of each run is added to. Arrays go into RUN/distances.npz,
+            and a calibration plot of the runs goes beside the JSON file, with the ending .png.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     if out.suffix == ".png":
-        raise ValueError(f"out must not end with .png, for the plot does, got {out}")
+        raise ValueError(f"out must not end with .png, because the plot does, got {out}")
     if len({runs.read_config(path).validation for path in run}) > 1:
         raise ValueError(
             "the runs held out different numbers of examples, so they have no images in common"
@@ -83,12 +83,12 @@ def held(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, Any]:
 
 
 def _origin(run: runs.Run, num_examples: int) -> dict[str, Any]:
-    """Return what tells the arrays of a measurement from those of another one."""
+    """Return what distinguishes the arrays of one measurement from those of another."""
     return {"num_examples": num_examples, "weights": run.weights}
 
 
 def _arrays(run: runs.Run, num_examples: int) -> dict[str, np.ndarray] | None:
-    """Return the arrays in a run's folder, None if they are gone, damaged or of other things."""
+    """Return the arrays in a run's folder, None if missing, damaged or of another measurement."""
     try:
         arrays = read_arrays(run.path / _ARRAYS)
     except (FileNotFoundError, ValueError):
@@ -106,12 +106,12 @@ def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
     """Draw estimated against found distances of networks whose arrays are in their folders.
 
     Raises:
-        ValueError: if a folder does not hold those of so many examples and of its weights.
+        ValueError: if a folder lacks the arrays of this many examples for its weights.
     """
     alike: dict[Config, list[dict[str, np.ndarray]]] = {}
     for run in measured:
         arrays = _arrays(run, num_examples)
-        if arrays is None:  # another process was there
+        if arrays is None:  # another process replaced them
             raise ValueError(
                 f"{run.path / _ARRAYS} holds no distances of {num_examples} examples of this "
                 "network: the same command measures them again"
@@ -143,14 +143,14 @@ def summary(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what a table shows of `measure`: numbers over the examples.
 
     Returns:
-        ``num_right``, of the examples; means ``found``, ``gradient_norm``, ``hessian_norm``; for
-        each of `ESTIMATES` its ``rank_correlation`` (Spearman) with the found distance, None if one
-        of the two is constant, the median ``ratio`` to it, None if infinite, and the share
-        ``too_large`` of examples where it exceeds it, which makes it no certificate;
-        ``curvature_correlation``, of the Hessian's norm with the found distance; of the norm's
+        ``num_right``, the number of examples; means ``found``, ``gradient_norm``, ``hessian_norm``;
+        for each of `ESTIMATES` its ``rank_correlation`` (Spearman) with the found distance, None if
+        either is constant, the median ``ratio`` to it, None if infinite, and the share
+        ``too_large`` of examples where it exceeds it and so is not a certificate;
+        ``curvature_correlation``, of the Hessian's norm with the found distance; for the norm's
         default estimate, the share that is ``off`` by more than a tenth, the share of these that
-        the residual ``warned`` of, and the share of all the warnings that were ``false_alarms``,
-        None where there are none.
+        the residual ``warned`` of, and the share of all warnings that were ``false_alarms``, the
+        last two None where there are none.
     """
     found, norm = arrays["found"], arrays["hessian_norm"]
     off = arrays["one_product"] < (1 - _OFF) * norm
@@ -203,7 +203,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
 def _labels(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the method of each, and how its training differs from others on the same data.
 
-    What was measured before a training's setup was told has its method alone.
+    Cells from before the setup was recorded get the method alone.
     """
     setups = [cell.get("setup", {}) for cell in cells]
     labels = []
@@ -215,14 +215,14 @@ def _labels(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _mean(cells: Sequence[Any], *path: str) -> float | None:
-    """Return the mean of what is there of a number, None if there is none."""
+    """Return the mean of a number over the cells that have it, None if none has."""
     values = [reduce(getitem, path, cell) for cell in cells]
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
 
 def across(cells: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the rank correlation of mean norm and mean found distance over the networks."""
+    """Return the rank correlation, over the networks, of mean norm and mean found distance."""
     norms, distances = np.array([(cell["hessian_norm"], cell["found"]) for cell in cells]).T
     return _rank_correlation(norms, distances)
 

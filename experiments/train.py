@@ -38,7 +38,7 @@ _LEAST_BETWEEN_CHECKPOINTS = 100
 _ALWAYS = np.iinfo(np.int32).max
 
 
-@ending("--resume goes on from what is kept")
+@ending("--resume continues from what was kept")
 def main(
     config: tyro.conf.OmitArgPrefixes[Config],
     *,
@@ -51,27 +51,27 @@ def main(
     data_dir: Path | None = None,
     manual_dir: Path | None = None,
 ) -> None:
-    """Train one network and leave it in a folder.
+    """Train one network and save it in a folder.
 
-    The folder holds config.json, metrics.jsonl, weights.npz, training.json and checkpoints. Ctrl-C
-    and SIGTERM finish the step and save it; --resume goes on from there, or from the last
-    checkpoint, to the same end as without the interruption. For example:
+    The folder holds config.json, metrics.jsonl, weights.npz, training.json and checkpoints. On
+    Ctrl-C or SIGTERM, the current step is finished and saved; --resume continues from there, or
+    from the last checkpoint, to the same result as without the interruption. For example:
 
         python -m experiments.train --data digits --method hessian --strength 1 --out runs/first
         python -m experiments.evaluate runs/first
 
     Args:
-        config: what decides the result.
+        config: the settings that determine the result.
         out: the folder; runs/DATA/METHOD/seed-SEED if not given.
-        resume: go on from the newest whole checkpoint, or begin if there is none. Without it a
-            run of the same settings is trained anew, and what was measured of it deleted.
-        checkpoint_every: steps between checkpoints; an epoch's, but at least 100, if not given.
-        watch: measure gradient and curvature of so many test images during the training, too.
-        num_devices: devices that share each batch; all if not given, but one of a CPU's.
-        distributed: join the processes that Slurm, Open MPI, Kubernetes, a TPU pod or the
-            environment tells of, each given this same command; see experiments/README.md.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
-        manual_dir: folder of the data set's original files, where they cannot be downloaded.
+        resume: continue from the newest intact checkpoint, or start if there is none. Without it, a
+            run of the same settings is trained anew, and its measurements are deleted.
+        checkpoint_every: steps between checkpoints; an epoch, but at least 100, if not given.
+        watch: during training, also measure gradient and curvature at this many test images.
+        num_devices: devices that share each batch; all if not given, but only one on a CPU.
+        distributed: run as one of several processes with this same command, as announced by Slurm,
+            Open MPI, Kubernetes, a TPU pod or the environment; see experiments/README.md.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        manual_dir: folder with the data set's original files, if they cannot be downloaded.
     """
     if distributed:
         start()
@@ -100,31 +100,31 @@ def train(
     watch: int = 0,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
-    """Train a network and leave it in a folder.
+    """Train a network and save it in a folder.
 
     Args:
         config: a resolved configuration.
         dataset: its data.
         path: the run's folder, see `experiments.runs`.
-        resume: go on from the newest whole checkpoint there, if there is one.
-        checkpoint_every: steps between checkpoints; an epoch's, but at least 100, if not given.
-        watch: each line of the metrics is to tell the means of ‖∇f‖₂ and ‖∇²f‖ (from below, by
-            five Lanczos products) over so many test images, the first; of none if 0. What that
-            takes is no part of ``seconds_per_step``.
-        mesh: devices that share each batch, the default one if not given; they change no result
-            beyond rounding.
+        resume: continue from the newest intact checkpoint there, if there is one.
+        checkpoint_every: steps between checkpoints; an epoch, but at least 100, if not given.
+        watch: number of test images, the first ones, over which each line of the metrics also gives
+            the means of ‖∇f‖₂ and ‖∇²f‖ (from below, by five Lanczos products); 0 for none. The
+            time this takes is not part of ``seconds_per_step``.
+        mesh: devices that share each batch, the default one if not given; they change results by
+            rounding only.
 
     Returns:
         What ``training.json`` holds: ``steps`` taken; ``completed``, False after an interruption;
         ``seconds`` in all; ``compile_seconds``, the first step's; ``seconds_per_step``, the median
-        of the others, None if there were none. Of the last two, those since the last resumption.
+        of the others, None if there were none. The last two only count since the last resumption.
 
     Raises:
         ValueError: if a setting is out of range, or the folder holds another run.
-        OSError: if another process works on the folder, or it cannot be written to.
-        DivergedError: if loss or gradient are not finite for ten steps in a row; the folder then
-            keeps the weights before them, and which steps and examples they were.
-        Interrupted: after SIGINT or SIGTERM, when the step is finished and saved.
+        OSError: if another process is using the folder, or it cannot be written to.
+        DivergedError: if loss or gradient is not finite for ten steps in a row; the folder then
+            keeps the weights from before them, and lists these steps and their examples.
+        Interrupted: after SIGINT or SIGTERM, once the step is finished and saved.
     """
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
@@ -160,11 +160,11 @@ def train(
         else:
             check_converging(path)
             runs.resume(path)
-            # Copied, for steps donate their buffers.
+            # Copied, because steps donate their buffers.
             state, seconds = jax.tree.map(jnp.array, found.state), found.progress["seconds"]
             log.go_on(found.progress["log"])
             if leads():
-                print(f"{path}: going on after step {int(state.step)}", file=sys.stderr)
+                print(f"{path}: continuing after step {int(state.step)}", file=sys.stderr)
         return Session(
             path=path,
             config=config,
@@ -190,7 +190,7 @@ def _newest(path: Path, like: TrainState) -> Snapshot | None:
 
 
 def first_step(config: Config, dataset: Dataset) -> tuple[Apply, Step, TrainState]:
-    """Return a training's network, its step, and the state that the first of them starts from.
+    """Return a training's network, its step function, and the state that its first step takes.
 
     Raises:
         ValueError: if a setting does not fit the data.

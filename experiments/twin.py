@@ -16,8 +16,8 @@ with of_extra("reference"):
     from torch import nn
     from torch.nn.utils import skip_init
 
-# Beyond this input PyTorch takes softplus for the identity. Its default of 20 costs half of the
-# digits of double precision, 40 none.
+# Beyond this input PyTorch replaces softplus by the identity. Its default of 20 costs half of the
+# digits of double precision, 40 costs none.
 _THRESHOLD = 40
 
 
@@ -41,10 +41,10 @@ class Normalize(nn.Module):
 def torch_twin(
     architecture: Mapping[str, Any], params: Params, *, dtype: torch.dtype = torch.float32
 ) -> nn.Sequential:
-    """Build the PyTorch network of the same weights.
+    """Build the PyTorch network with the same weights.
 
-    Of plain layers, as one would write it in PyTorch: what attacks written for PyTorch are timed
-    on, beside those of hessjax on the original.
+    It consists of plain layers, as one would write it in PyTorch: attacks written for PyTorch are
+    timed on it, and those of hessjax on the original.
 
     Args:
         architecture: the arguments of `experiments.models.create`, as `runs.Run` has them.
@@ -72,7 +72,7 @@ def torch_twin(
     ]
     layers: list[nn.Module] = [Normalize(*statistics)]
     for kernel, bias in _weights(params, "convolutions"):
-        # SAME padding of 4 with stride 2: one pixel on each side, and one more behind an odd size.
+        # SAME padding for size 4, stride 2: a pixel on each side, and one more after an odd size.
         if height % 2 or width % 2:
             layers.append(nn.ZeroPad2d((0, width % 2, 0, height % 2)))
         *_, channels, features = kernel.shape
@@ -92,7 +92,7 @@ def torch_twin(
     for kernel, vector in [(first, bias), *others]:
         layer = skip_init(nn.Linear, *kernel.shape, dtype=dtype)
         layers += [_filled(layer, kernel.T, vector), activation()]
-    # The logits are those of the last layer, before an activation.
+    # The logits are the output of the last layer, without an activation.
     return nn.Sequential(*layers[:-1]).requires_grad_(requires_grad=False).eval()
 
 
@@ -115,7 +115,7 @@ def _activation(architecture: Mapping[str, Any]) -> partial[nn.Module]:
     }
     name = architecture["activation"]
     if name not in activations:
-        raise ValueError(f"unknown activation {name!r}: there are {', '.join(activations)}")
+        raise ValueError(f"unknown activation {name!r}: expected one of {', '.join(activations)}")
     return activations[name]
 
 

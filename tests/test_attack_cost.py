@@ -206,7 +206,7 @@ def test_another_file_is_refused_before_any_training(monkeypatch, tmp_path):
 def test_a_folder_that_is_no_run_gets_one_sentence(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         call(tmp_path)
-    assert "is no run directory" in str(stopped.value.code)
+    assert "is not a run directory" in str(stopped.value.code)
 
 
 def test_an_unknown_norm_is_refused(run, capsys):

@@ -123,7 +123,7 @@ def test_it_goes_on_where_it_was_interrupted(run, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         call(run, 0.3)
     assert stopped.value.code == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command continues from here" in capsys.readouterr().err
     assert len(list(run.glob("auto_attack.l2-0.3.*.part.npz"))) == 1
 
     resumed = []
@@ -170,12 +170,12 @@ def test_results_whose_arrays_are_gone_are_found_again(run, capsys):
     both = call(run, 0.1, 0.3)
     (run / "auto_attack.npz").write_bytes(older)
     again = call(run, 0.1, 0.3)["results"]["l2"]
-    assert "auto_attack.npz: without l2 0.3, which" in capsys.readouterr().err
+    assert "auto_attack.npz lacks l2 0.3, to be" in capsys.readouterr().err
     assert again["0.1"] == first["results"]["l2"]["0.1"]
     assert again["0.3"]["broken_by"] == both["results"]["l2"]["0.3"]["broken_by"]
     (run / "auto_attack.npz").unlink()
     assert call(run, 0.1)["results"]["l2"]["0.1"]["broken_by"] == again["0.1"]["broken_by"]
-    assert "auto_attack.npz: without l2 0.1, 0.3, which" in capsys.readouterr().err
+    assert "auto_attack.npz lacks l2 0.1, 0.3, to be" in capsys.readouterr().err
     write_json(run / "auto_attack.json", {"attack": first["attack"]})
     assert call(run, 0.1)["results"]["l2"]["0.1"]["robust"] == again["0.1"]["robust"]
 

@@ -200,13 +200,13 @@ def test_what_is_shown_is_drawn_again_in_its_own_ball(folder, tmp_path):
         ),
         (["--apgd-examples", "451"], "apgd_examples must be from 1 to 450, the number of test"),
         (["--methods"], "a comparison needs at least one method and one seed"),
-        (["--methods", "hesian"], "unknown method 'hesian': there are none, gradient"),
+        (["--methods", "hesian"], "unknown method 'hesian': expected one of none, gradient"),
         (["--l2", "-1"], "a radius of l2 must be a finite positive number, got -1"),
         (["--linf", "nan"], "a radius of linf must be a finite positive number, got nan"),
         (["--methods", "hessian:1", "hessian:1.0000001"], "hessian:1 is there twice"),
         (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
         (["--data", "minst!"], "unknown data set 'minst!'"),
-        (["--l2", "--linf"], "there is no radius to attack with: give l2 or linf one"),
+        (["--l2", "--linf"], "there is no radius to attack with: give one for l2 or linf"),
         (["--apgd-examples", "-1"], "apgd_examples must be at least 0, got -1"),
         (["--auto-l2", "-1"], "a radius of l2 must be a finite positive number, got -1"),
         (["--auto-examples", "9"], "auto_examples needs a radius for AutoAttack"),
@@ -347,7 +347,7 @@ def test_damaged_or_diverged_runs_are_told(folder, tmp_path, monkeypatch, capsys
 def test_evaluating_what_is_no_run_is_told(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         tyro.cli(evaluate.main, args=[str(tmp_path / "nowhere")])
-    assert "is no run directory: it has no config.json" in str(stopped.value.code)
+    assert "is not a run directory: it has no config.json" in str(stopped.value.code)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -359,7 +359,7 @@ def test_weights_are_read_when_no_other_process_can_train_further(
     out, read_run, seen = shutil.copytree(folder, tmp_path / "out"), runs.load, []
 
     def checked(path):
-        with pytest.raises(OSError, match="another process works on"), runs.locked(path):
+        with pytest.raises(OSError, match="another process is working in"), runs.locked(path):
             pass
         seen.append(path)
         return read_run(path)
@@ -463,7 +463,7 @@ def test_an_interrupted_training_goes_on_by_the_same_command(tmp_path, monkeypat
     assert stopped.value.code == 143
     monkeypatch.setattr(session.Session, "run", run)
     tyro.cli(compare.main, args=arguments)
-    assert f"{tmp_path / 'none' / 'seed-0'}: going on after step 1" in capsys.readouterr().err
+    assert f"{tmp_path / 'none' / 'seed-0'}: continuing after step 1" in capsys.readouterr().err
     assert read_json(tmp_path / "none" / "seed-0" / "training.json")["completed"]
 
 
@@ -475,4 +475,4 @@ def test_a_second_process_in_the_same_folder_is_refused(folder):
     ):
         with runs.locked(path), pytest.raises(SystemExit) as stopped:
             tyro.cli(main, args=arguments)
-        assert f"another process works on {path}" in str(stopped.value.code)
+        assert f"another process is working in {path}" in str(stopped.value.code)

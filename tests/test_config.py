@@ -82,7 +82,7 @@ def test_a_method_is_read_with_its_numbers(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hesian", "unknown method 'hesian': there are none, gradient, hessian"),
+        ("hesian", "unknown method 'hesian': expected one of none, gradient, hessian"),
         ("hessian:two", "'hessian:two' must be a method, method:strength or"),
         ("hessian:", "'hessian:' must be a method, method:strength or"),
         ("hessian:1,every", "'hessian:1,every' must be a method, .* ,weight=... or ,norm=... or"),
@@ -100,7 +100,7 @@ def test_a_wrong_method_is_told(text, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"method": "ridge"}, "unknown method 'ridge': there are none, "),
+        ({"method": "ridge"}, "unknown method 'ridge': expected one of none, "),
         ({"strength": -1.0}, "strength must be a finite number, at least 0, got -1"),
         ({"strength": math.nan}, "strength must be a finite number, at least 0, got nan"),
         ({"method": "none", "strength": 1.0}, "the method 'none' takes no strength, got 1"),
@@ -129,16 +129,16 @@ def test_a_wrong_method_is_told(text, message):
             {"epochs": 3, "warmup_epochs": 4.0},
             "warmup_epochs must be at most the 3 epochs .* got 4",
         ),
-        ({"model": "vit"}, "unknown model 'vit': there are mlp, cnn"),
-        ({"activation": "swish"}, "unknown activation 'swish': there are relu, softplus, gelu, ta"),
-        ({"precision": "float16"}, "unknown precision 'float16': there are float32, bfloat16"),
+        ({"model": "vit"}, "unknown model 'vit': expected one of mlp, cnn"),
+        ({"activation": "swish"}, "unknown activation 'swish': expected one of relu, softplus"),
+        ({"precision": "float16"}, "unknown precision 'float16': expected one of float32, bf"),
         ({"weight": 1.0}, "the method 'hessian' takes no weight, got 1"),
         (
             {"method": "trades", "weight": -1.0},
             "weight must be a finite number, at least 0, got -1",
         ),
         ({"norm": "linf"}, "the method 'hessian' takes no norm, got linf"),
-        ({"norm": "l1"}, "unknown norm 'l1': there are l2, linf"),
+        ({"norm": "l1"}, "unknown norm 'l1': expected one of l2, linf"),
     ],
 )
 def test_a_wrong_number_is_told(wrong, message):

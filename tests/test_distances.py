@@ -197,7 +197,7 @@ def test_runs_are_measured_once_and_arrays_kept(
     write_json(other / "config.json", content)
     with pytest.raises(SystemExit, match="the runs held out different numbers of examples"):
         tyro.cli(theory.main, args=[str(copy), str(other), *arguments[1:]])
-    with runs.locked(copy), pytest.raises(SystemExit, match="another process works on"):
+    with runs.locked(copy), pytest.raises(SystemExit, match="another process is working in"):
         tyro.cli(theory.main, args=[*arguments, "--num-examples", "6"])
     for count in ("0", "451"):
         sentence = (
@@ -207,7 +207,7 @@ def test_runs_are_measured_once_and_arrays_kept(
             tyro.cli(theory.main, args=[*arguments, "--num-examples", count])
     with pytest.raises(SystemExit, match="error: no run is named, expected a folder"):
         tyro.cli(theory.main, args=arguments[1:])
-    with pytest.raises(SystemExit, match=r"out must not end with \.png, for the plot does, got"):
+    with pytest.raises(SystemExit, match=r"out must not end with \.png, because the plot does"):
         tyro.cli(theory.main, args=[*arguments[:-1], str(tmp_path / "theory.png")])
 
 

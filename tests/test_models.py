@@ -299,9 +299,9 @@ def test_pixel_statistics():
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"name": "resnet"}, "unknown model 'resnet': there are mlp, cnn"),
-        ({"activation": "elu"}, "unknown activation 'elu': there are relu, softplus, gelu, tanh"),
-        ({"precision": "half"}, "unknown precision 'half': there are float32, bfloat16"),
+        ({"name": "resnet"}, "unknown model 'resnet': expected one of mlp, cnn"),
+        ({"activation": "elu"}, "unknown activation 'elu': expected one of relu, softplus, gelu"),
+        ({"precision": "half"}, "unknown precision 'half': expected one of float32, bfloat16"),
         ({"input_shape": (8, 8)}, r"inputs of shape \(8, 8\)"),
         ({"input_shape": (8, 0, 1)}, r"inputs of shape \(8, 0, 1\)"),
         ({"num_classes": 1}, "1 classes"),

@@ -133,7 +133,7 @@ def test_without_a_run_there_is_nothing_to_do(idle, tmp_path):
 
 def test_all_is_looked_at_before_the_first_attack(idle, run, in_bfloat16, tmp_path):
     out = ["--out", tmp_path / "x.json"]
-    assert "nothing is no run directory" in refused(idle, run, tmp_path / "nothing", *out)
+    assert "nothing is not a run directory" in refused(idle, run, tmp_path / "nothing", *out)
     assert "computes in bfloat16" in refused(idle, run, in_bfloat16, *out)
     assert "epsilon must be" in refused(idle, run, run, "--epsilon", 1, -1, *out)
     assert not (tmp_path / "x.json").exists()
@@ -158,7 +158,7 @@ def test_results_are_not_added_to_something_else(idle, run, tmp_path):
         write_json(out, content)
         told = refused(idle, run, "--out", out)
         assert told == (
-            f"error: {out} holds something else than this program's results: name another file"
+            f"error: {out} holds something other than this program's results: name another file"
         )
         assert read_json(out) == content
 

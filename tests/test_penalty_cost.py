@@ -61,7 +61,7 @@ def test_unknown_names_of_steps(reference, name, monkeypatch):
     monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))
     with pytest.raises(SystemExit) as stopped:
         penalty_cost.main(steps=("none", name), reference=reference)
-    message, there = str(stopped.value.code).split(": there are ")
+    message, there = str(stopped.value.code).split(": expected some of ")
     assert message == f"error: unknown steps {shlex.quote(name)}"
     told = shlex.split(there)
     # A name with commas and spaces is one word.
@@ -206,7 +206,7 @@ def test_given_images_go_before_those_of_a_quick_run(monkeypatch, given, expecte
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        (partial(penalty_cost.main, (Path("nowhere"),)), "nowhere is no run directory"),
+        (partial(penalty_cost.main, (Path("nowhere"),)), "nowhere is not a run directory"),
         (partial(penalty_cost.main, batch_size=0), "batch_size must be at least 1, got 0"),
         (partial(penalty_cost.main, repeats=9), "repeats must be at least 10, got 9"),
         (partial(penalty_cost.main, num_images=451), "num_images must be from 1 to 450, the num"),
@@ -216,7 +216,7 @@ def test_given_images_go_before_those_of_a_quick_run(monkeypatch, given, expecte
             partial(
                 penalty_cost.main, out=records.RESULTS / "cpu-amd-epyc-1-core" / "scaling.json"
             ),
-            ".* holds something else than the results of penalty_cost",
+            ".* holds something other than the results of penalty_cost",
         ),
     ],
     ids=["run", "batch", "repeats", "images", "none", "folder", "other"],

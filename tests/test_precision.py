@@ -69,7 +69,7 @@ def test_what_is_0_has_no_relative_error(run, monkeypatch):
     loaded = runs.load(run)
     applies = {"float32": loaded.apply, "bfloat16": loaded.apply}
     settings = precision.Settings(0.5, 2, 60, 16, 10)
-    with pytest.raises(ValueError, match="is 0 at 1 of 2 images, of which the network is too sure"):
+    with pytest.raises(ValueError, match="is 0 at 1 of 2 images, where the network is too certain"):
         precision._run_rows(applies, loaded, settings, load_for(loaded.config))
 
 

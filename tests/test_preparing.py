@@ -182,7 +182,7 @@ def test_unknown_set_is_said(tmp_path, name, hint):
     ],
 )
 def test_set_of_another_kind_is_refused(tmp_path, name, sentence):
-    with pytest.raises(ValueError, match=f"{name} is no classification set .*{sentence}"):
+    with pytest.raises(ValueError, match=f"{name} is not a classification set .*{sentence}"):
         data.load(name, data_dir=tmp_path)
 
 

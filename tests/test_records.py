@@ -209,7 +209,7 @@ def test_other_results_are_not_replaced(tmp_path, content):
     path = tmp_path / "cost.json"
     write_json(path, content)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=f"{path} holds something else than the results of cost"):
+    with pytest.raises(ValueError, match=f"{path} holds something other than the results of cost"):
         gather(path, {"a": lambda: pytest.fail("measured before")})
     assert path.read_bytes() == before
 

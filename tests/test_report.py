@@ -62,10 +62,10 @@ def test_comparisons_of_one_network_join_at_the_radii_that_all_have(tmp_path, dr
     other = part("f", "jacobian", both, both, 0.05)
     content = read_json(other / "comparison.json") | {"setup": {"model": "mlp"}}
     write_json(other / "comparison.json", content)
-    with pytest.raises(SystemExit, match="a step of one network is no measure for another's"):
+    with pytest.raises(SystemExit, match="a step of one network cannot measure another's"):
         report.main(headline, (other,), cost=tmp_path / "cost.png")
 
-    with pytest.raises(SystemExit, match="no time of a step without a penalty"):
+    with pytest.raises(SystemExit, match="no step without a penalty was timed"):
         report.main(push, (part("c", "jacobian", both, both, 0.05),), cost=tmp_path / "cost.png")
     with pytest.raises(SystemExit, match="comparisons without a radius in common"):
         report.main(push, (part("d", "jacobian", [("linf", (0.1,))], [], 0.05),))
@@ -153,7 +153,7 @@ def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is no comparison: it has no comparison.json, which python -m experiments.compare"),
+        (None, "is not a comparison: it has no comparison.json, which python -m experiments."),
         ("{", "holds no JSON dictionary"),
         ([1], "holds no JSON dictionary"),
         (without(comparison(), "num_test"), "comparison.json lacks num_test"),
@@ -173,13 +173,13 @@ def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
         ),
         (
             comparison([run("none", 0) | {"seed": None}]),
-            r"is damaged \(the seed None is no whole number\)",
+            r"is damaged \(the seed None is not a whole number\)",
         ),
         (comparison() | {"runs": 3}, "comparison.json is damaged .*: run the comparison again"),
         # Found by tests/fuzz.py.
         (comparison([run("none", 0, gradient_norm_mean="x")]), r"the gradient_norm_mean 'x' is no"),
         (comparison([run([], 0)]), r"are not all words"),
-        (comparison([run("none", 0, clean="x")]), r"comparison.json is damaged \('x' is no acc"),
+        (comparison([run("none", 0, clean="x")]), r"comparison.json is damaged \('x' is not an"),
         (comparison() | {"norms": {}}, "holds no norms"),
         (comparison() | {"norms": {"l1": [1.0]}}, "the norm 'l1', expected one of l2, linf"),
         (comparison() | {"norms": {"l2": [3.0]}}, "has no accuracy under attack at l2 radius 3"),

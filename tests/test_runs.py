@@ -90,7 +90,7 @@ def test_a_run_with_other_settings_is_not_overwritten(run):
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"holds something else than a run: name another folder"):
+    with pytest.raises(ValueError, match=r"holds something other than a run: name another folder"):
         runs.start(tmp_path, CONFIG, runs.architecture(CONFIG, DATA))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -118,7 +118,7 @@ def test_the_beginning_of_a_file_is_no_run(tmp_path):
     (tmp_path / "config.json.part").write_text("{")
     runs.check_free(tmp_path, CONFIG)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="holds something else than a run"):
+    with pytest.raises(ValueError, match="holds something other than a run"):
         runs.check_free(tmp_path, CONFIG)
 
 
@@ -133,7 +133,7 @@ def test_only_a_completed_training_of_the_same_settings_counts(run, tmp_path):
 
 
 def test_what_is_no_run_is_told(run, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere is no run directory: it has no config\.json"):
+    with pytest.raises(ValueError, match=r"nowhere is not a run directory: it has no config\.json"):
         runs.load(tmp_path / "nowhere")
     weights = read_arrays(run / "weights.npz")
     write_arrays(run / "weights.npz", {**weights, "dense/0/bias": np.zeros(5)})
@@ -160,5 +160,5 @@ def test_what_is_no_run_is_told(run, tmp_path):
     with pytest.raises(ValueError, match=r"has no training\.json: its training kept nothing"):
         runs.load(run)
     (run / "config.json").write_text('{"config": {"temperature": 1}, "network": {}}')
-    with pytest.raises(ValueError, match=r"config\.json holds other settings than a run's: .*temp"):
+    with pytest.raises(ValueError, match=r"config\.json holds settings other than a run's: .*temp"):
         runs.load(run)

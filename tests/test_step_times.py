@@ -100,7 +100,7 @@ def test_times_of_other_trainings_are_not_taken(folder):
 @pytest.mark.parametrize(
     ("change", "option", "message"),
     [
-        (lambda content: content.pop("setup"), "20", "does not tell its setup"),
+        (lambda content: content.pop("setup"), "20", "does not record its setup"),
         (lambda content: content.pop("norms"), "20", "lacks norms"),
         (lambda _: None, "9", "repeats must be at least 10, got 9"),
     ],

@@ -137,7 +137,7 @@ def test_an_interruption_keeps_what_was_trained(digits, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stopped:
         tyro.cli(train.main, args=[*ARGUMENTS, "--out", str(tmp_path / "run")])
     assert stopped.value.code == 128 + number
-    assert "interrupted; --resume goes on from what is kept" in capsys.readouterr().err
+    assert "interrupted; --resume continues from what was kept" in capsys.readouterr().err
     training = read_json(tmp_path / "run" / "training.json")
     assert (training["completed"], training["steps"]) == (False, 5)
     run = runs.load(tmp_path / "run")
@@ -171,7 +171,7 @@ def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(
                 train.train(config, digits, tmp_path / "parts", resume=True)
     training = train.train(config, digits, tmp_path / "parts", resume=True)
     assert training["completed"]
-    assert f"going on after step {steps[-1]}\n" in capsys.readouterr().err
+    assert f"continuing after step {steps[-1]}\n" in capsys.readouterr().err
     whole, parts = ((tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert parts.read_bytes() == whole.read_bytes()
     there, here = (runs.load(tmp_path / name).params for name in ("whole", "parts"))
@@ -256,7 +256,7 @@ def test_a_resumption_by_another_commit_or_device_is_noted(digits, tmp_path, mon
 
 
 def test_a_second_process_is_refused(digits, trained):
-    with runs.locked(trained[0]), pytest.raises(OSError, match="another process works on"):
+    with runs.locked(trained[0]), pytest.raises(OSError, match="another process is working in"):
         train.train(CONFIG, digits, trained[0])
     assert runs.is_trained(trained[0], CONFIG)
 
@@ -270,7 +270,7 @@ def test_a_failed_checkpoint_is_told_and_the_training_goes_on(
     monkeypatch.setattr(Checkpoints, "save", fail)
     assert train.train(CONFIG, digits, tmp_path)["completed"]
     told = capsys.readouterr().err
-    assert "warning: 21 could not be written: No space left on device; the training goes" in told
+    assert "warning: 21 could not be written: No space left on device; the training" in told
     # At an interruption nothing goes on.
     interrupting(monkeypatch, 5)
     with pytest.raises(OSError, match="No space left"):
@@ -372,8 +372,8 @@ def test_a_validation_split_is_held_out(digits):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "ridge"], "unknown method 'ridge': there are none, gradient"),
-        (["--model", "vit"], "unknown model 'vit': there are mlp, cnn"),
+        (["--method", "ridge"], "unknown method 'ridge': expected one of none, gradient"),
+        (["--model", "vit"], "unknown model 'vit': expected one of mlp, cnn"),
         (["--data", "Digits!"], "unknown data set 'Digits!'"),
         (["--strength", "-1"], "strength must be a finite number, at least 0, got -1"),
         (["--num-devices", "9"], "num_devices must be from 1 to the 8 there are, got 9"),
@@ -384,7 +384,7 @@ def test_a_validation_split_is_held_out(digits):
         (["--batch-size", "5000"], "batch_size must be at most the 1347 training examples, got 5"),
         (["--every", "631"], "every must be at most the 630 steps of the training, got 631"),
         (["--validation", "1347"], "cannot hold out 1347 of 1347 training examples"),
-        (["--activation", "swish"], "unknown activation 'swish': there are relu"),
+        (["--activation", "swish"], "unknown activation 'swish': expected one of relu"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path):

@@ -115,7 +115,7 @@ def test_the_twin_of_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"activation": "elu"}, "unknown activation 'elu': there are relu, softplus, gelu, tanh"),
+        ({"activation": "elu"}, "unknown activation 'elu': expected one of relu, softplus, gelu"),
         ({"input_shape": (9, 8, 2)}, "dense layer 192 inputs, but it has weights for 128"),
     ],
 )

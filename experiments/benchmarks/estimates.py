@@ -22,14 +22,14 @@ from hessjax._compilation import compiler_options
 from hessjax.eigen import Solver, Start
 from hessjax.objective import Apply
 
-# At equal numbers of products. Ascent takes two a step and one to end with.
+# Solvers are compared at equal numbers of products. Ascent takes two per step, and a final one.
 PRODUCTS = (1, 3, 5, 9)
-# Of norm_ascent; against norms of 0.01 to 10 it is nearly as good as any larger one.
+# For norm_ascent; with norms from 0.01 to 10 it is nearly as good as any larger one.
 _ASCENT_STEP = 10.0
 
 
 class Estimate(NamedTuple):
-    """How a norm is estimated: what `hessjax.second_order` is told."""
+    """How a norm is estimated: the options of `hessjax.second_order`."""
 
     solver: Solver | None
     start: Start
@@ -79,8 +79,8 @@ def relative_errors(
         estimates: by name.
 
     Returns:
-        The norms, from dense Hessians; and by name ``1 - estimate / norm`` for each image. All are
-        of `exact_cross_entropy`, so that no rounding stands beside the errors of the estimates.
+        The norms, from dense Hessians; and by name ``1 - estimate / norm`` for each image. All use
+        `exact_cross_entropy`, so that rounding does not add to the errors of the estimates.
 
     Raises:
         ValueError: if a norm is 0.
@@ -109,19 +109,19 @@ def relative_errors(
 
 
 def check_positive(name: str, values: np.ndarray) -> None:
-    """Raise unless all are positive, as what an error is relative to has to be."""
+    """Raise unless all are positive, so that errors relative to them are defined."""
     if lost := int(np.sum(values <= 0)):
         raise ValueError(
-            f"{name} is 0 at {lost} of {len(values)} images, of which the network is too sure "
-            "for float32: there are no relative errors, leave this run out"
+            f"{name} is 0 at {lost} of {len(values)} images, where the network is too certain "
+            "for float32: relative errors are undefined, leave this run out"
         )
 
 
 def exact_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the cross-entropy in a form of which float32 keeps all digits where it is tiny.
+    """Return the cross-entropy in a form that keeps all digits of float32 where it is tiny.
 
-    ``log(1 + sum_k exp(z_k - z_y))`` over the other classes. In the usual form the derivatives of
-    an image that the network is sure of are differences of nearly equal numbers.
+    ``log(1 + sum_k exp(z_k - z_y))`` over the other classes. In the usual form, the derivatives at
+    an image of which the network is certain are differences of nearly equal numbers.
     """
     others = jnp.where(jnp.arange(logits.size) == y, -jnp.inf, logits)
     return jax.nn.softplus(jax.nn.logsumexp(others) - logits[y])
@@ -133,7 +133,7 @@ def largest_eigenvalue(matrix: jax.Array) -> float:
 
 
 def summary(norms: np.ndarray, errors: np.ndarray) -> dict[str, float]:
-    """Summarize the errors of one estimate: mean, median, 95th percentile, and of the mean norm."""
+    """Summarize one estimate's errors: mean, median, 95th percentile, and that of the mean norm."""
     distance = np.abs(errors)
     return {
         "mean": float(distance.mean()),

@@ -1,4 +1,4 @@
-"""What a regularized optimizer step costs, and how accurate the estimate that it pays for is."""
+"""What a regularized optimizer step costs, and how accurate its estimate of the norm is."""
 
 import importlib.util
 import shlex
@@ -35,7 +35,7 @@ NAME = "penalty_cost"
 # What the names of PyTorch's steps begin with.
 _REFERENCE = "PyTorch: "
 _COMPILED = f"{_REFERENCE}hessian, compiled"
-# A quick look takes these alone.
+# With --quick, only these.
 _QUICK_STEPS = (
     *("none", "gradient", "hessian", "hessian, parts=4", "hessian: Lanczos, gradient, 3"),
     *("gauss_newton_operator_norm", "adversarial", "PyTorch: none", "PyTorch: hessian"),
@@ -57,29 +57,30 @@ def main(
     out: Path | None = None,
     data_dir: Path | None = None,
 ) -> None:
-    """Time whole optimizer steps by training method, with the accuracy of each estimate beside.
+    """Time whole optimizer steps by training method, and measure the accuracy of each estimate.
 
-    For each architecture among the runs, the step of every penalty and training method, and of
-    PyTorch's and textbook forms of the same, in turns. For each run, the relative error of every
-    estimate of the Hessian's norm against dense eigenvalues, on the first test images. Results are
-    written as they come, and the same command goes on where it was interrupted. For example:
+    For each architecture among the runs, it times the steps of all penalties and training methods,
+    and of their PyTorch and textbook forms, in turns. For each run, it measures the relative error
+    of every estimate of the Hessian's norm against dense eigenvalues, on the first test images.
+    Results are written as they come, and after an interruption the same command continues. For
+    example:
 
         python -m experiments.benchmarks.penalty_cost --quick
         python -m experiments.benchmarks.penalty_cost runs/mnist/none/seed-0
         python -m experiments.benchmarks.penalty_cost --steps hessian adversarial --out cost.json
 
     Args:
-        run: folders of trained networks; without one, some are trained on the digits, and kept in
-            runs/benchmarks.
-        quick: fewer forms and images, in under two minutes, into runs/benchmarks.
-        steps: time these alone, by their names in the report, and compare no estimates; into
-            runs/benchmarks, too.
-        batch_size: examples of a step.
+        run: folders of trained networks; if none is given, some are trained on the digits, and kept
+            in runs/benchmarks.
+        quick: fewer forms and images, in under two minutes, written to runs/benchmarks.
+        steps: time only these, by their names in the report, and compare no estimates; also
+            written to runs/benchmarks.
+        batch_size: examples per step.
         num_images: test images that the estimates are compared on; 96 if not given, 16 if quick.
         repeats: measurements of each step, at least 10.
-        reference: time PyTorch's forms, too; needs the extra of that name.
-        out: the JSON file; the device's in experiments/benchmarks/results if not given.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        reference: also time PyTorch's forms; needs the extra hessjax[reference].
+        out: the JSON file; if not given, this device's in experiments/benchmarks/results.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
     """
     small = quick or bool(steps)
     path = records.place(NAME, out, quick=small)
@@ -107,18 +108,18 @@ class Settings(NamedTuple):
         return ("none", *self.steps) if self.steps else _QUICK_STEPS if self.quick else None
 
     def wants(self, name: str) -> bool:
-        """Whether a step is one of them."""
+        """Whether a step is one of the wanted ones."""
         return self.wanted is None or name in self.wanted
 
     @property
     def needs_reference(self) -> bool:
-        """Whether any of them is PyTorch's."""
+        """Whether any of the wanted steps is PyTorch's."""
         wanted = self.wanted
         named = wanted is None or any(name.startswith(_REFERENCE) for name in wanted)
         return self.reference and named
 
     def check(self) -> None:
-        """Raise unless the numbers are in range, and there are the steps that are named."""
+        """Raise unless the numbers are in range and the named steps exist."""
         harness.check_repeats(self.repeats)
         for name in ("batch_size", "num_images"):
             if (value := getattr(self, name)) < 1:
@@ -129,23 +130,25 @@ class Settings(NamedTuple):
             )
         there = self.known
         if unknown := [name for name in self.steps if name not in there]:
-            # Many have commas and spaces in them: as a shell takes them.
-            raise ValueError(f"unknown steps {shlex.join(unknown)}: there are {shlex.join(there)}")
+            # Many have commas and spaces in them: quoted, as a shell takes them.
+            raise ValueError(
+                f"unknown steps {shlex.join(unknown)}: expected some of {shlex.join(there)}"
+            )
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Names of the steps that there are."""
+        """Names of all steps that exist."""
         own = (*objectives(lambda _, x: x, self.batch_size), ACCUMULATED)
         return (*own, *_reference_names()) if self.needs_reference else own
 
     def check_images(self, dataset: Dataset) -> None:
-        """Raise unless there are so many to compare estimates on."""
+        """Raise unless there are enough images to compare estimates on."""
         if not self.steps:
             check_count("num_images", self.num_images, dataset)
 
 
 def _digits(settings: Settings, *, quick: bool) -> tuple[Path, ...]:
-    """Train networks on the digits, unless they are there, and return their folders."""
+    """Train networks on the digits, unless they exist already, and return their folders."""
     folder = records.SCRATCH / ("digits-quick" if quick else "digits")
     activations = ("gelu",) if quick else ("gelu", "relu", "softplus")
     configs = {
@@ -167,11 +170,11 @@ def measure(folders: Sequence[Path], settings: Settings, path: Path, data_dir: P
     """Measure what is not in the file yet, and add it.
 
     Raises:
-        ValueError: if a folder holds no run, or there are not so many images.
+        ValueError: if a folder holds no run, or there are too few images.
         ArithmeticError: if a result is not finite.
     """
     loaded = [runs.load(folder) for folder in folders]
-    # Where estimates are not compared, no data are needed.
+    # If estimates are not compared, no data are needed.
     compared = () if settings.steps else loaded
     datasets = data_of([run.config for run in compared], data_dir)
     for dataset in datasets:
@@ -205,13 +208,13 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
     if settings.needs_reference and run.config.precision == labels.USUAL:
         others = _reference_calls(run, settings, x, y)
     elif settings.needs_reference:
-        # In float32 they would be those of another network.
+        # In float32 they would be steps of another network.
         print(f"without PyTorch's forms, which have no {run.config.precision}", file=sys.stderr)
     return measure_steps(steps, others, repeats=settings.repeats)
 
 
 def _reference_names() -> tuple[str, ...]:
-    # Not above: who does without these needs no PyTorch.
+    # Not at the top: whoever does without these does not need PyTorch.
     from experiments.benchmarks.reference import STEPS  # noqa: PLC0415
 
     return (*(f"{_REFERENCE}{name}" for name in STEPS), _COMPILED)
@@ -220,7 +223,7 @@ def _reference_names() -> tuple[str, ...]:
 def _reference_calls(
     run: runs.Run, settings: Settings, x: np.ndarray, y: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
-    """Return PyTorch's steps by name; without the compiled one where this PyTorch has none."""
+    """Return PyTorch's steps by name, without the compiled one if this PyTorch has none."""
     from experiments.benchmarks import reference  # noqa: PLC0415 - as above
 
     weights = {"epsilon": EPSILON, "weight": EPSILON, "step": STEP}

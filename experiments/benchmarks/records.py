@@ -1,4 +1,4 @@
-"""Where measurements are kept, under which conditions, and which need not be made again."""
+"""Where measurements are kept, under which conditions, and which need not be repeated."""
 
 import json
 import os
@@ -19,12 +19,12 @@ Cell = tuple[Row, Callable[[], Sequence[Row]]]
 
 RESULTS = Path(__file__).parent / "results"
 SCRATCH = Path("runs/benchmarks")
-# Threads; and from which size on glibc gives memory back after each call, which costs time.
+# Threads; and the size from which on glibc returns memory after each call, which costs time.
 _ENVIRONMENT = (
     *("XLA_FLAGS", "OMP_NUM_THREADS"),
     *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
 )
-# What has to be the same for measurements to stand in one file.
+# What has to be the same for measurements to be in one file.
 _CONDITIONS = ("commit", "versions", "device", "device_name", "environment")
 
 
@@ -46,7 +46,7 @@ def _processor() -> str:
 
 
 def _usable_cores() -> int:
-    # Not every system can tell to which ones a process is bound.
+    # Not every system can report to which cores a process is bound.
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -57,18 +57,18 @@ def _slug(name: str) -> str:
 
 
 def place(name: str, out: Path | None, *, quick: bool = False) -> Path:
-    """Return the file of a benchmark: the given one, or that of the device's results.
+    """Return the file of a benchmark: the given one, or the one among this device's results.
 
-    A quick run's stands elsewhere, so that it does not replace results that are kept.
+    A quick run's file is elsewhere, so that it does not replace results that are to be kept.
     """
     return out or (SCRATCH if quick else RESULTS / device_name()) / f"{name}.json"
 
 
 def conditions() -> dict[str, Any]:
-    """Return under which conditions this process measures.
+    """Return the conditions under which this process measures.
 
-    What `experiments.provenance.collect` tells, ``device_name``, what the ``environment`` sets, and
-    ``dirty``: whether the code may be another than the commit's.
+    They are those of `experiments.provenance.collect`, ``device_name``, ``environment`` variables,
+    and ``dirty``: whether the code may differ from the commit's.
     """
     collected = provenance.collect()
     commit = collected["commit"]
@@ -84,7 +84,7 @@ def write(name: str, content: dict[str, Any], path: Path) -> Path:
     """Write results with the conditions they were measured under, and return the file."""
     commands = [conditions()["command"]]
     if "settings" in content and earlier(path, content["settings"]):
-        # What is kept of an earlier command was measured by it.
+        # An earlier command measured the rows that are kept.
         commands = [*read_json(path)["command"].split(" && "), *commands]
     joined = {"command": " && ".join(dict.fromkeys(commands))}
     write_json(path, {"benchmark": name, **conditions(), **joined, **content})
@@ -92,7 +92,7 @@ def write(name: str, content: dict[str, Any], path: Path) -> Path:
 
 
 def told(cell: Row, rows: Sequence[Row]) -> str:
-    """Return a line that says what has been measured."""
+    """Return a line that says which cell has been measured."""
     del rows
     return "measured: " + ", ".join(map(str, cell.values()))
 
@@ -111,14 +111,14 @@ def collect(
 
     Args:
         name: of the benchmark.
-        settings: what all cells share; rows of a file with other ones are dropped, and how many
-            is said.
-        cells: what describes a cell, and the function that measures it.
+        settings: what all cells share; if those of the file differ, its rows are dropped, and their
+            number is printed.
+        cells: a description of each cell, and the function that measures it.
         path: the JSON file.
-        shown: what is printed of a cell and its rows.
+        shown: what is printed about a cell and its rows.
 
     Raises:
-        ValueError: as `check`, before anything is measured.
+        ValueError: as `check` does, before anything is measured.
         OSError: likewise.
     """
     check(name, settings, path)
@@ -150,25 +150,25 @@ def _others(rows: Sequence[Row], done: Sequence[tuple[Row, Sequence[Row]]]) -> l
 
 
 def check(name: str, settings: dict[str, Any], path: Path) -> None:
-    """Raise unless a benchmark's rows can be kept in a file, of which nothing is made yet.
+    """Raise unless a benchmark's rows can be kept in a file; nothing is created yet.
 
     Raises:
-        ValueError: if it is a folder, or holds something else than this benchmark's results.
+        ValueError: if it is a folder, or holds something other than this benchmark's results.
         OSError: if it cannot be written.
     """
     if path.is_dir():
         raise ValueError(f"out must be a JSON file, but {path} is a folder")
     if path.is_file() and not _holds(read_json(path), name, settings):
         raise ValueError(
-            f"{path} holds something else than the results of {name}: name another file"
+            f"{path} holds something other than the results of {name}: name another file"
         )
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise OSError(f"{path} cannot be written: {there} is no folder that takes files")
+        raise OSError(f"{path} cannot be written: {there} is not a writable folder")
 
 
 def _holds(content: dict[str, Any], name: str, settings: dict[str, Any]) -> bool:
-    """Tell whether a file is of a benchmark; older ones do not say and have its settings' names."""
+    """Return whether a file is of a benchmark; older ones are known by their settings' names."""
     there = content.get("settings"), content.get("rows")
     if not isinstance(there[0], dict) or not isinstance(there[1], list):
         return False
@@ -180,7 +180,7 @@ def _holds(content: dict[str, Any], name: str, settings: dict[str, Any]) -> bool
 def _dropped(
     path: Path, settings: dict[str, Any], done: Sequence[tuple[Row, Sequence[Row]]]
 ) -> str:
-    """Return a line that says how many rows of others a file loses and why, empty if none."""
+    """Return a line on how many rows of others a file will lose and why, empty if none."""
     content = read_json(path) if path.is_file() else {}
     number, why = len(_others(content.get("rows", []), done)), _change(content, settings)
     if not (number and why):
@@ -189,9 +189,9 @@ def _dropped(
 
 
 def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the ``rows`` of a file if the same ``settings`` and conditions would give them again.
+    """Return the ``rows`` of a file if its ``settings`` and conditions are the present ones.
 
-    None from or for code that is not committed: it may have changed.
+    There are none if either code was not committed: it may have changed.
 
     Raises:
         ValueError: if the file holds no JSON dictionary.
@@ -203,7 +203,7 @@ def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _change(content: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Return why what a file holds may come out otherwise now, nothing if it would not."""
+    """Return why the contents of a file may come out differently now, "" if they would not."""
     here = conditions()
     # As JSON has them: a tuple comes back as a list.
     pairs = {name: (content.get(name), here[name]) for name in _CONDITIONS}

@@ -1,4 +1,4 @@
-"""What a step of each method of a comparison costs, measured apart from the trainings."""
+"""What a step of each method of a comparison costs, measured separately from the trainings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,19 +29,20 @@ def main(
 ) -> None:
     """Time the steps of a comparison's methods in turns, for its table and its figure of costs.
 
-    A training's own time per step is as good as its machine was quiet, and trainings that ran at
-    other hours, or side by side, do not compare. Here every method takes steps of its own training
-    on the same batch, one after the other, round by round. Written to step_times.json in the
-    folder, and `python -m experiments.report` takes the times from there. For example:
+    A training's own time per step is only reliable if its machine was otherwise idle, and trainings
+    that ran at different times, or side by side, cannot be compared. Here the methods take turns:
+    in each round, every method takes a step of its training, all on the same batch. The times are
+    written to step_times.json in the folder, where `python -m experiments.report` finds them. For
+    example:
 
         python -m experiments.benchmarks.step_times runs/study/mnist/headline
         python -m experiments.report runs/study/mnist/headline
 
     Args:
-        directory: the folder of the comparison; those of its runs need not be there.
+        directory: the folder of the comparison; the folders of its runs need not be there.
         repeats: measurements of each step, at least 10.
-        data_dir: folder of prepared data sets, $HESSJAX_DATA or ~/.cache/hessjax if not given.
-        manual_dir: folder of the data set's original files, where they cannot be downloaded.
+        data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
+        manual_dir: folder with the data set's original files, if they cannot be downloaded.
     """
     harness.check_repeats(repeats)
     comparison = read(directory)
@@ -60,7 +61,7 @@ def main(
 def _configs(comparison: dict[str, Any]) -> dict[str, Config]:
     """Return how each method was trained, by the name of its folder."""
     if "setup" not in comparison:
-        raise ValueError("the comparison does not tell its setup: run it again")
+        raise ValueError("the comparison does not record its setup: run it again")
     configs: dict[str, Config] = {}
     for run in comparison["runs"]:
         numbers = (f":{run[name]}" for name in ("strength", "step") if run[name] is not None)
@@ -71,7 +72,7 @@ def _configs(comparison: dict[str, Any]) -> dict[str, Config]:
 
 
 def _stepping(config: Config, dataset: Dataset) -> Callable[[], Metrics]:
-    """Return what takes a step of a training, or a cycle of them where the penalty is lazy."""
+    """Return a call that takes a step of a training, or a whole cycle if the penalty is lazy."""
     _, step, state = first_step(config, dataset)
     examples = slice(config.batch_size)
     batch = jnp.asarray(dataset.train_images[examples]), jnp.asarray(dataset.train_labels[examples])
