@@ -203,7 +203,7 @@ def test_what_is_shown_is_drawn_again_in_its_own_ball(folder, tmp_path):
         (["--methods", "hesian"], "unknown method 'hesian': expected one of none, gradient"),
         (["--l2", "-1"], "a radius of l2 must be a finite positive number, got -1"),
         (["--linf", "nan"], "a radius of linf must be a finite positive number, got nan"),
-        (["--methods", "hessian:1", "hessian:1.0000001"], "hessian:1 is there twice"),
+        (["--methods", "hessian:1", "hessian:1.0000001"], "hessian:1 appears twice"),
         (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
         (["--data", "minst!"], "unknown data set 'minst!'"),
         (["--l2", "--linf"], "there is no radius to attack with: give one for l2 or linf"),
