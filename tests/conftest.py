@@ -8,7 +8,7 @@ import jax
 import pytest
 import tyro
 
-from experiments import figures, report, surfaces, train, trends
+from experiments import canvas, figures, report, surfaces, train, trends
 from hessjax import _compilation
 from tests import cases, stored
 
@@ -109,3 +109,17 @@ def drawn(monkeypatch):
 
             monkeypatch.setattr(module, name, catch)
     return calls
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """Keep every page that is saved, for a look at its axes."""
+    kept = []
+
+    def keep(page, path):
+        kept.append(page)
+        canvas.save(page, path)
+
+    for module in (figures, surfaces, trends):
+        monkeypatch.setattr(module, "save", keep)
+    return kept
