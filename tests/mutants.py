@@ -41,7 +41,7 @@ TESTS = {
     "bounds": ["bounds"],
     "lazy": ["lazy"],
     "operators": ["operators"],
-    "eigen": ["eigen"],
+    "eigen": ["eigen", "eigen_solvers", "eigen_starts", "eigen_input"],
     "penalties": ["penalties_by_hand", "penalties", "penalties_extremes"],
     "composite_penalties": ["penalties_by_hand", "penalties", "penalties_extremes"],
     "_batching": ["objective_by_hand", "batching", "lazy", "objective"],
