@@ -35,6 +35,7 @@ from mutmut.mutation.file_mutation import (  # pyright: ignore[reportMissingImpo
 )
 from mutmut.state import state  # pyright: ignore[reportMissingImports]
 
+OBJECTIVE = ["objective", "objective_weights", "objective_batches", "objective_input"]
 # Whose tests have to notice. What others would notice survives.
 TESTS = {
     "_numerics": ["numerics", "operators"],
@@ -44,8 +45,8 @@ TESTS = {
     "eigen": ["eigen", "eigen_solvers", "eigen_starts", "eigen_input"],
     "penalties": ["penalties_by_hand", "penalties", "penalties_extremes"],
     "composite_penalties": ["penalties_by_hand", "penalties", "penalties_extremes"],
-    "_batching": ["objective_by_hand", "batching", "lazy", "objective"],
-    "objective": ["objective_by_hand", "objective", "lazy"],
+    "_batching": ["objective_by_hand", "batching", "lazy", *OBJECTIVE],
+    "objective": ["objective_by_hand", *OBJECTIVE, "lazy"],
 }
 FOLDER = Path("build/mutants")
 OUTCOMES, TIMES = FOLDER / "outcomes.jsonl", FOLDER / "times.jsonl"
