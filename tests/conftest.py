@@ -69,6 +69,16 @@ def torch_float64(monkeypatch):
     torch.set_default_dtype(default)
 
 
+@pytest.fixture(scope="module")
+def examples():
+    """Return some of a small network; read them only."""
+    from tests import originals, short  # noqa: PLC0415 - they import PyTorch
+
+    x, y = originals.examples(short.PARAMS, 40)
+    y[:2] = (y[:2] + 1) % 10  # misclassified from the start
+    return x, y
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Write reports without figures, which take seconds."""
