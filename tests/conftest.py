@@ -13,7 +13,7 @@ from hessjax import _compilation
 from tests import cases, stored
 
 jax.config.update("jax_enable_x64", True)
-# Simulated, for tests/test_devices.py. What is put nowhere stays on the first of them.
+# Simulated, for the tests of several devices. What is put nowhere stays on the first of them.
 jax.config.update("jax_num_cpu_devices", 8)
 # TF32 and bfloat16 products keep three digits, fewer than most tolerances here.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -41,7 +41,10 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 # Begun at the end, they would leave all processes but one without work.
-_LONG = ("test_faults.py", "test_penalty_cost.py", "test_devices.py", "README.md")
+_LONG = (
+    *("test_faults.py", "test_penalty_cost.py", "test_devices.py", "test_devices_cost.py"),
+    "README.md",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 import hessjax
-from experiments import auto, devices, masking, runs
+from experiments import auto, devices, masking, methods, runs, wrappers
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.files import write_json
@@ -82,6 +82,13 @@ def trained(
         "losses": jnp.stack([metrics["objective"] for metrics in told]),
         "metrics": told[0],
     }
+
+
+def adversarial(case: cases.Case) -> Any:
+    """Return the objective of PGD training as the scripts have it."""
+    setting = methods.Setting(0.5, 0, 2, optax.constant_schedule(1))
+    objective = methods.METHODS["adversarial"].build(case.apply, setting)
+    return wrappers.refusing(wrappers.with_accuracy(case.apply, objective))
 
 
 def labels() -> np.ndarray:
