@@ -8,9 +8,9 @@ import jax
 import pytest
 import tyro
 
-from experiments import canvas, figures, report, surfaces, train, trends
+from experiments import canvas, compare, figures, report, surfaces, train, trends
 from hessjax import _compilation
-from tests import cases, stored
+from tests import cases, compared, stored
 
 jax.config.update("jax_enable_x64", True)
 # Simulated, for the tests of several devices. What is put nowhere stays on the first of them.
@@ -95,6 +95,14 @@ def run(tmp_path_factory):
     options = ["--model", "mlp", "--activation", "relu", "--epochs", "3", "--method", "none"]
     tyro.cli(train.main, args=[*options, "--out", str(path)])
     return path
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Return the folder of a small comparison of two methods on the digits; read it only."""
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    tyro.cli(compare.main, args=[*compared.ARGUMENTS, "--out", str(out)])
+    return out
 
 
 @pytest.fixture
