@@ -83,7 +83,8 @@ def landscape(
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(
-            f"expected equally many images and labels, not 0, got {len(images)} and {len(labels)}"
+            f"expected one label for each image, and at least one image, got {len(images)} images "
+            f"and {len(labels)} labels"
         )
     if resolution < 3 or resolution % 2 == 0:
         raise ValueError(f"resolution must be odd and at least 3, got {resolution}")

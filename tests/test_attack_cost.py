@@ -198,7 +198,7 @@ def test_bad_numbers_get_one_sentence_before_any_work(run, options, message, tmp
 def test_another_file_is_refused_before_any_training(monkeypatch, tmp_path):
     monkeypatch.setattr(attack_cost, "train", lambda *_: pytest.fail("trained before"))
     (tmp_path / "cost.json").write_text('{"cells": []}')
-    for out, message in ((tmp_path, "is a folder"), (tmp_path / "cost.json", "something else")):
+    for out, message in ((tmp_path, "is a folder"), (tmp_path / "cost.json", "something other")):
         with pytest.raises(SystemExit, match=message):
             call("--out", out)
 

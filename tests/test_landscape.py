@@ -243,8 +243,8 @@ def test_survives_the_disk(measured, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "not empty, got 0 and 0"),
-        ({"labels": LABELS[:3]}, "got 5 and 3"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "at least one image, got 0 images and 0"),
+        ({"labels": LABELS[:3]}, "got 5 images and 3 labels"),
         ({"resolution": 10}, "odd and at least 3, got 10"),
         ({"resolution": 1}, "odd and at least 3, got 1"),
         ({"radius": -1.0}, "radius must be positive, got -1"),
