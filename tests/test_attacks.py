@@ -344,7 +344,7 @@ def test_bad_input_is_refused():
 )
 def test_outputs_that_are_no_logits_are_told(attack):
     ball = LpBall(0.1, 2)
-    with pytest.raises(TypeError, match="must return the logits alone, got a tuple: does the model"):
+    with pytest.raises(TypeError, match="must return the logits alone, got a tuple: does the"):
         attack(lambda x: (linear(x), {}), EXAMPLE, LABEL, ball)
     for outputs, shape in ((lambda x: linear(x)[None], "1, 4"), (lambda x: linear(x)[:1], "1,")):
         told = rf"to logits of shape \(C,\), C at least 2, got shape \({shape}\)"

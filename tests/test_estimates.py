@@ -72,7 +72,7 @@ def test_the_exact_cross_entropy_is_the_usual_one_with_more_digits():
 def test_what_is_0_has_no_relative_error():
     steep = jax.tree.map(lambda leaf: 1e4 * leaf, PARAMS)
     sure = np.argmax(jax.vmap(APPLY, (None, 0))(steep, X), axis=1)
-    with pytest.raises(ValueError, match="the Hessian's norm is 0 at 6 of 6 images, where the network"):
+    with pytest.raises(ValueError, match="the Hessian's norm is 0 at 6 of 6 images, where the"):
         estimates.relative_errors(APPLY, steep, X, sure, {})
 
 
