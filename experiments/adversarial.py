@@ -12,7 +12,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entr
 from experiments.models import Params
 from hessjax import Lazy
 from hessjax._placement import each
-from hessjax.attacks import AttackState, LpBall, pgd_init, pgd_step
+from hessjax.attacks import LpBall, PGDState, pgd_init, pgd_step
 from hessjax.attacks.attack import Logits
 from hessjax.attacks.gradient import Loss
 from hessjax.objective import Apply, Metrics, Objective
@@ -97,7 +97,7 @@ def _ascended(
     x: jax.Array,
     y: jax.Array,
     ball: LpBall,
-    state: AttackState,
+    state: PGDState,
     *,
     num_steps: int,
     loss: Loss,

@@ -15,7 +15,7 @@ from experiments.models import Params
 from hessjax import LpBall, dlr_loss
 from hessjax._compilation import compiled
 from hessjax._placement import each, following, gathered, mesh_of, replicated
-from hessjax.attacks import AttackState, pgd_step, random_point
+from hessjax.attacks import PGDState, pgd_step, random_point
 from hessjax.attacks.batches import Examples
 from hessjax.attacks.gradient import Loss
 from hessjax.losses import misclassified
@@ -154,7 +154,7 @@ def _advance(
         x, y, _ = (leaf[i] for leaf in examples)
         point, broken = (leaf[i] for leaf in state)
         ball, logits_fn = LpBall(epsilon, kind.order), partial(kind.apply, params)
-        attack = AttackState(point, point, jnp.asarray(-jnp.inf, point.dtype), broken)
+        attack = PGDState(point, point, jnp.asarray(-jnp.inf, point.dtype), broken)
         for _ in range(kind.chunk):
             attack = pgd_step(logits_fn, x, y, ball, attack, step_size=step_size, loss=kind.loss)
         return _State(attack.x, attack.found)

@@ -9,7 +9,7 @@ from hessjax.attacks.attack import Attack, Outcome
 from hessjax.attacks.autoattack import PLUS, STANDARD, AttackResult, Progress, auto_attack
 from hessjax.attacks.balls import LpBall, ascent_direction, project, random_point
 from hessjax.attacks.fab import fab, fab_attack
-from hessjax.attacks.gradient import AttackState, fgsm, pgd, pgd_init, pgd_result, pgd_step
+from hessjax.attacks.gradient import PGDState, fgsm, pgd, pgd_init, pgd_result, pgd_step
 from hessjax.attacks.square import square, square_attack
 
 __all__ = [
@@ -17,9 +17,9 @@ __all__ = [
     "STANDARD",
     "Attack",
     "AttackResult",
-    "AttackState",
     "LpBall",
     "Outcome",
+    "PGDState",
     "Progress",
     "apgd",
     "apgd_attack",

@@ -41,8 +41,8 @@ class Attack(NamedTuple):
         outcome: ``(x, state, ball) -> Outcome``.
         num_steps: the number of steps of a run.
         num_runs: the number of runs, each on the examples that withstood those before.
-        targets: the number of different targets among the runs, 0 for an untargeted attack; never
-            more than there are wrong classes.
+        num_targets: the number of different targets among the runs, 0 for an untargeted attack;
+            never more than there are wrong classes.
         min_classes: with fewer classes, ``otherwise`` stands in.
         otherwise: an attack that two classes suffice for; if None, fewer classes are refused.
         differentiates: whether it needs gradients of the model.
@@ -54,7 +54,7 @@ class Attack(NamedTuple):
     outcome: Callable[[jax.Array, State, LpBall], Outcome]
     num_steps: int
     num_runs: int = 1
-    targets: int = 0
+    num_targets: int = 0
     min_classes: int = 2
     otherwise: Any = None
     differentiates: bool = True
@@ -110,9 +110,10 @@ def fitting(attack: Attack, num_classes: int) -> Attack:
             )
         attack = attack.otherwise
     wrong = num_classes - 1
-    if attack.targets <= wrong:
+    if attack.num_targets <= wrong:
         return attack
-    return attack._replace(num_runs=attack.num_runs // attack.targets * wrong, targets=wrong)
+    num_runs = attack.num_runs // attack.num_targets * wrong
+    return attack._replace(num_runs=num_runs, num_targets=wrong)
 
 
 def search(

@@ -86,9 +86,9 @@ def class_warnings(attacks: Sequence[Attack], num_classes: int) -> list[str]:
                 f"{attack.name}: its loss needs {attack.min_classes} classes and there are "
                 f"{num_classes}, so another loss takes its place"
             )
-        if num_classes - 1 < attack.targets:
+        if num_classes - 1 < attack.num_targets:
             told.append(
-                f"{attack.name}: {attack.targets} targets are asked for but there are only "
+                f"{attack.name}: {attack.num_targets} targets are asked for but there are only "
                 f"{num_classes - 1} wrong classes, each of which is a target once"
             )
     return told

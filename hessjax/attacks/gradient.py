@@ -16,7 +16,7 @@ from hessjax.losses import misclassified
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-class AttackState(NamedTuple):
+class PGDState(NamedTuple):
     """One example under attack, between two steps.
 
     Attributes:
@@ -81,7 +81,7 @@ def fgsm(
 
 def pgd_init(
     logits_fn: Logits, x: ArrayLike, y: ArrayLike, ball: LpBall, key: jax.Array
-) -> AttackState:
+) -> PGDState:
     """Start at a random point of the ball; the example itself is the best so far.
 
     A restart is a new random ``x`` in an old state: ``state._replace(x=random_point(...))``.
@@ -104,7 +104,7 @@ def pgd_init(
     found = misclassified(logits, y)
     # At least float32: rounded to the precision of a narrow x, losses would tie.
     least = jnp.asarray(-jnp.inf, wide(x.dtype))
-    return AttackState(random_point(ball, x, key), x, least, found)
+    return PGDState(random_point(ball, x, key), x, least, found)
 
 
 def pgd_step(
@@ -112,11 +112,11 @@ def pgd_step(
     x: jax.Array,
     y: ArrayLike,
     ball: LpBall,
-    state: AttackState,
+    state: PGDState,
     *,
     step_size: float | jax.Array,
     loss: Loss = cross_entropy,
-) -> AttackState:
+) -> PGDState:
     r"""Record the iterate, then take one projected step of steepest ascent from it.
 
     .. math:: x_{i+1} = P\left(x_i + \alpha\, \arg\max_{\|u\|_p \le 1} u^\top \nabla f(x_i)\right)
@@ -153,8 +153,8 @@ def pgd_step(
 
 
 def pgd_result(
-    logits_fn: Logits, y: ArrayLike, state: AttackState, *, loss: Loss = cross_entropy
-) -> AttackState:
+    logits_fn: Logits, y: ArrayLike, state: PGDState, *, loss: Loss = cross_entropy
+) -> PGDState:
     """Record the last iterate; ``best`` of the returned state is then what the attack found.
 
     Args:
@@ -233,10 +233,10 @@ def pgd(
     center = check_center(ball, x)
     length = 2.5 * ball.epsilon / num_steps if step_size is None else step_size
 
-    def step(_: ArrayLike, state: AttackState) -> AttackState:
+    def step(_: ArrayLike, state: PGDState) -> PGDState:
         return pgd_step(logits_fn, center, y, ball, state, step_size=length, loss=loss)
 
-    def start(restart: ArrayLike, state: AttackState) -> AttackState:
+    def start(restart: ArrayLike, state: PGDState) -> PGDState:
         point = random_point(ball, center, jax.random.fold_in(key, restart))
         state = state._replace(x=point)
         state = jax.lax.fori_loop(0, num_steps, step, state, unroll=unroll)
@@ -246,7 +246,7 @@ def pgd(
     return jax.lax.fori_loop(0, num_restarts, start, state, unroll=unroll).best
 
 
-def _record(state: AttackState, value: jax.Array, wrong: jax.Array) -> AttackState:
+def _record(state: PGDState, value: jax.Array, wrong: jax.Array) -> PGDState:
     """Keep the iterate if it is the first misclassified one or, before any, has a larger loss."""
     value = value.astype(state.loss.dtype)
     better = ~state.found & (wrong | (value > state.loss))
