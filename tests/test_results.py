@@ -8,7 +8,7 @@ from experiments import crosscheck, parity, theory
 from experiments.benchmarks import precision, records, report
 from experiments.files import read_json
 from experiments.plans import PLANS
-from experiments.reading import read
+from experiments.reading import joined, read
 from experiments.study import HEADLINE, tuning, winners
 from experiments.table import group, table
 from experiments.words import about
@@ -64,6 +64,16 @@ def test_tables_of_the_study_are_those_of_the_results(folder):
     elif folder.name != "tuning-mlp":
         assert table(found) in page
     assert table(found) in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("data", "push"), [("mnist", "push-test"), ("fashion_mnist", "push-1-test")]
+)
+def test_the_study_opens_with_one_table_of_a_data_set(data, push):
+    folder = ROOT / "experiments" / "results" / "study" / data
+    whole = joined([read(folder / part) for part in ("headline", push, "cure")])
+    published = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert table(whole, brief=True) in published.split("\n## ")[1]
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
