@@ -27,7 +27,7 @@ _COMMON = {
     "surface_offsets": "planes",
 }
 # As `hessjax.pgd` returns it.
-_FOUND = "the first wrong point of PGD, or that of the largest loss,"
+_FOUND = "the first misclassified point, or else the one of largest loss, that PGD finds in"
 
 
 class Landscapes(NamedTuple):
@@ -114,7 +114,7 @@ def _draw_norms(folder: Path, images: str, landscapes: Sequence[Landscapes]) -> 
         note=f"{count:,} {images}; {named}{pooled}. Derivatives of the cross-entropy "
         "(nats) in the input, pixels in [0, 1]; ‖H‖ is the largest |eigenvalue| of the Hessian, "
         f"estimated from below. Dashed: median; the black line repeats the first row, "
-        f"{landscapes[0].label}. The first bin holds all that is smaller, too.",
+        f"{landscapes[0].label}. The first bin includes all smaller values.",
     )
     return path
 
@@ -141,8 +141,8 @@ def _draw_planes(folder: Path, images: str, landscapes: Sequence[Landscapes]) ->
         title="Loss over the plane of gradient and top eigenvector",
         note=f"Number {first['shown'][i]} (label {first['shown_label'][i]}) of the {images}, "
         f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot. Dotted: the top "
-        "eigenvector of the Hessian, upwards what of it is orthogonal to the gradient; cos is the "
-        "cosine of its angle to the gradient."
+        "eigenvector of the Hessian; upwards: its part orthogonal to the gradient; cos: the cosine "
+        "of its angle to the gradient."
         f"{circle} Orange: loss ln 2, below which the label surely wins. Points are not clipped "
         "to [0, 1].",
     )
@@ -170,8 +170,8 @@ def _draw_boundaries(folder: Path, images: str, landscapes: Sequence[Landscapes]
         title="Decision boundary along the attack",
         note=f"Number {first['shown'][i]} (label {first['shown_label'][i]}) of the {images}, "
         f"{seeds_of(found.seeds[0] for found in landscapes)}: the white dot. The cross: {_FOUND} "
-        f"of {first['attack_steps']} steps in the {norm_name(order)} ball of radius ε = {radius:g}"
-        f"{' (dashed)' if order == 2 else ''}. Colors: logit of the label less the largest other "
+        f"{first['attack_steps']} steps in the {norm_name(order)} ball of radius ε = {radius:g}"
+        f"{' (dashed)' if order == 2 else ''}. Colors: logit of the label minus the largest other "
         "one; black: the boundary. Points are not clipped to [0, 1].",
     )
     return path
@@ -200,7 +200,7 @@ def _draw_attacks(folder: Path, images: str, landscapes: Sequence[Landscapes]) -
         order=order,
         title="Attacked images",
         note=f"Numbers {' and '.join(str(first['shown'][i]) for i in chosen)} of the {images}, "
-        f"{seeds_of(found.seeds[0] for found in landscapes)}. Attacked: {_FOUND} of "
+        f"{seeds_of(found.seeds[0] for found in landscapes)}. Attacked: {_FOUND} "
         f"{first['attack_steps']} steps in the {norm_name(order)} ball of radius ε = {radius:g}; "
         "pixels in [0, 1].",
     )

@@ -117,7 +117,7 @@ def draw_cost(path: Path, comparison: dict[str, Any]) -> Path:
         title="Robust accuracy against the cost of a training step",
         note=f"{of[0].upper()}{of[1:]}. Attack: {by}. Cost: seconds of a step over those of "
         "training without a penalty, on the same machine. Markers: mean over seeds, small dots: "
-        "seeds. Gray: the most that is to be had for so much time.",
+        "seeds. Gray: the highest accuracy in at most that time.",
     )
     return path
 
@@ -127,7 +127,7 @@ def _seeds_of_each(methods: Sequence[Method]) -> str:
     seeds = [sorted(run["seed"] for run in method.runs) for method in methods]
     if all(one == seeds[0] for one in seeds):
         return seeds_of(seeds[0])
-    return f"{' or '.join(map(str, sorted({len(one) for one in seeds})))} seeds a method"
+    return f"{' or '.join(map(str, sorted({len(one) for one in seeds})))} seeds per method"
 
 
 def _draw_tradeoff(
@@ -162,12 +162,12 @@ def _draw_tradeoff(
     drawn = [settings(key, alike) for key, alike in families.items()]
     least = max(one.clean.max() for one in drawn) - _MOST_LOST
     lost = sum(int(np.sum(one.clean < least)) for one in drawn)
-    left_out = f" Not shown: {lost} of less than {100 * least:.1f} % clean." if lost else ""
+    left_out = f" Not shown: {lost} below {100 * least:.1f} % clean." if lost else ""
     joined = len(drawn) <= _MOST_CURVES
     read_so = (
         "A line joins the strengths of a method."
         if joined
-        else "Gray: strengths of methods that are behind another in both accuracies."
+        else "Gray: candidates that another one beats in both accuracies."
     )
     path = folder / "tradeoff.png"
     trends.tradeoff(

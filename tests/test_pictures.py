@@ -65,8 +65,9 @@ def test_figures_get_the_numbers_of_the_files(directory, drawn):
     np.testing.assert_array_equal(attacks[1].attacked, landscape(3)["attacked"][1])
     assert [one.attacked_prediction for one in attacks] == [7, 8]
     assert told["order"] == 2
-    shown = "Numbers 0 and 4 of the test images of digits, seed 0. Attacked: the first wrong point"
-    assert f"{shown} of PGD, or that of the largest loss, of 40 steps in" in told["note"]
+    shown = "Numbers 0 and 4 of the test images of digits, seed 0. Attacked: the first"
+    found = "misclassified point, or else the one of largest loss, that PGD finds in 40 steps in"
+    assert f"{shown} {found}" in told["note"]
 
 
 def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(tmp_path, drawn):
@@ -91,7 +92,7 @@ def test_cost_is_against_autoattack_and_trajectories_are_drawn_where_there_are(t
     assert (told["norm"], told["radius"]) == ("linf", 0.1)
     # Neither method has the seeds of both.
     by = "Attack: AutoAttack, standard version, on the first 500 images"
-    assert told["note"].startswith(f"Test images of digits; 3 seeds a method. {by}")
+    assert told["note"].startswith(f"Test images of digits; 3 seeds per method. {by}")
     (lines,), told = drawn["trajectories"]
     assert [line.label for line in lines] == ["none", "hessian"]
     for line, steps, gradient_norm, curvature in (
@@ -216,7 +217,7 @@ def test_strengths_of_a_method_are_told_by_clean_and_robust_accuracy(tmp_path, d
     assert plain.line != other.line
     assert told["radii"] == {"l2": 1.0, "linf": 0.1}
     assert told["least"] == pytest.approx(0.85)
-    assert told["note"].endswith(" Not shown: 1 of less than 85.0 % clean.")
+    assert told["note"].endswith(" Not shown: 1 below 85.0 % clean.")
     # A method of which there is one strength alone has nothing to be chosen among.
     drawn.clear()
     content = comparison([one for one in runs if one.get("options") != ["weight=1"]])
@@ -234,7 +235,7 @@ def test_strengths_of_many_methods_are_not_joined(tmp_path, drawn, count):
     report.main(store(tmp_path, comparison(runs), {}))
     _, told = drawn["tradeoff"]
     assert told["joined"] == (count == 12) == ("A line joins the strengths" in told["note"])
-    assert ("Gray: strengths of methods that are behind" in told["note"]) == (count == 13)
+    assert ("Gray: candidates that another one beats" in told["note"]) == (count == 13)
 
 
 @pytest.mark.parametrize("count", [12, 13])
