@@ -41,7 +41,7 @@ class Eigenpair(NamedTuple):
         vector: the unit vector that was multiplied last (Lanczos: the Ritz vector), like ``v0``.
         image: ``A vector``, like ``v0``.
         residual: ``‖A vector - value vector‖``, scalar. There is an eigenvalue within this distance
-            of ``value``. At a tie ``±λ`` it is large although the norm is correct.
+            of ``value``. At a tie ``±λ`` it may be large although the norm is correct.
     """
 
     value: jax.Array

@@ -1,4 +1,4 @@
-"""Losses of one example that attacks maximize besides cross-entropy, and misclassification.
+"""Losses that attacks maximize besides cross-entropy, the margin, and misclassification.
 
 Cross-entropy itself is ``optax.losses.softmax_cross_entropy_with_integer_labels``.
 """
@@ -14,6 +14,8 @@ def margin(logits: ArrayLike, y: ArrayLike) -> jax.Array:
     r"""Return how much the logit of the label exceeds that of the best other class.
 
     .. math:: m(z, y) = z_y - \max_{j \ne y} z_j
+
+    An attack that maximizes its loss needs the negative, ``lambda z, y: -margin(z, y)``.
 
     Args:
         logits: ``(C,)``, C at least 2.

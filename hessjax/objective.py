@@ -40,13 +40,14 @@ def regularized(
         penalties: ``{name: (weight, penalty)}``. A weight is a nonnegative number or an optax
             schedule of the step; 0 leaves the penalty out. Bind a penalty's configuration with
             `functools.partial`.
-        every: n: evaluate the penalties on every n-th step, with n times the weight, and the loss
-            alone on the others. The objective is then a `Lazy`; `train_step` compiles both parts.
-        parts: k: evaluate the penalties, with k times the weight, on one of k random parts of the
-            batch, which on average over keys gives the same value. A part takes one of every k
-            consecutive examples, which need not leave their device. With a fixed key, k
-            consecutive steps go through all parts; `train_step` uses a new key for each step. The
-            metrics of the penalties are estimates from the part.
+        every: a number n; the penalties are evaluated on every n-th step, with n times the weight,
+            and the loss alone on the others. The objective is then a `Lazy`; `train_step` compiles
+            both parts.
+        parts: a number k; the penalties are evaluated, with k times the weight, on one of k random
+            parts of the batch, which on average over keys gives the same value. A part takes one of
+            every k consecutive examples, which need not leave their device. With a fixed key, k
+            consecutive steps with penalties go through all parts; `train_step` uses a new key for
+            each step. The metrics of the penalties are estimates from the part.
         chunk_size: evaluate this many examples at a time, and again in the backward pass, so that
             memory is needed for one chunk only. The loop is slow for convolutions on a CPU.
 

@@ -125,7 +125,7 @@ def hessian_operator_norm(
     Returns:
         ``‖Hv‖``, a scalar, in loss units per squared input unit. Once v has converged to a simple
         top eigenvector, its parameter gradient is that of the norm itself; before, it is that of a
-        lower bound along frozen directions. If H maps the gradient to zero, the result is 0,
+        lower bound along frozen directions. If H maps the start to zero, the result is 0,
         whatever ‖H‖ is.
 
     Raises:

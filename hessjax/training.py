@@ -1,6 +1,7 @@
 """One optimizer step on any objective; the loop belongs to the caller."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ from hessjax._numerics import PyTree
 from hessjax._placement import following, mesh_of
 from hessjax.lazy import Lazy, Objective
 
-# The trace state outside of every transformation.
-_EAGER = get_opaque_trace_state()
+# The trace state outside of every transformation. A new thread is outside, even if the thread that
+# imports this is not.
+with ThreadPoolExecutor(1) as _thread:
+    _EAGER = _thread.submit(get_opaque_trace_state).result()
 
 
 class TrainState(NamedTuple):

@@ -203,6 +203,15 @@ def test_a_model_of_nan_is_broken_and_inputs_stay_finite(order):
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_restarts": 1.5}, "num_restarts must be a whole number, got 1.5"),
         ({"num_targets": -1}, "num_targets must be at least 1, got -1"),
+        ({"num_targets": None}, "num_targets must be a whole number, got None"),
+        (
+            {"loss": cross_entropy, "num_targets": 2},
+            r"num_targets=2 the loss must take \(logits, y, target\), got .* \(logits, labels\)",
+        ),
+        (
+            {"loss": targeted_dlr_loss},
+            r"num_targets=0 the loss must take \(logits, y\), got .* \(logits, y, target\)",
+        ),
         ({"start": np.full(4, 0.5)}, r"start must have the shape of x, \(2, 2\), got \(4,\)"),
         ({"start": 0.5}, r"start must have the shape of x, \(2, 2\), got \(\)"),
     ],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessjax import LpBall
+from hessjax import LpBall, dlr_loss
 from hessjax.attacks import apgd_attack, fab_attack
 from tests import originals
 from tests.short import LOGITS, RADII, SHORT, attacked, same
@@ -123,9 +123,17 @@ def test_another_calls_progress_is_refused(examples):
     refused(others, x=x[:5], y=y[:5])
     refused(others, logits_fn=jax.tree_util.Partial(originals.logits_fn, originals.weights(seed=1)))
     box = r"the box \[0\.0, 1\.0\]"
-    told = rf"resume is the progress of 'apgd-ce \(1 × 4 steps\) in the l2 ball of 0\.1 and {box}'"
-    # As many runs of another attack, or of other steps; balls of either size, and of another norm.
-    for attack in (fab_attack(num_steps=4, num_targets=0), apgd_attack(num_steps=5)):
+    options = "loss=softmax_cross_entropy_with_integer_labels, num_targets=0"
+    steps = rf"apgd-ce \(1 × 4 steps, {options}\)"
+    told = rf"resume is the progress of '{steps} in the l2 ball of 0\.1 and {box}'"
+    # As many runs of another attack, of other steps or another loss; balls of either size, and of
+    # another norm.
+    different = (
+        fab_attack(num_steps=4, num_targets=0),
+        apgd_attack(num_steps=5),
+        apgd_attack(num_steps=4, name="apgd-ce", loss=dlr_loss),
+    )
+    for attack in different:
         refused(f"{told}, expected that of '{attack.name} ", attacks=(attack,))
     for epsilon, order, name in ((0.2, 2, "l2"), (0.05, 2, "l2"), (0.1, np.inf, "linf")):
         expected = f"{told}, expected that of '.* in the {name} ball of {epsilon} and {box}'"

@@ -1,5 +1,7 @@
 """Training steps: the same as by hand, traced once, buffers donated."""
 
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -51,6 +53,33 @@ def test_steps_are_those_by_hand() -> None:
         assert set(got) >= {"loss", "gradient_norm", "hessian_norm", "residual"}
         if "objective" in got:
             np.testing.assert_allclose(got["objective"], value, rtol=1e-9)
+
+
+def test_hessjax_may_be_imported_inside_a_traced_function() -> None:
+    """A program of its own, whose first import this is; later steps are compiled all the same."""
+    program = """
+import jax, jax.numpy as jnp, optax
+
+def late(x):
+    import hessjax
+    return x
+
+jax.jit(late)(1.0)
+import hessjax
+traced = []
+def apply(params, x):
+    traced.append(x)
+    return params @ x
+objective = hessjax.regularized(apply, lambda z, y: z[y] ** 2, {})
+state = hessjax.TrainState.create(jnp.ones((2, 3)), optax.sgd(0.1), jax.random.key(0))
+step = hessjax.train_step(objective, optax.sgd(0.1))
+counts = []
+for _ in range(3):
+    state, _ = step(state, (jnp.ones((4, 3)), jnp.zeros(4, int)))
+    counts.append(len(traced))
+assert counts[0] == counts[-1], counts
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.usefixtures("counted")  # with options for the compiler

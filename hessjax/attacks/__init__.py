@@ -1,4 +1,4 @@
-"""Attacks on one example: search a ball for the point of largest loss.
+"""Attacks on one example: search a ball for the point of largest loss, or for a nearest wrong one.
 
 The loss that an attack finds is a lower bound on the worst loss in the ball; finding nothing proves
 nothing. `auto_attack` runs several attacks on many examples.

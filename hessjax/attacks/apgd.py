@@ -1,6 +1,8 @@
 """Auto-PGD, projected gradient ascent that chooses its own step lengths."""
 
+from collections.abc import Callable
 from functools import partial
+from inspect import Parameter, signature
 
 import jax
 from jax.typing import ArrayLike
@@ -24,10 +26,11 @@ def apgd_attack(
     """Return Auto-PGD as an `Attack` for `auto_attack`; arguments as for `apgd`."""
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
-    if num_targets:
+    if num_targets != 0:
         num_targets = check_count("num_targets", num_targets)
     if loss is None:
         loss = targeted_dlr_loss if num_targets else cross_entropy
+    _check_loss(loss, num_targets)
     if name is None:
         name = "apgd-t" if num_targets else "apgd"
     init = with_options(apgd_init, loss=loss, num_targets=num_targets, num_restarts=num_restarts)
@@ -65,7 +68,7 @@ def apgd(
         x_{i+1} = P(x_i + \alpha (z_{i+1} - x_i) + (1 - \alpha)(x_i - x_{i-1}))
 
     where P projects onto the ball, then onto the box, α is 1 for the first step, 0.75 afterwards,
-    and η is 2ε at first. At each of the `checkpoints`, η is halved and the search continues from
+    and η is 2ε at first. At each checkpoint, η is halved and the search continues from
     the best iterate if the loss rose in at most 75 % of the steps since the previous checkpoint, or
     if η was not halved there and the best loss has not improved since.
 
@@ -98,7 +101,8 @@ def apgd(
 
     Raises:
         ValueError: if x is outside the box, a count is less than 1 or the start has another shape.
-        TypeError: if x is not floating point or a count is not a whole number.
+        TypeError: if x is not floating point, a count is not a whole number, or the loss takes a
+            target and there are none, or the reverse.
 
     Cost: per run, ``num_steps + 1`` gradients. Call it inside ``jax.jit``: outside, each call
     compiles its loop again. Source: Croce, Hein, Reliable evaluation of adversarial robustness with
@@ -128,3 +132,21 @@ def _started(attack: Attack, start: ArrayLike) -> Attack:
 
 def _logit_difference(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
     return logits[target] - logits[y]
+
+
+def _check_loss(loss: Callable[..., jax.Array], num_targets: int) -> None:
+    """Raise unless the loss takes a target exactly if there are targets."""
+    try:
+        parameters = signature(loss).parameters.values()
+    except (TypeError, ValueError):  # not every callable has a signature
+        return
+    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters):
+        return
+    # Options of a loss have defaults.
+    taken = [parameter.name for parameter in parameters if parameter.default is Parameter.empty]
+    if len(taken) != (3 if num_targets else 2):
+        expected = "(logits, y, target)" if num_targets else "(logits, y)"
+        raise TypeError(
+            f"with num_targets={num_targets} the loss must take {expected}, got one that takes "
+            f"({', '.join(taken)})"
+        )

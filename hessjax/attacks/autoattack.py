@@ -103,8 +103,8 @@ def auto_attack(
     the ball.
 
     The remaining examples stay on the device, packed into batches of two fixed sizes, so nothing is
-    recompiled as they become fewer. If x lies on a mesh of several devices, each takes its share of
-    a batch, and they exchange only what was found. Randomness depends only on the key and the
+    recompiled as they become fewer. If x lies on a mesh with one axis, each device takes its share
+    of a batch, and they exchange only what was found. Randomness depends only on the key and the
     example's index in x, so the result depends neither on the batch size nor on the devices.
 
     Args:
@@ -112,7 +112,9 @@ def auto_attack(
             ``jax.tree_util.Partial(apply, params)``, so that networks of one architecture, and
             calls with several radii, share compiled code. Any other function is recompiled at
             every call with its weights at that time, and JAX keeps both until the process ends.
-        x: the examples, ``(N, ...)``, floating point, in the box of the ball.
+        x: the examples, ``(N, ...)``, floating point, in the box of the ball. `square` takes images
+            to be ``(N, H, W)`` or ``(N, H, W, C)``: a model that wants channels first should
+            transpose inside ``logits_fn``.
         y: their labels, ``(N,)``, whole numbers from 0 to C - 1.
         ball: where to search, ℓ2 or ℓ∞.
         key: source of randomness. If it is not a Threefry key, it seeds one, which is used instead.
@@ -121,10 +123,10 @@ def auto_attack(
             Build one of your own once: compiled code is cached by the attacks' functions.
         batch_size: number of examples at a time; by default 64 per device on CPUs, else 1024.
         resume: the last `Progress` that an interrupted call with the same arguments passed to
-            ``on_batch``; or the result of other attacks on the same examples, or in a smaller
-            ball. What is broken there is not attacked again, and keeps its point and its entry in
-            ``broken_by``. Points must lie in this ball and box; whether they are misclassified is
-            not checked again.
+            ``on_batch`` (keys are not compared); or the result of other attacks on the same
+            examples, or in a smaller ball. What is broken there is not attacked again, and keeps
+            its point and its entry in ``broken_by``. Points must lie in this ball and box; whether
+            they are misclassified is not checked again.
         on_batch: called after each batch, to show or save the progress.
 
     Returns:
@@ -143,9 +145,10 @@ def auto_attack(
             are not a single array, or the call is traced, as inside `jax.jit`.
 
     Cost: with ten classes, 1,900 gradients and 5,900 evaluations for an example that withstands
-    everything; a few gradients for one that does not. Source: Croce, Hein, Reliable evaluation of
-    adversarial robustness with an ensemble of diverse parameter-free attacks, 2020. It follows the
-    reference implementation except where `apgd`, `fab` and `square` say otherwise.
+    everything. A batch is checked every ten steps and left once all of it is broken. Source: Croce,
+    Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks, 2020. It follows the reference implementation except where `apgd`, `fab` and `square`
+    say otherwise.
 
     >>> logits_fn = lambda x: jnp.array([1.0, -1.0]) * (x[0] - x[1])
     >>> x, y = jnp.array([[0.5, 0.2], [0.5, 0.4], [0.1, 0.2]]), jnp.array([0, 0, 0])
@@ -249,12 +252,19 @@ def _slopes(
 
 
 def _described(attacks: Sequence[Attack], ball: LpBall) -> str:
-    """Describe in words what a call is to do."""
-    named = [f"{a.name} ({a.num_runs} × {a.num_steps} steps)" for a in attacks]
+    """Describe in words what a call is to do, the same in every process."""
+    named = [f"{a.name} ({a.num_runs} × {a.num_steps} steps{_options(a)})" for a in attacks]
     order = "l2" if ball.order == 2 else "linf"
     low, high = ball.bounds
     where = f"in the {order} ball of {float(ball.epsilon)} and the box [{low}, {high}]"
     return f"{', '.join(named)} {where}"
+
+
+def _options(attack: Attack) -> str:
+    """Return the options of an attack's steps besides their number, such as its loss."""
+    options = {**getattr(attack.step, "keywords", {})}
+    options.pop("num_steps", None)
+    return "".join(f", {key}={getattr(o, '__name__', o)}" for key, o in sorted(options.items()))
 
 
 def _resumed(given: Progress, fresh: Progress, ball: LpBall) -> Progress:

@@ -147,18 +147,19 @@ def check_points(points: jax.Array, x: jax.Array, ball: LpBall) -> None:
 
 
 def square_warnings(attacks: Sequence[Attack], broken_by: np.ndarray, count: int) -> list[str]:
-    """Return a warning if the attack that needs no gradients broke what the others missed.
+    """Return a warning if an attack that needs no gradients broke what those before it missed.
 
     ``broken_by`` covers the examples that these attacks were run on, of ``count`` in all.
     """
-    places = [place for place, attack in enumerate(attacks) if attack.name == "square"]
+    places = [place for place, attack in enumerate(attacks) if not attack.differentiates]
     if not places or not any(attack.differentiates for attack in attacks[: places[0]]):
         return []
     share = float(np.sum(broken_by == places[0])) / count
     if share <= _SQUARE_SHARE:
         return []
+    name = attacks[places[0]].name
     told = (
-        f"Square broke {100 * share:.2f} % of the examples, after the gradient-based attacks "
+        f"{name} broke {100 * share:.2f} % of the examples, after the gradient-based attacks "
         f"before it had failed; above {100 * _SQUARE_SHARE:g} % this is a sign of masked gradients"
     )
     return [told]

@@ -127,7 +127,7 @@ def fab_attack(*, num_targets: int = 9, num_steps: int = 100, num_restarts: int 
     """Return FAB as an `Attack` for `auto_attack`; arguments as for `fab`."""
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
-    if num_targets:
+    if num_targets != 0:
         num_targets = check_count("num_targets", num_targets)
     return Attack(
         "fab-t" if num_targets else "fab",
@@ -159,8 +159,8 @@ def fab(
         \alpha = \min\left(\frac{\|d_1\|_p}{\|d_1\|_p + \|d_2\|_p}, 0.1\right)
 
     where d₁ and d₂ are the shortest moves in the norm of the ball, inside the box, from the iterate
-    and from the example to the hyperplane on which the linearized difference of two logits vanishes
-    (`to_hyperplane`). From a misclassified iterate the search continues 10 % closer to the example.
+    and from the example to the hyperplane where the linearized difference of two logits vanishes.
+    From a misclassified iterate the search continues 10 % closer to the example.
 
     The radius of the ball does not limit the search; it only scales random starts. FAB follows the
     reference implementation up to rounding, except for gradient entries below 1e-8, which the
@@ -181,10 +181,11 @@ def fab(
 
     Returns:
         The nearest misclassified point found, like ``x``; x itself if it is misclassified or
-        none was found.
+        none was found. The point may lie outside the ball: compare its distance with the radius,
+        as `auto_attack` does.
 
     Raises:
-        ValueError: if x is outside the box or a count is less than 1.
+        ValueError: if x is outside the box or a count is less than 1 (``num_targets``: 0).
         TypeError: if x is not floating point or a count is not a whole number.
 
     Cost: per run, ``num_steps`` gradients (without targets, C times that) and evaluations. Call

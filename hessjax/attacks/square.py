@@ -247,7 +247,7 @@ def square(
     .. math:: x_{i+1} = \arg\min_{x' \in \{x_i, P(x_i)\}} m(x'), \quad m = z_y - \max_{j\ne y} z_j
 
     where P changes a random square: for ℓ∞ to ``x ± ε``, for ℓ2 by a pattern and the mass of a
-    second square (see `propose`). The share p of pixels in a square is halved after 10, 50, 200,
+    second square. The share p of pixels in a square is halved after 10, 50, 200,
     500, 1000, 2000, 4000, 6000 and 8000 proposals, whatever ``num_steps`` is.
 
     It follows the reference implementation proposal for proposal, even in that no square reaches
