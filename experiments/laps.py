@@ -44,5 +44,7 @@ class Laps:
         """The median over the other laps, the mean if they are unlike; None if there are none."""
         others = list(zip(self._marks[1:], self._marks[2:], strict=False))
         if not self._alike:
-            others = [(self._marks[1], self._marks[-1])] if others else []
+            # In the second lap, a lazy penalty's other program may still have to be compiled.
+            begun = self._marks[min(2, len(self._marks) - 2)]
+            others = [(begun, self._marks[-1])] if others else []
         return median((b - a) / (n - m) for (m, a), (n, b) in others) if others else None

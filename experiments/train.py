@@ -189,8 +189,15 @@ def _newest(path: Path, like: TrainState) -> Snapshot | None:
     return Checkpoints(folder).latest(like) if led(folder.is_dir)() else None
 
 
-def first_step(config: Config, dataset: Dataset) -> tuple[Apply, Step, TrainState]:
+def first_step(
+    config: Config, dataset: Dataset, *, accuracy: bool = True
+) -> tuple[Apply, Step, TrainState]:
     """Return a training's network, its step function, and the state that its first step takes.
+
+    Args:
+        config: with its gaps filled in.
+        dataset: what it trains on.
+        accuracy: whether the step also measures the accuracy on its clean batch.
 
     Raises:
         ValueError: if a setting does not fit the data.
@@ -206,7 +213,10 @@ def first_step(config: Config, dataset: Dataset) -> tuple[Apply, Step, TrainStat
     check_apply(apply, params, dataset.train_images)
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, total))
     optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=_ALWAYS)
-    step = train_step(_objective(config, apply, steps_per_epoch), optimizer)
+    objective = _objective(config, apply, steps_per_epoch)
+    if accuracy:
+        objective = with_accuracy(apply, objective)
+    step = train_step(objective, optimizer)
     return apply, step, TrainState.create(params, optimizer, jax.random.key(config.seed))
 
 
@@ -231,8 +241,7 @@ def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:
         parts=config.parts,
         num_steps=config.num_steps,
     )
-    objective = methods.find(config.method).build(apply, setting)
-    return refusing(with_accuracy(apply, objective))
+    return refusing(methods.find(config.method).build(apply, setting))
 
 
 def _filled_in(value: T | None) -> T:

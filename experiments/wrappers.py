@@ -12,7 +12,10 @@ from hessjax.objective import Apply, Metrics, Objective
 
 
 def with_accuracy(apply: Apply, objective: Objective) -> Objective:
-    """Add the metric ``accuracy``, on the clean batch; the compiler shares its forward pass."""
+    """Add the metric ``accuracy``, on the clean batch.
+
+    The compiler shares the forward pass with an objective that has one there, too.
+    """
     if isinstance(objective, Lazy):
         return objective.map(partial(with_accuracy, apply))
 

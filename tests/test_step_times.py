@@ -56,7 +56,8 @@ def test_steps_of_a_comparison_of_other_settings_have_their_defaults(folder):
 
 
 def test_a_lazy_penalty_is_timed_over_a_whole_cycle(folder, monkeypatch):
-    def first_step(config, dataset):
+    def first_step(config, dataset, *, accuracy):
+        assert not accuracy
         assert len(dataset.train_labels) > config.batch_size
 
         def step(state, batch):
@@ -107,7 +108,7 @@ def test_times_of_other_trainings_are_not_taken(folder):
     ids=["setup", "norms", "repeats"],
 )
 def test_what_cannot_be_timed_is_said_before_any_work(folder, change, option, message, monkeypatch):
-    monkeypatch.setattr(step_times, "first_step", lambda *_: pytest.fail("began before"))
+    monkeypatch.setattr(step_times, "first_step", lambda *_, **__: pytest.fail("began before"))
     content = read_json(folder / "comparison.json")
     change(content)
     write_json(folder / "comparison.json", content)

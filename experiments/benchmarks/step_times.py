@@ -31,9 +31,10 @@ def main(
 
     A training's own time per step is only reliable if its machine was otherwise idle, and trainings
     that ran at different times, or side by side, cannot be compared. Here the methods take turns:
-    in each round, every method takes a step of its training, all on the same batch. The times are
-    written to step_times.json in the folder, where `python -m experiments.report` finds them. For
-    example:
+    in each round, every method takes a step of its training, all on the same batch. The accuracy on
+    clean images that a training logs is left out: methods that evaluate the network there anyway
+    get it for nothing, PGD training would pay for it. The times are written to step_times.json in
+    the folder, where `python -m experiments.report` finds them. For example:
 
         python -m experiments.benchmarks.step_times runs/study/mnist/headline
         python -m experiments.report runs/study/mnist/headline
@@ -73,7 +74,7 @@ def _configs(comparison: dict[str, Any]) -> dict[str, Config]:
 
 def _stepping(config: Config, dataset: Dataset) -> Callable[[], Metrics]:
     """Return a call that takes a step of a training, or a whole cycle if the penalty is lazy."""
-    _, step, state = first_step(config, dataset)
+    _, step, state = first_step(config, dataset, accuracy=False)
     examples = slice(config.batch_size)
     batch = jnp.asarray(dataset.train_images[examples]), jnp.asarray(dataset.train_labels[examples])
     current = [jax.block_until_ready(state)]
