@@ -1,7 +1,8 @@
 """Read what comparisons left on disk: ``comparison.json``, checked, one or several joined."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from operator import eq, ge, le
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,10 @@ def _accuracy(value: object) -> float:
 
 
 def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return several comparisons as one, at the radii that all have.
+    """Return several comparisons as one, at the radii at which all were attacked alike.
+
+    PGD and APGD attack from the largest radius down and do not attack again what withstood, so an
+    accuracy also depends on the larger radii.
 
     If their networks differ, the table has a column for them. Only some of the methods may have
     results of AutoAttack, or times of steps that were measured in turns; in the latter case, the
@@ -150,7 +154,10 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ValueError: if they are not.
     """
     _check_alike(comparisons)
-    norms, auto = _common([one["norms"] for one in comparisons]), _auto(comparisons)
+    auto = _auto(comparisons)
+    norms = _common([one["norms"] for one in comparisons], _tried(comparisons[0]["attack"]))
+    if not norms and not (auto and all(auto_radii_of(one) for one in comparisons)):
+        raise ValueError("comparisons without a radius attacked alike cannot share a table")
     timed = [one["step_times"] for one in comparisons if "step_times" in one]
     runs = [
         {**run, **_on_one_clock(one, timed), "network": _network(one)}
@@ -190,8 +197,6 @@ def _check_alike(comparisons: Sequence[dict[str, Any]]) -> None:
                 raise ValueError(
                     f"comparisons of different {key} cannot share a table: {before}, {after}"
                 )
-    if not _common([one["norms"] for one in comparisons]):
-        raise ValueError("comparisons without a radius in common cannot share a table")
 
 
 def _auto(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -205,11 +210,26 @@ def _auto(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**found[0], "norms": norms}
 
 
-def _common(balls: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Return, by norm, the radii that all have."""
+def _tried(attack: dict[str, Any]) -> Callable[[float, float], bool]:
+    """Return whether an attack comes to a radius before, or at, another one."""
+    return ge if attack.get("radii") == "from the largest" else le
+
+
+def _common(
+    balls: Sequence[dict[str, list[float]]], before: Callable[[float, float], bool] = eq
+) -> dict[str, list[float]]:
+    """Return, by norm, the radii that all have, after the same ones before them."""
     first, *others = balls
+
+    def until(radii: Sequence[float], radius: float) -> set[float]:
+        return {one for one in radii if before(one, radius)}
+
     common = {
-        norm: [radius for radius in radii if all(radius in one.get(norm, ()) for one in others)]
+        norm: [
+            radius
+            for radius in radii
+            if all(until(one.get(norm, ()), radius) == until(radii, radius) for one in others)
+        ]
         for norm, radii in first.items()
     }
     return {norm: radii for norm, radii in common.items() if radii}

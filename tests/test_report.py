@@ -37,6 +37,7 @@ def test_comparisons_of_one_network_join_at_the_radii_that_all_have(tmp_path, dr
             "auto": told,
             "setup": {"model": "cnn"},
         }
+        content["attack"] |= {"radii": "from the largest"}
         (tmp_path / name).mkdir()
         return store(tmp_path / name, content, {})
 
@@ -56,6 +57,11 @@ def test_comparisons_of_one_network_join_at_the_radii_that_all_have(tmp_path, dr
     assert (told["norm"], told["radius"]) == ("l2", 1.0)
     assert told["note"].startswith("Test images of digits; seed 0. Attack: AutoAttack")
 
+    # What withstood a larger radius was not attacked again at the smaller ones.
+    capsys.readouterr()
+    report.main(headline, (part("g", "fgsm", [("l2", (0.5,))], [("l2", (1.0,))], 0.02),))
+    assert capsys.readouterr().out.startswith("| method | strength | clean | AA ℓ₂ 1 |")
+
     # What AutoAttack did not attack has no place in the figure.
     report.main(headline, (part("e", "gradient", both, [], 0.03),), cost=tmp_path / "cost.png")
     assert [point.label for point in drawn["frontier"][0][0]] == ["none"]
@@ -67,7 +73,7 @@ def test_comparisons_of_one_network_join_at_the_radii_that_all_have(tmp_path, dr
 
     with pytest.raises(SystemExit, match="no step without a penalty was timed"):
         report.main(push, (part("c", "jacobian", both, both, 0.05),), cost=tmp_path / "cost.png")
-    with pytest.raises(SystemExit, match="comparisons without a radius in common"):
+    with pytest.raises(SystemExit, match="comparisons without a radius attacked alike"):
         report.main(push, (part("d", "jacobian", [("linf", (0.1,))], [], 0.05),))
     with pytest.raises(SystemExit, match="cost needs several comparisons: one has figures/cost"):
         report.main(push, cost=tmp_path / "cost.png")
