@@ -86,6 +86,7 @@ def evaluate(
     logits_fn, x, y = replicated(mesh, (run.logits_fn, x, y))
     content, arrays = _earlier(run.path, attack)
     smaller: AttackResult | None = None
+    after: str | None = None
     for radius in sorted(set(radii)):
         name = number_key(radius)
         place = f"{norm}/{name}"
@@ -93,7 +94,9 @@ def evaluate(
         if name not in content["results"].get(norm, {}):
             label = f"{norm} radius {name} on {run.config.data} {run.config.name}"
             part = _part_of(run, place, attack)
-            identity = json.dumps({**attack, "place": place, "weights": run.weights})
+            identity = json.dumps(
+                {**attack, "place": place, "weights": run.weights, "after": after}
+            )
             begun = time.perf_counter()
             with _resumable(part, identity, label) as going:
                 result = auto_attack(
@@ -126,6 +129,7 @@ def evaluate(
         broken_by = arrays[f"{place}/broken_by"]
         robust, by = jnp.asarray(broken_by == ROBUST), jnp.asarray(broken_by)
         smaller = AttackResult(x, robust, by, jnp.asarray(arrays[f"{place}/distance"]), ())
+        after = name
     return content
 
 

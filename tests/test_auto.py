@@ -10,7 +10,7 @@ import tyro
 from experiments import auto, devices, evaluate, masking, runs, train
 from experiments.files import read_arrays, read_json, write_arrays, write_json
 from experiments.loading import load_for
-from hessjax.attacks import apgd_attack, fab_attack, square_attack
+from hessjax.attacks import Progress, apgd_attack, fab_attack, square_attack
 
 SHORT = (
     apgd_attack(num_steps=5, name="apgd-ce"),
@@ -138,6 +138,33 @@ def test_it_goes_on_where_it_was_interrupted(run, monkeypatch, capsys):
     for name in ("robust", "broken_by", "masking"):
         assert after["results"]["l2"]["0.3"][name] == expected["results"]["l2"]["0.3"][name]
     assert not list(run.glob("*.part.npz"))
+
+
+@pytest.mark.parametrize(("first", "then"), [((0.1, 0.3), (0.3,)), ((0.3,), (0.1, 0.3))])
+def test_it_goes_on_only_after_the_same_smaller_radius(run, monkeypatch, first, then):
+    """What is broken at the smaller radius is not attacked at the larger one."""
+    original, resumed = auto.auto_attack, []
+
+    def interrupted(logits_fn, x, y, ball, key, **options):
+        def note(progress):
+            options["on_batch"](progress)
+            if ball.epsilon == 0.3:
+                raise KeyboardInterrupt
+
+        return original(logits_fn, x, y, ball, key, **{**options, "on_batch": note})
+
+    def watched(*args, resume, **options):
+        resumed.append(resume)
+        return original(*args, resume=resume, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(auto, "auto_attack", interrupted)
+        with pytest.raises(SystemExit):
+            call(run, *first)
+    with monkeypatch.context() as patched:
+        patched.setattr(auto, "auto_attack", watched)
+        call(run, *then)
+    assert not any(isinstance(given, Progress) for given in resumed)
 
 
 def test_an_attack_leaves_the_progress_of_others(run, monkeypatch):
