@@ -52,9 +52,10 @@ def main(
     Args:
         data: the data sets; mnist and fashion_mnist if not given.
         parts: headline (six methods, five seeds, also AutoAttack), activations (the same methods
-            with relu and softplus, two seeds), wider (the other methods, two seeds), mlp (all
-            methods on the smaller network, two seeds). Each part first chooses the weights that it
-            needs, wider and mlp one row at a time; activations uses those chosen with gelu.
+            with relu and softplus, two seeds), wider (the other methods of experiments/plans.py,
+            two seeds), mlp (all of these on the smaller network, two seeds). Each part first
+            chooses the weights that it needs, wider and mlp one row at a time; activations uses
+            those chosen with gelu.
         quick: everything small, on the digits, in some 20 minutes: to try out the program, not the
             methods.
         out: folder of the study, with a subfolder per data set for its runs and table, report.md.

@@ -77,6 +77,7 @@ def main(
         start()
     config = config.resolved()
     path = out or Path("runs", config.data.replace("/", "-"), config.name, f"seed-{config.seed}")
+    mesh = devices.mesh(num_devices)
     dataset = load_for(config, data_dir, manual_dir)
     training = train(
         config,
@@ -85,7 +86,7 @@ def main(
         resume=resume,
         checkpoint_every=checkpoint_every,
         watch=watch,
-        mesh=devices.mesh(num_devices),
+        mesh=mesh,
     )
     print(f"trained {training['steps']} steps in {training['seconds']:.0f} s: {path}")
 
