@@ -42,7 +42,7 @@ def evaluate(
         mesh: devices to attack on, the default one if not given; they change no result.
 
     Returns:
-        ``robust``, by norm and radius, and ``commit``, that of the code that attacked.
+        ``robust``, by norm and radius, and ``commit``, ``versions`` and ``device`` of the attacks.
     """
     check_count("num_examples", num_examples, dataset)
     path = run.path / "apgd.json"
@@ -70,7 +70,7 @@ def evaluate(
         for norm, values in radii.items()
         if values
     }
-    return {"robust": robust, "commit": content.get("commit", "unknown")}
+    return {"robust": robust, **provenance.combined(content)}
 
 
 def _withstood(

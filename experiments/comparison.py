@@ -169,7 +169,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Attack a network and return what was found, also under ``auto`` and ``apgd``."""
     found = pgd.evaluate(run, dataset, attacks.radii, attacks.pgd, mesh=mesh)
-    commits = [found["commit"]]
+    origins = [found]
     strongest = auto.settings("standard", attacks.auto_examples, run.config.seed)
     by_norm = {}
     for norm, radii in attacks.auto_radii.items():
@@ -179,7 +179,7 @@ def _evaluated(
             )
             # Earlier calls may have left results for other radii, too.
             results = {name: content["results"][norm][name] for name in map(number_key, radii)}
-            commits += [result["commit"] for result in results.values()]
+            origins += results.values()
             by_norm[norm] = {
                 name: {"robust": result["robust"], "verdict": result["verdict"]}
                 for name, result in results.items()
@@ -187,10 +187,9 @@ def _evaluated(
     by_apgd = {}
     if attacks.apgd_examples:
         content = apgd.evaluate(run, dataset, attacks.radii, attacks.apgd_examples, mesh=mesh)
-        commits.append(content["commit"])
+        origins.append(content)
         by_apgd = content["robust"]
-    commit = provenance.joined(*commits)
-    return {**found, "auto": by_norm, "apgd": by_apgd, "commit": commit}
+    return {**found, "auto": by_norm, "apgd": by_apgd, **provenance.combined(*origins)}
 
 
 def _entry(
@@ -224,7 +223,7 @@ def _entry(
         "hessian_norm_mean": evaluation["hessian_norm_mean"],
         "evaluation_seconds": evaluation["seconds"],
         **_trajectory(path),
-        "commit": provenance.joined(run.commit, evaluation["commit"]),
+        **provenance.combined(run.origin, evaluation),
     }
 
 

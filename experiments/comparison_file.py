@@ -75,12 +75,15 @@ def write(
         if before["runs"]:
             write_json(out / _NAME, {**before, "failed": reasons})
         return
+    # Where the networks were trained and attacked, which need not be where this runs.
+    origin = provenance.combined(*entries)
     comparison = {
         **provenance.collect(),
-        "commit": provenance.joined(*(entry["commit"] for entry in entries)),
+        **origin,
         **settings,
         "runs": [
-            {name: value for name, value in entry.items() if name != "commit"} for entry in entries
+            {name: value for name, value in entry.items() if name not in origin}
+            for entry in entries
         ],
         "failed": reasons,
     }

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,21 +47,31 @@ def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
 
     Commands, commits, devices and versions each list all that were involved.
     """
-    versions = later["versions"]
+    # In the order of the commands; a repeated one keeps its place.
+    command = _both(" && ", earlier["command"], later["command"])
+    return {"command": command, **combined(earlier, later)}
+
+
+def combined(*origins: Mapping[str, Any]) -> dict[str, Any]:
+    """Return commit, versions and device of a result that several origins have a part in.
+
+    Each names all that were involved. An origin that lacks a commit has an unknown one.
+    """
+    versions: dict[str, str] = {}
+    for origin in origins:
+        for name, version in origin.get("versions", {}).items():
+            versions[name] = _both(", ", *filter(None, [versions.get(name), version]))
+    devices = [origin["device"] for origin in origins if "device" in origin]
     return {
-        # In the order of the commands; a repeated one keeps its place.
-        "command": _both(" && ", earlier["command"], later["command"]),
-        "commit": joined(earlier["commit"], later["commit"]),
-        "versions": {
-            name: _both(", ", earlier["versions"].get(name, version), version)
-            for name, version in versions.items()
-        },
-        "device": _both(" and ", earlier["device"], later["device"]),
+        "commit": joined(*(origin.get("commit", "unknown") for origin in origins)),
+        "versions": versions,
+        "device": _both(" and ", *devices),
     }
 
 
-def _both(separator: str, earlier: str, later: str) -> str:
-    return separator.join(dict.fromkeys([*earlier.split(separator), *later.split(separator)]))
+def _both(separator: str, *lists: str) -> str:
+    words = [word for several in lists for word in several.split(separator)]
+    return separator.join(dict.fromkeys(words))
 
 
 def joined(*commits: str) -> str:

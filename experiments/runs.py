@@ -42,7 +42,7 @@ class Run(NamedTuple):
         config: what it was trained with.
         apply: ``(params, x) -> logits`` of one example.
         params: its weights.
-        commit: of the code that trained it.
+        origin: commit, versions and device of its training.
         training: how the training went, as in ``training.json``.
         architecture: the arguments of `experiments.models.create`.
     """
@@ -51,7 +51,7 @@ class Run(NamedTuple):
     config: Config
     apply: Apply
     params: models.Params
-    commit: str
+    origin: dict[str, Any]
     training: dict[str, Any]
     architecture: dict[str, Any]
 
@@ -220,7 +220,8 @@ def load(path: Path) -> Run:
     if shapes != expected:
         raise ValueError(f"{path}/weights.npz has the arrays {shapes}, expected {expected}")
     params = jax.tree.map(jax.numpy.asarray, params)
-    return Run(path, config, apply, params, content.get("commit", "unknown"), training, network)
+    origin = provenance.combined(content)
+    return Run(path, config, apply, params, origin, training, network)
 
 
 @led

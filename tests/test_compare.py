@@ -55,7 +55,7 @@ def test_the_same_command_elsewhere_does_not_claim_what_was_there(folder, tmp_pa
     monkeypatch.setattr(provenance, "collect", lambda: elsewhere)
     tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])
     after = read_json(out / "comparison.json")
-    assert after == before | {"device": f"{before['device']} and another"}
+    assert after == before
     assert f"- Device: {after['device']}\n" in (out / "report.md").read_text()
 
 
@@ -122,15 +122,21 @@ def test_radii_of_many_digits_are_found_again(folder, tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_result_tells_the_commits_of_training_and_evaluation(folder, tmp_path, monkeypatch):
+def test_a_result_tells_where_training_and_evaluation_were_done(folder, tmp_path, monkeypatch):
     out = shutil.copytree(folder, tmp_path / "out")
-    trained = read_json(out / "none" / "seed-0" / "config.json")["commit"]
+    config = out / "none" / "seed-0" / "config.json"
+    trained = read_json(config)["commit"]
+    write_json(config, {**read_json(config), "device": "H200"})
     later = {**provenance.collect(), "commit": "feedbeef"}
     monkeypatch.setattr(provenance, "collect", lambda: later)
     options = [*ARGUMENTS, "--linf", "0.2", "--out", str(out)]
     tyro.cli(compare.main, args=options)
     expected = ", ".join(sorted({trained, "feedbeef"}))
-    assert read_json(out / "comparison.json")["commit"] == expected
+    told = read_json(out / "comparison.json")
+    assert told["commit"] == expected
+    assert told["device"] == f"H200 and {later['device']}"
+    assert told["versions"] == later["versions"]
+    assert not {"commit", "device", "versions"} & told["runs"][0].keys()
 
 
 def test_a_result_tells_the_commits_of_every_attack(monkeypatch):
@@ -162,7 +168,7 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
     trained = read_json(out / "none" / "seed-1" / "config.json")
     write_json(
         out / "none" / "seed-1" / "config.json",
-        trained | {"config": trained["config"] | {"seed": 1}},
+        trained | {"config": trained["config"] | {"seed": 1}, "device": "another"},
     )
     second = {**provenance.collect(), "command": "second", "device": "another"}
     monkeypatch.setattr(provenance, "collect", lambda: second)

@@ -37,7 +37,7 @@ def test_a_network_comes_back_as_it_was(run):
     np.testing.assert_array_equal(loaded.apply(loaded.params, IMAGES[0]), apply(params, IMAGES[0]))
     assert loaded.config == CONFIG
     assert loaded.training == {"completed": True, "steps": 3}
-    assert loaded.commit == provenance.collect()["commit"]
+    assert loaded.origin == provenance.combined(provenance.collect())
 
 
 def test_a_training_that_was_not_completed_is_told(run, capsys):

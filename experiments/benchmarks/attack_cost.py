@@ -160,7 +160,8 @@ def add(target: Target, *, repeats: int, path: Path) -> Path:
     cell = {
         "data": config.data, "model": config.model, "activation": config.activation,
         "method": config.name, "strength": config.strength, "seed": config.seed,
-        "epochs": config.epochs, "trained_at": target.run.commit, "weights": target.run.weights,
+        "epochs": config.epochs, "trained_at": target.run.origin["commit"],
+        "weights": target.run.weights,
         "norm": target.norm, "epsilon": target.epsilon,
     }  # fmt: skip
     measured = partial(measure_attacks, target, repeats=repeats)
