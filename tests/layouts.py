@@ -118,7 +118,7 @@ def evaluated(mesh: Mesh | None, path: Path) -> dict[str, Any]:
     verdicts = dict(
         withstood(*given, IMAGES, y, order=2, radii=[0.1, 0.2], key=key, num_steps=2, mesh=mesh)
     )
-    run = runs.Run(path, Config().resolved(), *given, "", {}, {})
+    run = runs.Run(path, Config().resolved(), *given, {}, {}, {})
     unseen = {"num_examples": len(y), **{sign.figure: 0 for sign in masking.SIGNS}}
     with (
         mock.patch.dict(auto.VERSIONS, standard=ATTACKS[:1]),

@@ -38,7 +38,7 @@ def linear(tmp_path: Path) -> runs.Run:
         name: leaf.shape for name, leaf in template.items()
     }
     params = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in params.items()}
-    return runs.Run(tmp_path, config, apply, params, "unknown", {}, network)
+    return runs.Run(tmp_path, config, apply, params, {}, {}, network)
 
 
 def test_the_distance_of_a_linear_network_is_its_margin_over_the_slope(
