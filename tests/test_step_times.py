@@ -6,6 +6,7 @@ import tyro
 from experiments.benchmarks import harness, records, step_times
 from experiments.benchmarks.harness import Timing
 from experiments.config import Config, parse_method
+from experiments.data import load
 from experiments.files import read_json, write_json
 from experiments.reading import read
 from experiments.table import table
@@ -44,6 +45,11 @@ def test_steps_are_those_of_the_trainings_and_their_times_go_into_the_table(fold
     assert all(0 < told["lower"] <= told["median"] <= told["upper"] for told in seconds.values())
     plain, inside, lazy = (told["median"] for told in seconds.values())
     assert times(folder) == ["1.00×", f"{inside / plain:.2f}×", f"{lazy / plain:.2f}×"]
+
+
+def test_the_accuracy_that_a_training_logs_is_not_timed():
+    config = Config(**SETUP, **parse_method("none")).resolved()
+    assert set(step_times._stepping(config, load("digits"))()) == {"loss", "objective"}
 
 
 def test_steps_of_a_comparison_of_other_settings_have_their_defaults(folder):
