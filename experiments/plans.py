@@ -70,10 +70,11 @@ def _in_balls(*, l2: Sequence[float], linf: Sequence[float]) -> _Table:
         # To see what fewer steps achieve, alone and with the penalty on a quarter of the examples.
         "adversarial,num_steps=3": l2,
         "hessian-inside,parts=4,num_steps=4": [f"{l2[0] / 2:g}:{h:g}" for h in l2],
-        "trades": [f"{l2[1]:g},weight={beta}" for beta in betas],
-        "trades,norm=linf": [f"{linf[1]:g},weight={beta}" for beta in betas],
         "fgsm": l2,
         "fgsm,norm=linf": linf,
+        # Last, because their steps cost most.
+        "trades": [f"{l2[1]:g},weight={beta}" for beta in betas],
+        "trades,norm=linf": [f"{linf[1]:g},weight={beta}" for beta in betas],
     }
 
 
