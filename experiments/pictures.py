@@ -16,8 +16,6 @@ from experiments.words import about, attack_of, auto_of, images_of, seeds_of
 _MOST_CURVES = 12
 # With even more, as in the study, no figure would be readable.
 MOST_METHODS = 24
-# Settings that lose more of the clean accuracy are of no use, and would crowd the others.
-_MOST_LOST = 0.1
 
 
 def draw(folder: Path, comparison: dict[str, Any], landscapes: Sequence[Landscapes]) -> list[Path]:
@@ -160,10 +158,10 @@ def _draw_tradeoff(
         )
 
     drawn = [settings(key, alike) for key, alike in families.items()]
-    least = max(one.clean.max() for one in drawn) - _MOST_LOST
+    joined = len(drawn) <= _MOST_CURVES
+    least = trends.least_clean(drawn, joined=joined)
     lost = sum(int(np.sum(one.clean < least)) for one in drawn)
     left_out = f" Not shown: {lost} below {100 * least:.1f} % clean." if lost else ""
-    joined = len(drawn) <= _MOST_CURVES
     read_so = (
         "A line joins the strengths of a method."
         if joined

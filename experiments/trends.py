@@ -13,6 +13,8 @@ from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, radius_nam
 
 # Values that differ by this factor get ticks at powers of ten only, and an axis of their own.
 _FAR = 200
+# Settings that lose more of the clean accuracy are of no use, and would crowd the others.
+_MOST_LOST = 0.1
 
 
 class Point(NamedTuple):
@@ -168,6 +170,21 @@ def tradeoff(
         )
         ax.grid(visible=True)
     save(page, path)
+
+
+def least_clean(methods: Sequence[Settings], *, joined: bool) -> float:
+    """Return the clean accuracy below which `tradeoff` should leave settings out.
+
+    If not ``joined``, that is a fifth of their width below those that no other exceeds in both
+    accuracies, so that these fill the panels.
+    """
+    most = max(one.clean.max() for one in methods)
+    least = most - _MOST_LOST
+    if joined:
+        return least
+    masks = [(one, _ahead(one, methods, norm)) for one in methods for norm in one.robust]
+    lowest = min(clean for one, ahead in masks for clean in one.clean[ahead & (one.clean >= least)])
+    return max(least, lowest - (most - lowest) / 5)
 
 
 def _ahead(one: Settings, methods: Sequence[Settings], norm: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What frontiers, tradeoffs, trajectories and calibrations draw, read back from the axes."""
 
 import numpy as np
+import pytest
 
 from experiments import canvas, trends
 from tests.drawings import (
@@ -78,6 +79,25 @@ def test_of_many_settings_those_ahead_of_all_others_stand_out(pages, tmp_path):
     assert {line.get_linestyle() for line in ax.lines} == {"None"}
     [legend] = pages[0].subfigs[2].legends
     assert [text.get_text() for text in legend.get_texts()] == ["none", "hessian"]
+
+
+def test_settings_far_below_the_best_ones_would_crowd_them():
+    def settings(clean, l2, linf):
+        robust = {"l2": np.array(l2), "linf": np.array(linf)}
+        return trends.Settings("hessian", HESSIAN, np.array(clean), robust)
+
+    # In the l2 ball the first three are ahead, in the linf ball the fourth, too; the last has the
+    # most robust accuracy of all, but ten points less clean accuracy than the first.
+    some = [
+        settings([0.9, 0.88], [0.1, 0.5], [0.1, 0.5]),
+        settings([0.86, 0.85, 0.83], [0.6, 0.5, 0.5], [0.6, 0.7, 0.6]),
+        settings([0.79], [0.9], [0.9]),
+    ]
+    assert trends.least_clean(some, joined=True) == pytest.approx(0.8)
+    assert trends.least_clean(some, joined=False) == pytest.approx(0.84)
+    # Settings at the far end of what is of use at all have no margin.
+    some.append(settings([0.805], [0.7], [0.8]))
+    assert trends.least_clean(some, joined=False) == pytest.approx(0.8)
 
 
 def test_a_trajectory_is_a_mean_over_seeds_in_a_band_of_all(pages, tmp_path):
