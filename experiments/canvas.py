@@ -15,16 +15,16 @@ from matplotlib.transforms import Bbox
 from experiments.files import replacing
 
 # Okabe and Ito's palette and one gray: distinguishable with any color vision.
-_COLORS = {
-    "none": "#000000",
-    "gradient": "#E69F00",
-    "hessian": "#0072B2",
-    "hessian-only": "#56B4E9",
-    "finite-step": "#009E73",
-    "curvature": "#CC79A7",
-    "jacobian": "#F0E442",
-    "gauss-newton": "#8C8C8C",
-    "adversarial": "#D55E00",
+_LOOKS = {
+    "none": ("#000000", "o"),
+    "gradient": ("#E69F00", "s"),
+    "hessian": ("#0072B2", "D"),
+    "hessian-only": ("#56B4E9", "d"),
+    "finite-step": ("#009E73", "^"),
+    "curvature": ("#CC79A7", "v"),
+    "jacobian": ("#F0E442", "P"),
+    "gauss-newton": ("#8C8C8C", "X"),
+    "adversarial": ("#D55E00", "*"),
 }
 # Relatives of these share their color and differ in the marker.
 _RELATIVES = {
@@ -41,8 +41,7 @@ _RELATIVES = {
     "fgsm": ("adversarial", "<"),
     "hot": ("none", "h"),
 }
-_OTHER = "#6A3D9A"
-_MARKERS = dict(zip(_COLORS, "osDd^vPX*", strict=True))
+_OTHER = ("#6A3D9A", "h")
 # The line, and which part of the marker is colored: the first four differ in both.
 _LINES, _FILLS = ("-", "--", ":", "-."), ("full", "left", "top", "right")
 _VARIANTS = tuple(
@@ -84,8 +83,9 @@ class Style(NamedTuple):
 
 def style(method: str, variant: int = 0) -> Style:
     """Return the look of a method; its settings, ``variant`` 0, 1, ..., differ in line and fill."""
-    relative, marker = _RELATIVES.get(method, (method, _MARKERS.get(method, "h")))
-    return Style(_COLORS.get(relative, _OTHER), marker, *_VARIANTS[variant % len(_VARIANTS)])
+    relative, marker = _RELATIVES.get(method, (method, None))
+    color, its_marker = _LOOKS.get(relative, _OTHER)
+    return Style(color, marker or its_marker, *_VARIANTS[variant % len(_VARIANTS)])
 
 
 def norm_name(norm: str | float) -> str:

@@ -222,7 +222,7 @@ def _name_row(ax: Axes, label: str) -> None:
 
 
 def _image(ax: Axes, image: np.ndarray, prediction: int, label: int) -> None:
-    ax.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+    ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
     wrong = prediction != label
     ax.set_xlabel(
         f"predicts {prediction}" + (" (wrong)" if wrong else ""),

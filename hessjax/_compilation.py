@@ -32,10 +32,10 @@ def compiled(
 def as_partial(function: Callable[[jax.Array], jax.Array]) -> jax.tree_util.Partial:
     """Return a function as a `jax.tree_util.Partial`, whose leaves are not compiled in.
 
-    A plain function is wrapped anew each time: JAX caches compiled programs by function, and the
-    weights that this one closes over may have changed since the last call.
+    A function without leaves is wrapped anew each time: JAX caches compiled programs by function,
+    and the weights that this one closes over may have changed since the last call.
     """
-    if isinstance(function, jax.tree_util.Partial):
+    if isinstance(function, jax.tree_util.Partial) and jax.tree.leaves(function):
         return function
 
     def anew(x: jax.Array) -> jax.Array:

@@ -75,7 +75,8 @@ def check_apply(apply: Apply, params: PyTree, x: PyTree, *, batched: Apply | Non
         if not difference <= _TOLERANCE * np.max(np.abs(shaken[finite]), initial=0):
             raise ValueError(
                 f"the logits of an example change with its batch, by up to {difference:.2g}: batch "
-                "normalization in training mode? Use evaluation mode"
+                "normalization in training mode (use evaluation mode), or a layer that takes the "
+                "first axis for the batch, such as group normalization: apply x[None], take [0]?"
             )
 
 
@@ -88,9 +89,10 @@ def _check_logits(outputs: PyTree) -> None:
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(f"apply(params, x) must return floats, got {outputs.dtype}")
     if len(outputs.shape) != 1:
+        remedy = "index the batch axis away" if outputs.shape else "this check is for classifiers"
         raise ValueError(
             "apply(params, x) must return the logits of one example, of shape (classes,), got "
-            f"{outputs.shape}: index the batch axis away"
+            f"{outputs.shape}: {remedy}"
         )
 
 

@@ -47,7 +47,8 @@ def regularized(
             parts of the batch, which on average over keys gives the same value. A part takes one of
             every k consecutive examples, which need not leave their device. With a fixed key, k
             consecutive steps with penalties go through all parts; `train_step` uses a new key for
-            each step. The metrics of the penalties are estimates from the part.
+            each step. The metrics of the penalties are estimates from the part. With a k beyond the
+            batch size most steps have no penalty, and these metrics are zero.
         chunk_size: evaluate this many examples at a time, and again in the backward pass, so that
             memory is needed for one chunk only. The loop is slow for convolutions on a CPU.
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from hessjax._compilation import compiler_options
-from hessjax._numerics import PyTree
+from hessjax._numerics import PyTree, check_key
 from hessjax._placement import following, mesh_of
 from hessjax.lazy import Lazy, Objective
 
@@ -21,9 +22,15 @@ from hessjax.lazy import Lazy, Objective
 with ThreadPoolExecutor(1) as _thread:
     _EAGER = _thread.submit(get_opaque_trace_state).result()
 
+_ARRAYS = (jax.Array, np.ndarray, np.generic, int, float, complex)
+
 
 class TrainState(NamedTuple):
     """Everything that a step reads and updates: a pytree of arrays.
+
+    To save it where random keys are not known, as with `numpy.savez`, save
+    ``state._replace(key=jax.random.key_data(state.key))`` and undo that by
+    `jax.random.wrap_key_data`.
 
     Attributes:
         params: the model's parameters.
@@ -41,7 +48,18 @@ class TrainState(NamedTuple):
     def create(
         cls, params: PyTree, optimizer: optax.GradientTransformation, key: jax.Array
     ) -> "TrainState":
-        """Return the state before the first step; it owns copies of ``params`` and ``key``."""
+        """Return the state before the first step; it owns copies of ``params`` and ``key``.
+
+        Raises:
+            TypeError: if params hold anything but arrays and numbers, or the key is none.
+        """
+        for path, leaf in jax.tree.leaves_with_path(params):
+            if not isinstance(leaf, _ARRAYS):
+                raise TypeError(
+                    f"params must hold arrays alone, got a {type(leaf).__name__} at "
+                    f"{jax.tree_util.keystr(path)}: split off what is not trained"
+                )
+        check_key(key)
         params = _owned(params)
         return cls(params, _owned(optimizer.init(params)), jnp.zeros((), jnp.int32), _owned(key))
 
@@ -73,8 +91,13 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
         step is traced once per batch shape. For a `Lazy` objective two steps are compiled; each
         call runs the one that ``state.step`` selects, and reports only the metrics of that one.
 
+    Raises:
+        TypeError: if the objective is no function, or the step gets something else than a state.
+
     Cost: one gradient of the objective with respect to the parameters.
     """
+    if not callable(objective):
+        raise TypeError(f"objective must be a function, got a {type(objective).__name__}")
 
     def advance(
         objective: Objective, state: TrainState, batch: tuple
@@ -103,6 +126,11 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
     steps = _Alternating(objective, jitted) if isinstance(objective, Lazy) else jitted(objective)
 
     def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                "state must be a TrainState, as TrainState.create or the last step returned it, "
+                f"got a {type(state).__name__}"
+            )
         # Inside a larger traced program, even if all arguments are constants, the compiler
         # options are up to whoever compiles that program.
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, batch)))

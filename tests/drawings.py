@@ -53,11 +53,11 @@ def draw_planes(path, losses=None):
     surfaces.planes(path, planes, offsets, epsilon=0.5, **TEXT)
 
 
-def draw_attacks(path, channels=1, order=2.0):
-    clean = np.full((4, 4, channels), 0.5)
+def draw_attacks(path, channels=1, order=2.0, height=4):
+    clean = np.full((height, 4, channels), 0.5)
     attacked = clean.copy()
     attacked[0, 0] += 0.3
-    attacked[1, 1] -= 0.4
+    attacked[height // 4, 1] -= 0.4
     rows = [
         ("none", NONE, [figures.Attack(clean, attacked, 7, 7, 2)]),
         ("hessian", HESSIAN, [figures.Attack(clean, attacked, 7, 7, 7)]),

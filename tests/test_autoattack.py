@@ -180,7 +180,8 @@ def test_nothing_is_compiled_anew(examples):
     assert len(traced) == before
 
 
-def test_a_plain_function_is_asked_for_the_weights_that_it_has_now():
+@pytest.mark.parametrize("wrapped", [lambda f: f, jax.tree_util.Partial])
+def test_a_function_without_leaves_is_asked_for_the_weights_that_it_has_now(wrapped):
     model = {"w": np.array([[1.0, -1.0], [-1.0, 1.0]])}
 
     def logits_fn(x):
@@ -188,9 +189,9 @@ def test_a_plain_function_is_asked_for_the_weights_that_it_has_now():
 
     x, y = jnp.array([[0.9, 0.2], [0.6, 0.5]]), np.array([0, 0])
     run = partial(attacked, x=x, y=y, ball=LpBall(0.1, 2), attacks=SHORT[:1])
-    assert run(logits_fn).broken_by.tolist() == [-1, 0]
+    assert run(wrapped(logits_fn)).broken_by.tolist() == [-1, 0]
     model["w"] = -model["w"]
-    assert run(logits_fn).broken_by.tolist() == [-2, -2]
+    assert run(wrapped(logits_fn)).broken_by.tolist() == [-2, -2]
 
 
 def test_attacks_may_come_one_by_one(examples):

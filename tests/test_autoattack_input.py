@@ -30,7 +30,12 @@ def test_an_attack_without_a_stand_in_is_told_what_it_lacks(examples):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"resume": lambda _: {}}, "resume must be a Progress or an AttackResult, got {}"),
+        (
+            {"resume": lambda _: {}},
+            "resume must be a Progress or an AttackResult, got a dict",
+        ),
+        ({"x": lambda x: {"image": x}}, "x must be one array, got a dict"),
+        ({"attacks": lambda _: "standard"}, r"attacks must be a tuple such as .*, got 'standard'"),
         ({"x": lambda x: x + 1}, r"x must lie in the box \[0, 1\], got entries from 1.0"),
         ({"x": lambda x: x * np.nan}, r"x must lie in the box \[0, 1\], got entries from nan"),
         ({"x": lambda x: (255 * x).astype(np.uint8) // 255}, "floating-point numbers, got dtype u"),

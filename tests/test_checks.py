@@ -69,6 +69,21 @@ def test_a_small_last_layer_hides_no_batch_normalization(scale: float) -> None:
         check_apply(apply, params, IMAGES, batched=batched)
 
 
+def test_layers_that_take_the_first_axis_for_the_batch_are_told() -> None:
+    """Without a batch axis, group normalization normalizes each row of an image."""
+    model = nnx.Sequential(
+        nnx.GroupNorm(2, num_groups=1, rngs=nnx.Rngs(0)), lambda x: jnp.max(x, axis=(-3, -2))
+    )
+    graph, params = nnx.split(model)
+
+    def batched(params: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params)(x)
+
+    check_apply(lambda params, x: batched(params, x[None])[0], params, IMAGES, batched=batched)
+    with pytest.raises(ValueError, match=r"or a layer that takes the first axis .*: apply x\[None"):
+        check_apply(batched, params, IMAGES, batched=batched)
+
+
 def test_layers_that_cancel_pass() -> None:
     """Two equal branches, one taken from the other: moved alike they'd still cancel."""
     params = {"a": jnp.ones((3, 72)), "b": jnp.ones((3, 72))}
@@ -129,7 +144,7 @@ def test_other_libraries_pass() -> None:
         ),
         (lambda p, x: (p @ x, {"mean": 0.0}), "return the logits alone, got a tuple: does the mod"),
         (lambda p, x: jnp.argmax(p @ x, keepdims=True), "must return floats, got int"),
-        (lambda p, x: jnp.sum(p @ x), r"got \(\): index"),
+        (lambda p, x: jnp.sum(p @ x), r"got \(\): this check is for classifiers"),
     ],
 )
 def test_outputs_that_are_no_logits_are_told(apply: Any, message: str) -> None:

@@ -124,6 +124,12 @@ def test_attacks_show_the_images_and_a_difference_on_one_scale(pages, tmp_path):
         np.testing.assert_allclose(ax.images[0].get_clim(), (-0.4, 0.4))
 
 
+def test_attacks_on_images_one_pixel_high_are_drawn(pages, tmp_path):
+    draw_attacks(tmp_path / "one.png", height=1)
+    for ax in pages[0].subfigs[1].axes[:3]:
+        assert ax.images[0].get_array().shape == (1, 4)
+
+
 def test_attacks_on_color_images_are_drawn(pages, tmp_path):
     draw_attacks(tmp_path / "one.png", channels=3)
     clean, _, difference = pages[0].subfigs[1].axes[:3]

@@ -34,6 +34,29 @@ def test_a_new_state() -> None:
     assert jnp.all(jax.random.key_data(state.key) == jax.random.key_data(jax.random.key(50)))
 
 
+@pytest.mark.parametrize(
+    ("params", "key", "message"),
+    [
+        ({"w": 1.0, "act": jnp.tanh}, jax.random.key(0), r"params must .*, got a .* at \['act'\]"),
+        (optax.sgd(0.1), jax.random.key(0), r"params must hold arrays alone, got a .* at \.init"),
+        ({"w": 1.0}, 0, r"key must be one key, such as jax\.random\.key\(0\), got 0"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(params: Any, key: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        hessjax.TrainState.create(params, optax.sgd(0.1), key)
+
+
+def test_what_is_given_in_the_wrong_place_is_told() -> None:
+    optimizer: Any = optax.sgd(0.1)
+    objective: Any = hessjax.second_order(CASE.apply, CASE.loss, 0.7, 0.3)
+    with pytest.raises(TypeError, match="objective must be a function, got a GradientTransform"):
+        hessjax.train_step(optimizer, objective)
+    params: Any = CASE.params
+    with pytest.raises(TypeError, match=r"state must be a TrainState, .*create.*, got a dict"):
+        hessjax.train_step(objective, optimizer)(params, BATCH)
+
+
 def test_steps_are_those_by_hand() -> None:
     optimizer = optax.adamw(1e-2, weight_decay=0.1)
     objective = hessjax.second_order(CASE.apply, CASE.loss, 0.7, 0.3)

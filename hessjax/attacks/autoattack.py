@@ -270,7 +270,9 @@ def _options(attack: Attack) -> str:
 def _resumed(given: Progress, fresh: Progress, ball: LpBall) -> Progress:
     """Return the earlier progress, or raise if it does not belong to this call."""
     if not isinstance(given, Progress):
-        raise TypeError(f"resume must be a Progress or an AttackResult, got {given!r}")
+        raise TypeError(
+            f"resume must be a Progress or an AttackResult, got a {type(given).__name__}"
+        )
     if given.call != fresh.call:
         raise ValueError(
             f"resume is the progress of {given.call!r}, expected that of {fresh.call!r}"

@@ -56,6 +56,12 @@ class LpBall:
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
 
 
+def check_array(x: ArrayLike) -> None:
+    """Raise unless the example is one array: penalties take pytrees, attacks do not."""
+    if not isinstance(x, (jax.Array, np.ndarray)) and np.asarray(x).dtype == object:
+        raise TypeError(f"x must be one array, got a {type(x).__name__}")
+
+
 def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
     """Return the example as an array, or raise if it is not in the box.
 
@@ -63,6 +69,7 @@ def check_center(ball: LpBall, center: ArrayLike) -> jax.Array:
     """
     if not isinstance(ball, LpBall):
         raise TypeError(f"the ball must be an LpBall, such as LpBall(0.3, 2), got {ball!r}")
+    check_array(center)
     if not isinstance(center, Tracer):
         entries, (low, high) = np.asarray(center), ball.bounds
         if not np.all(inside(entries, ball.bounds)):

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from hessjax.attacks.attack import Attack
-from hessjax.attacks.balls import LpBall, check_center, contains, distance
+from hessjax.attacks.balls import LpBall, check_array, check_center, contains, distance
 
 # The thresholds of the reference implementation.
 _PROBABILITY = 1e-5
@@ -29,8 +29,8 @@ def check_outside(*given: object) -> None:
 def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
     """Return the attacks, or raise if there are none, or one is not an `Attack`."""
     told = "attacks must be a tuple such as (square_attack(),)"
-    # A single attack is a tuple, too.
-    if isinstance(attacks, Attack) or not isinstance(attacks, Iterable):
+    # A single attack is a tuple, too, and a name is iterable.
+    if isinstance(attacks, (Attack, str)) or not isinstance(attacks, Iterable):
         raise TypeError(f"{told}, got {attacks!r}")
     # A generator can be read only once.
     attacks = tuple(attacks)
@@ -44,6 +44,7 @@ def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
 def check_examples(x: ArrayLike, y: ArrayLike, ball: LpBall) -> tuple[jax.Array, jax.Array]:
     """Return inputs and labels as arrays, or raise unless they are examples in the box."""
     labels = jnp.asarray(y)
+    check_array(x)
     shape = np.shape(x)
     if len(shape) < 2 or labels.shape != shape[:1]:
         raise ValueError(
