@@ -71,7 +71,8 @@ def test_tables_of_the_study_are_those_of_the_results(folder):
 )
 def test_the_study_opens_with_one_table_of_a_data_set(data, push):
     folder = ROOT / "experiments" / "results" / "study" / data
-    whole = joined([read(folder / part) for part in ("headline", push, "parts-test", "cure")])
+    parts = ("headline", push, "parts-test", "cure", "trades")
+    whole = joined([read(folder / part) for part in parts])
     published = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
     assert table(whole, brief=True) in published.split("\n## ")[1]
 
