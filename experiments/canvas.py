@@ -147,7 +147,7 @@ def _columns(lengths: Sequence[int], width: float) -> int:
     for count in range(len(lengths), 1, -1):
         # As matplotlib distributes them.
         columns = np.array_split(lengths, count)
-        if sum(0.9 + 0.1 * column.max() for column in columns) <= width:
+        if sum(0.9 + 0.095 * column.max() for column in columns) <= width:
             return count
     return 1
 
