@@ -42,9 +42,24 @@ class Checkpoints:
     """The checkpoints of one run, by step: the last three, and the one with the best accuracy."""
 
     def __init__(self, folder: Path) -> None:
-        """Open them; what a killed process left half-written is removed before the next write."""
+        """Open them; damaged ones are named on stderr and removed.
+
+        What a killed process left half-written is removed before the next write.
+        """
         self._folder = folder.absolute()
+        self._sift()
         self._open()
+
+    @led
+    def _sift(self) -> None:
+        # Before they are opened, because orbax then reads the metrics of all.
+        for folder in self._folder.glob("[0-9]*"):
+            if folder.name.isdecimal() and (fault := _fault(folder)) is not None:
+                print(
+                    f"warning: the checkpoint {folder} is damaged ({fault}) and is removed",
+                    file=sys.stderr,
+                )
+                shutil.rmtree(folder)
 
     @led
     def _open(self) -> None:
@@ -95,7 +110,7 @@ class Checkpoints:
             raise OSError(f"{folder} could not be written: {_reason(error)}") from error
 
     def latest(self, like: TrainState) -> Snapshot | None:
-        """Return the newest intact one; damaged newer ones are named on stderr and removed.
+        """Return the newest one.
 
         Args:
             like: a state of the same shapes.
@@ -117,17 +132,8 @@ class Checkpoints:
     @led
     def _newest(self, like: TrainState) -> tuple[list[np.ndarray], dict[str, Any]] | None:
         """Return the arrays and the progress of the snapshot that `latest` returns."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            folder = self._folder / str(step)
-            fault = _fault(folder)
-            if fault is None:
-                return self._read(step, like)
-            print(
-                f"warning: the checkpoint {folder} is damaged ({fault}) and is removed",
-                file=sys.stderr,
-            )
-            shutil.rmtree(folder)
-        return None
+        step = self._manager.latest_step()
+        return None if step is None else self._read(step, like)
 
     def _read(self, step: int, like: TrainState) -> tuple[list[np.ndarray], dict[str, Any]]:
         wanted = jax.tree.map(np.asarray, _plain(like))

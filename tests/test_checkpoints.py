@@ -112,7 +112,16 @@ def add(folder):
     return "state/more has another checksum"
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lose, lose_sums, break_sums, add])
+def cut_metrics(folder):
+    path = folder / "metrics" / "metrics"
+    path.write_bytes(path.read_bytes()[:-1])
+    return "metrics/metrics has another checksum"
+
+
+DAMAGES = [truncate, flip, lose, lose_sums, break_sums, add, cut_metrics]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_one_is_named_and_the_one_before_it_used(tmp_path, capsys, damage):
     saved(tmp_path, 0.1, 0.2, 0.3)
     fault = damage(tmp_path / "30")
@@ -126,6 +135,17 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(tmp_path, capsys, dam
     # The training comes by the same step again.
     Checkpoints(tmp_path).save(Snapshot(state_at(30), {}), accuracy=0.3)
     assert steps(tmp_path) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_older_one_hides_none_of_the_others(tmp_path, capsys, damage):
+    saved(tmp_path, 0.1, 0.2, 0.3)
+    fault = damage(tmp_path / "10")
+    found = Checkpoints(tmp_path).latest(state_at(0))
+    assert found is not None
+    assert int(found.state.step) == 30
+    assert fault in capsys.readouterr().err
+    assert steps(tmp_path) == [20, 30]
 
 
 def test_if_all_are_damaged_there_is_none(tmp_path, capsys):
