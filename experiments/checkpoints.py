@@ -96,6 +96,14 @@ class Checkpoints:
             progress=ocp.args.JsonSave(snapshot.progress),
         )
         folder = self._folder / str(step)
+        # Looked at first: once a writer of tensorstore has failed, the others print tracebacks.
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(snapshot.state))
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            raise OSError(
+                f"{folder} could not be written: it needs {size / 1e6:.1f} MB, but the disk has "
+                f"only {free / 1e6:.1f} MB left"
+            )
         try:
             with _quiet():
                 self._manager.save(step, args=items, metrics={_SCORE: accuracy})
@@ -167,8 +175,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the cause, which tensorstore's messages end with."""
-    return str(error).split("\n", 1)[0].rsplit(": ", 1)[-1]
+    """Return the cause, with which tensorstore's messages end, but for details in brackets."""
+    return str(error).split("\n", 1)[0].split(" [", 1)[0].rsplit(": ", 1)[-1]
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -203,3 +203,27 @@ def test_one_whose_checksums_cannot_be_written_goes(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="20 could not be written: No space left on device"):
         store.save(Snapshot(state_at(20), {}), accuracy=0.3)
     assert steps(tmp_path) == [10]
+
+
+def test_a_disk_too_full_for_one_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    store, size = saved(tmp_path, 0.1), 4 * 3 * 20 * 30
+    left = shutil.disk_usage(tmp_path)._replace(free=size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: left)
+    said = r"20 could not be written: it needs 0\.0 MB, but the disk has only 0\.0 MB left"
+    with pytest.raises(OSError, match=said):
+        store.save(Snapshot(state_at(20), {}), accuracy=0.3)
+    assert steps(tmp_path) == [10]
+
+
+def test_the_cause_comes_without_the_details_of_tensorstore(tmp_path, monkeypatch):
+    store = saved(tmp_path, 0.1)
+
+    def fail(*_, **__):
+        raise ValueError(
+            'RESOURCE_EXHAUSTED: Error writing "a/b": Failed to write 100 bytes: No space left on '
+            "device [os_error_code='28'] [tensorstore_spec='{\"context\": {}}']"
+        )
+
+    monkeypatch.setattr(store._manager, "save", fail)
+    with pytest.raises(OSError, match=r"20 could not be written: No space left on device$"):
+        store.save(Snapshot(state_at(20), {}), accuracy=0.3)
