@@ -82,6 +82,7 @@ def compare(
     configs = plan(setup, methods, seeds)
     _check_paths(out, configs)
     dataset = load_for(configs[0], data_dir, manual_dir)
+    attacks = attacks._replace(pgd=pgd.fitted(attacks.pgd, dataset))
     for name in ("auto_examples", "apgd_examples"):
         check_count(name, getattr(attacks, name) or None, dataset)
     settings = {

@@ -15,14 +15,14 @@ from experiments.data import Dataset
 from experiments.files import kept, number_key, write_arrays, write_json
 from experiments.landscape import landscape
 from experiments.processes import leads, led, progress_bar
-from experiments.robustness import LOSSES, withstood
+from experiments.robustness import LOSSES, losses_for, withstood
 from hessjax import LpBall
 
 _NAME = "evaluation.json"
 
 
 def settings(*, num_steps: int = 40, num_restarts: int = 1) -> dict[str, Any]:
-    """Return the description of the attack in ``evaluation.json``.
+    """Return the description of the attack in ``evaluation.json``, on three classes or more.
 
     Raises:
         ValueError: if a count is less than 1.
@@ -38,6 +38,11 @@ def settings(*, num_steps: int = 40, num_restarts: int = 1) -> dict[str, Any]:
         # Before this was recorded, the smallest came first.
         "radii": "from the largest",
     }
+
+
+def fitted(attack: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """Return the description of an attack with the losses that suit the number of classes."""
+    return {**attack, "losses": list(losses_for(dataset.num_classes))}
 
 
 def evaluate(
@@ -59,7 +64,7 @@ def evaluate(
         run: the network.
         dataset: its data; the test set is attacked.
         radii: of the balls by norm, ``l2`` and ``linf``, in input units.
-        attack: from `settings`.
+        attack: from `settings`; of its losses, those that suit the number of classes.
         keep: add these radii to those of an earlier call, and leave its landscape as it is,
             whatever ball it shows, because all runs of a comparison have to show the same one.
         mesh: devices that share each batch, the default one if not given; they change results by
@@ -71,7 +76,7 @@ def evaluate(
         latter by ten Lanczos products, from below); ``radii``, ``attack``, the ``shown`` ball of
         the landscape, ``seconds``, and where all this was measured.
     """
-    file = run.path / _NAME
+    file, attack = run.path / _NAME, fitted(attack, dataset)
     earlier = led(kept)(file, {"attack": attack})
     here = provenance.extended(earlier)
     empty = {"num_test": len(dataset.test_labels), "robust": {}, "radii": {}, "seconds": 0.0}
@@ -130,7 +135,8 @@ def _accuracies(
         for radius, right in withstood(
             run.apply, run.params, dataset.test_images, dataset.test_labels,
             order=ORDERS[norm], radii=radii, key=jax.random.key(run.config.seed),
-            num_steps=attack["num_steps"], num_restarts=attack["num_restarts"], mesh=mesh,
+            num_steps=attack["num_steps"], num_restarts=attack["num_restarts"],
+            losses=[LOSSES[name] for name in attack["losses"]], mesh=mesh,
         ):  # fmt: skip
             accuracies[float(radius)] = float(right.mean())
             bar.update()

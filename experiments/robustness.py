@@ -24,6 +24,11 @@ from hessjax.objective import Apply
 LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "DLR": dlr_loss}
 
 
+def losses_for(num_classes: int) -> dict[str, Loss]:
+    """Return what PGD maximizes, by name: the DLR loss needs three classes."""
+    return {n: loss for n, loss in LOSSES.items() if num_classes > 2 or loss is not dlr_loss}
+
+
 class _Kind(NamedTuple):
     """What an attack is compiled for; `chunk` is the number of steps per call."""
 

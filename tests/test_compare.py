@@ -5,11 +5,13 @@ import shutil
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tyro
 
-from experiments import auto, compare, comparison, masking, pgd, provenance
-from experiments.files import read_json, write_json
+from experiments import auto, compare, comparison, evaluate, masking, pgd, provenance
+from experiments.data import load
+from experiments.files import read_json, write_arrays, write_json
 from experiments.reading import read
 from hessjax.attacks import apgd_attack
 from tests.compared import ARGUMENTS
@@ -203,3 +205,28 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
     found = read_json(out / "none" / "seed-1" / "evaluation.json")
     assert (found["shown"]["norm"], found["shown"]["epsilon"]) == ("linf", 0.2)
     assert "l2" in found["robust"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_two_classes_are_attacked_without_the_loss_that_needs_three(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HESSJAX_DATA", str(tmp_path))
+    digits, arrays = load("digits"), {"num_classes": 2}
+    for split in ("train", "test"):
+        images, labels = getattr(digits, f"{split}_images"), getattr(digits, f"{split}_labels")
+        few = labels < 2
+        arrays[f"{split}_images"] = np.asarray(255 * images[few], np.uint8)
+        arrays[f"{split}_labels"] = labels[few]
+    arrays["train_mean"] = arrays["train_images"].mean() / 255
+    write_arrays(tmp_path / "two" / "arrays.npz", arrays)
+    out = tmp_path / "out"
+    options = ["--data", "two", "--methods", "none", "--model", "mlp", "--activation", "relu"]
+    options += ["--epochs", "2", "--batch-size", "32", "--l2", "1", "--linf", "0.1"]
+    tyro.cli(compare.main, args=[*options, "--num-steps", "4", "--out", str(out)])
+    found = read(out)
+    assert found["attack"]["losses"] == ["cross-entropy"]
+    (entry,) = found["runs"]
+    assert entry["clean"] > entry["robust"]["l2"][1]
+    # By itself it is the same attack: nothing is replaced.
+    capsys.readouterr()
+    tyro.cli(evaluate.main, args=[str(out / "none" / "seed-0"), "--num-steps", "4"])
+    assert "replacing" not in capsys.readouterr().err

@@ -22,7 +22,7 @@ from experiments.files import read_json
 from experiments.interruption import ending
 from experiments.loading import data_of
 from experiments.markdown import markdown
-from experiments.robustness import withstood
+from experiments.robustness import losses_for, withstood
 from hessjax import (
     finite_step_operator_norm,
     hessian_operator_norm,
@@ -213,6 +213,7 @@ def _robust(apply: Apply, run: runs.Run, dataset: Dataset, settings: Settings) -
     *_, (_, right) = withstood(
         apply, run.params, dataset.test_images, dataset.test_labels, order=ORDERS["l2"],
         radii=[settings.epsilon], key=jax.random.key(run.config.seed), num_steps=settings.num_steps,
+        losses=list(losses_for(dataset.num_classes).values()),
     )  # fmt: skip
     return float(right.mean())
 
