@@ -210,7 +210,8 @@ def test_a_later_command_adds_its_runs_to_those_of_the_same_settings(folder, tmp
 @pytest.mark.usefixtures("undrawn")
 def test_two_classes_are_attacked_without_the_loss_that_needs_three(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HESSJAX_DATA", str(tmp_path))
-    digits, arrays = load("digits"), {"num_classes": 2}
+    digits = load("digits")
+    arrays: dict[str, Any] = {"num_classes": 2}
     for split in ("train", "test"):
         images, labels = getattr(digits, f"{split}_images"), getattr(digits, f"{split}_labels")
         few = labels < 2
