@@ -1,4 +1,4 @@
-"""How commands end: on Ctrl-C or SIGTERM, or with an error message of one sentence."""
+"""How commands end: on a signal such as Ctrl-C, or with an error message of one sentence."""
 
 import signal
 import sys
@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_HEARD = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP, which Windows lacks, says that the terminal is closed.
+_HEARD = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -52,7 +55,9 @@ def noted() -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, note) for number in _HEARD}
+    # What nohup has had ignored stays so; SIGINT is also ignored in the background of a script.
+    heeded = [n for n in _HEARD if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield heard
     finally:

@@ -124,7 +124,8 @@ def examine(
     )
     by_epsilon = _growing(logits_fn, x, y, ball, key, result=result)
     broken = broken_by >= 0
-    enough = _percent(broken) >= _BROKEN
+    # And of more than one: a single example is not a sign.
+    enough = _percent(broken) >= _BROKEN and np.sum(broken) > 1
     square = names.index("square") if "square" in names else None
     return {
         "num_examples": len(x),

@@ -8,7 +8,7 @@ import pytest
 from experiments.interruption import Interrupted, ending, noted
 from experiments.session import DivergedError
 
-HEARD = (signal.SIGINT, signal.SIGTERM)
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +32,23 @@ def test_the_first_is_noted_and_the_second_acts(number, before):
         assert heard == [number]
         with pytest.raises(InterruptedError):
             signal.raise_signal(signal.SIGTERM)
-    assert [signal.getsignal(n) for n in HEARD] == [before, before]
+    assert [signal.getsignal(n) for n in HEARD] == [before] * len(HEARD)
 
 
 def test_afterwards_the_handlers_are_those_from_before(before):
     with pytest.raises(ZeroDivisionError), noted():
         raise ZeroDivisionError
-    assert [signal.getsignal(n) for n in HEARD] == [before, before]
+    assert [signal.getsignal(n) for n in HEARD] == [before] * len(HEARD)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_is_ignored_stays_so(number):
+    """As SIGHUP under nohup."""
+    signal.signal(number, signal.SIG_IGN)
+    with noted() as heard:
+        signal.raise_signal(number)
+        assert heard == []
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
 def test_outside_of_the_main_thread_nothing_is_heard(before):

@@ -45,8 +45,9 @@ def wavy(params, x):
     return jnp.stack([score, -score, -10 - 0 * score])
 
 
-def figures(function, epsilon, params=PARAMS, *, order: float = 2, count=40, met=None):
-    x = jnp.asarray(originals.examples(originals.weights(), count)[0], jnp.float32)
+def figures(function, epsilon, params=PARAMS, *, order: float = 2, images=None, met=None):
+    images = originals.examples(originals.weights(), 40)[0] if images is None else images
+    x = jnp.asarray(images, jnp.float32)
     if function is rounded:
         x = jnp.round(6 * x) / 6
     logits_fn = jax.tree_util.Partial(function, params)
@@ -129,13 +130,16 @@ def test_gradients_rounded_away_are_seen():
 
 
 def test_what_only_a_single_step_spares_is_seen():
-    x = originals.examples(originals.weights(), 1)[0]
+    (image,) = originals.examples(originals.weights(), 1)[0]
+    x = np.stack([image, image[::-1]])  # of the same sum
     # Every entry moves by ε, so the sum by 25 ε, which is a whole period; and the example lies off
     # the top, where there is a gradient.
-    params = {"sum": jnp.float32(x.sum() + 1e-3), "step": jnp.float32(25 * 0.02)}
-    seen, *_ = figures(wavy, 0.02, params=params, order=np.inf, count=1)
+    params = {"sum": jnp.float32(image.sum() + 1e-3), "step": jnp.float32(25 * 0.02)}
+    seen, *_ = figures(wavy, 0.02, params=params, order=np.inf, images=x)
     assert seen["fgsm"] == 100
     assert seen["by_epsilon"]["0.02"] == 0
     assert seen["missed_by_fgsm"] == 100
-    many = {**seen, "num_examples": 100}  # one example alone is no sign
-    assert "FGSM misses 100.0 % of what AutoAttack breaks" in masking.verdict(many)
+    assert "FGSM misses 100.0 % of what AutoAttack breaks" in masking.verdict(seen)
+    # One alone is no sign, though it be all of what is broken, and a tenth of the examples or more.
+    one, *_ = figures(wavy, 0.02, params=params, order=np.inf, images=x[:1])
+    assert (one["fgsm"], one["by_epsilon"]["0.02"], one["missed_by_fgsm"]) == (100, 0, 0)
