@@ -113,6 +113,9 @@ class Config(Setup):
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **missing)
         config.check()
+        if config.num_steps == method.usual_steps:
+            # Left out of the name, so that it is one method, whether or not it is written out.
+            return dataclasses.replace(config, num_steps=None)
         return config
 
     def check(self) -> None:

@@ -76,6 +76,7 @@ class Method(NamedTuple):
             for a ball of either norm, with the radius as its strength.
         usual: the strength for a data set that does not define its own.
         usual_weight: the default of the second weight.
+        usual_steps: the number of steps of its attack if none is given.
         positive: whether its strength must not be 0.
     """
 
@@ -84,6 +85,7 @@ class Method(NamedTuple):
     takes: tuple[str, ...] = _PENALTY
     usual: float = 1
     usual_weight: float | None = None
+    usual_steps: int | None = None
     positive: bool = False
 
 
@@ -181,6 +183,7 @@ METHODS = {
         _inside,
         "ε of the surrogate at x + hĝ, the end of one step or of several",
         takes=(*_PENALTY, "step", "num_steps"),
+        usual_steps=1,
     ),
     "gradient-hessian": Method(
         _two_weights,
@@ -240,6 +243,7 @@ METHODS = {
         partial(_attacked, attack=adversarial.by_pgd),
         f"ε of PGD-{adversarial.STEPS} training",
         takes=("strength", "norm", "num_steps"),
+        usual_steps=adversarial.STEPS,
         positive=True,
     ),
     "trades": Method(
@@ -247,6 +251,7 @@ METHODS = {
         f"ε of TRADES, PGD of {adversarial.STEPS} steps",
         takes=(*_PENALTY, "weight", "norm", "num_steps"),
         usual_weight=6.0,  # β of the divergence
+        usual_steps=adversarial.STEPS,
         positive=True,
     ),
     # The last two mask gradients rather than resist attacks: an evaluation has to expose them.

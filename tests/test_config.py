@@ -80,6 +80,21 @@ def test_a_method_is_read_with_its_numbers(text, expected):
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("adversarial:1.5,num_steps=10", "adversarial:1.5"),
+        ("trades:1.5,weight=6,num_steps=10", "trades:1.5,weight=6"),
+        ("hessian-inside:1:0.5,num_steps=1", "hessian-inside:1:0.5"),
+        ("hessian-inside:1:0.5,num_steps=10", "hessian-inside:1:0.5,num_steps=10"),
+    ],
+)
+def test_the_usual_number_of_steps_is_the_same_method(text, name):
+    plain = Config(data="mnist", **parse_method(name)).resolved()
+    assert Config(data="mnist", **parse_method(text)).resolved() == plain
+    assert plain.name == name
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("hesian", "unknown method 'hesian': expected one of none, gradient, hessian"),
