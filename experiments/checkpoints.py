@@ -97,6 +97,8 @@ class Checkpoints:
         )
         folder = self._folder / str(step)
         # Looked at first: once a writer of tensorstore has failed, the others print tracebacks.
+        if not self._folder.is_dir():
+            raise OSError(f"{folder} could not be written: {self._folder} is gone")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(snapshot.state))
         free = shutil.disk_usage(self._folder).free
         if free < size:

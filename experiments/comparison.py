@@ -22,7 +22,7 @@ from experiments.loading import load_for
 from experiments.processes import leads, led
 from experiments.reading import read
 from experiments.session import DivergedError
-from experiments.train import train
+from experiments.train import check_fits, train
 
 
 class Attacks(NamedTuple):
@@ -82,6 +82,8 @@ def compare(
     configs = plan(setup, methods, seeds)
     _check_paths(out, configs)
     dataset = load_for(configs[0], data_dir, manual_dir)
+    for config in configs:
+        check_fits(config, dataset)
     attacks = attacks._replace(pgd=pgd.fitted(attacks.pgd, dataset))
     for name in ("auto_examples", "apgd_examples"):
         check_count(name, getattr(attacks, name) or None, dataset)

@@ -52,11 +52,13 @@ def naming(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Provide a temporary path to write to, and move it to ``path`` once it is complete.
 
+    Several processes may write to one path: each has its own temporary one, and the last wins.
+
     Raises:
         OSError: if it cannot be written, naming it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + UNFINISHED)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with naming(path):
             yield partial

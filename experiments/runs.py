@@ -31,6 +31,8 @@ CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _TRAINED = (METRICS, "weights.npz", "training.json", "diverged.json")
 # Files with measurements of the weights, as patterns.
 _MEASURED = ("evaluation.json", "landscape.npz", "distances.npz", "apgd.json", "auto_attack*")
+# What killed processes left half-written.
+_HALF = f"*{UNFINISHED}"
 _LOCK = "lock"
 
 
@@ -140,7 +142,7 @@ def resume(path: Path) -> None:
 
 
 def _forget(path: Path) -> None:
-    for pattern in _MEASURED:
+    for pattern in (*_MEASURED, _HALF):
         for file in path.glob(pattern):
             file.unlink()
 
@@ -172,7 +174,13 @@ def _take(lock: FileLock, path: Path) -> None:
 
 
 def finish(path: Path, params: models.Params, training: dict[str, Any]) -> None:
-    """Save the weights and how the training ended."""
+    """Save the weights and how the training ended.
+
+    Raises:
+        OSError: if the folder was moved or deleted meanwhile, or cannot be written to.
+    """
+    if not (path / _CONFIG).is_file():
+        raise OSError(f"{path} was moved or deleted during the training, which ends here")
     write_arrays(path / "weights.npz", params)
     write_json(path / "training.json", training)
 

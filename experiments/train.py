@@ -203,12 +203,9 @@ def first_step(
     Raises:
         ValueError: if a setting does not fit the data.
     """
+    check_fits(config, dataset)
     steps_per_epoch = _steps_per_epoch(config, dataset)
     total = _filled_in(config.epochs) * steps_per_epoch
-    if config.every > total:
-        raise ValueError(
-            f"every must be at most the {total} steps of the training, got {config.every}"
-        )
     network = models.create(**runs.architecture(config, dataset), seed=config.seed)
     apply, params = models.functional(network)
     check_apply(apply, params, dataset.train_images)
@@ -221,13 +218,26 @@ def first_step(
     return apply, step, TrainState.create(params, optimizer, jax.random.key(config.seed))
 
 
-def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
+def check_fits(config: Config, dataset: Dataset) -> None:
+    """Raise unless there are enough examples for a training with these settings.
+
+    Raises:
+        ValueError: if a batch has more examples than there are, or no step has a penalty.
+    """
     count, batch_size = len(dataset.train_labels), _filled_in(config.batch_size)
     if count < batch_size:
         raise ValueError(
             f"batch_size must be at most the {count} training examples, got {batch_size}"
         )
-    return count // batch_size
+    total = _filled_in(config.epochs) * _steps_per_epoch(config, dataset)
+    if config.every > total:
+        raise ValueError(
+            f"every must be at most the {total} steps of the training, got {config.every}"
+        )
+
+
+def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
+    return len(dataset.train_labels) // _filled_in(config.batch_size)
 
 
 def _objective(config: Config, apply: Apply, steps_per_epoch: int) -> Objective:

@@ -34,6 +34,8 @@ def test_other_settings_are_refused_before_any_work(folder):
         (["--l2", "--linf"], "there is no radius to attack with: give one for l2 or linf"),
         (["--apgd-examples", "-1"], "apgd_examples must be at least 0, got -1"),
         (["--auto-l2", "-1"], "a radius of l2 must be a finite positive number, got -1"),
+        (["--methods", "none", "hessian:1,every=9999"], "every must be at most the 630 steps of"),
+        (["--batch-size", "2000"], "batch_size must be at most the 1347 training examples, got"),
         (["--auto-examples", "9"], "auto_examples needs a radius for AutoAttack"),
         (
             ["--auto-linf", "0.1", "--auto-examples", "0"],

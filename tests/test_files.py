@@ -1,11 +1,19 @@
 """Files that are whole or not there."""
 
 import errno
+import multiprocessing
 
 import numpy as np
 import pytest
 
-from experiments.files import read_arrays, read_json, replacing, write_arrays, write_json
+from experiments.files import (
+    read_arrays,
+    read_json,
+    replacing,
+    write_arrays,
+    write_json,
+    write_text,
+)
 
 
 def test_json_and_arrays_come_back(tmp_path):
@@ -29,6 +37,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_processes_that_write_one_file_at_once_do_not_meet(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as partial:
+        partial.write_text("ours")
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.apply(write_text, (path, "theirs"))
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours"
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -104,6 +104,12 @@ def test_starting_again_forgets_the_old_results(run):
     assert not runs.is_trained(run, CONFIG)
 
 
+def test_what_was_half_written_goes(run):
+    (run / "evaluation.json.123.part").write_text("{")
+    runs.resume(run)
+    assert not list(run.glob("*.part"))
+
+
 def test_what_was_measured_of_an_unfinished_training_is_not_of_the_finished_one(run):
     for left in ("metrics.jsonl", *MEASURED):
         (run / left).write_text("{}")
@@ -115,7 +121,7 @@ def test_what_was_measured_of_an_unfinished_training_is_not_of_the_finished_one(
 
 def test_the_beginning_of_a_file_is_no_run(tmp_path):
     """It is there if a process was killed as it wrote the first one."""
-    (tmp_path / "config.json.part").write_text("{")
+    (tmp_path / "config.json.123.part").write_text("{")
     runs.check_free(tmp_path, CONFIG)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds something other than a run"):

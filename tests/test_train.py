@@ -131,7 +131,7 @@ def interrupting(monkeypatch, step, number=signal.SIGINT, times=1):
 ARGUMENTS = ["--method", "none", "--model", "mlp", "--activation", "relu", "--epochs", "2"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_keeps_what_was_trained(digits, tmp_path, monkeypatch, capsys, number):
     interrupting(monkeypatch, 5, number)
     with pytest.raises(SystemExit) as stopped:
@@ -177,6 +177,26 @@ def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(
     there, here = (runs.load(tmp_path / name).params for name in ("whole", "parts"))
     for name, value in there.items():
         np.testing.assert_array_equal(value, here[name])
+
+
+@pytest.mark.parametrize("at", [30, 42])  # within the training, and as it is about to be saved
+def test_a_folder_that_is_moved_meanwhile_is_not_begun_anew(tmp_path, monkeypatch, at):
+    here, there = tmp_path / "here", tmp_path / "there"
+    indices = data.batch_indices
+
+    def moving(place, *arguments, **options):
+        if place == at - 1:
+            here.rename(there)
+        return indices(place, *arguments, **options)
+
+    monkeypatch.setattr(train, "batch_indices", moving)
+    with pytest.raises(SystemExit, match=r"error: .*here was moved or deleted during the training"):
+        tyro.cli(train.main, args=[*ARGUMENTS, "--checkpoint-every", "1", "--out", str(here)])
+    assert not here.exists()
+    monkeypatch.undo()
+    tyro.cli(train.main, args=[*ARGUMENTS, "--resume", "--out", str(there)])
+    assert read_json(there / "training.json")["steps"] == 42
+    assert [line["step"] for line in lines(there)] == [1, 21, 41, 42]
 
 
 def test_lines_after_the_last_checkpoint_are_written_anew(digits, tmp_path, monkeypatch):
