@@ -69,9 +69,19 @@ def main(
         run, settings, out=out, data_dir=data_dir, by=held, shown=table, kept=_kept
     )
     draw(out.with_suffix(".png"), measured, num_examples)
-    cells = read_json(out)["cells"]
-    if (found := across(cells)) is not None:
-        print(f"rank correlation of mean norm and mean distance, {len(cells)} runs: {found:+.2f}")
+    networks = {run.weights for run in measured}
+    there = [
+        cell
+        for cell in read_json(out)["cells"]
+        if cell["num_examples"] == num_examples and cell["weights"] in networks
+    ]
+    for data in dict.fromkeys(run.config.data for run in measured):
+        cells = [cell for cell in there if cell["data"] == data]
+        if (found := across(cells)) is not None:
+            print(
+                "rank correlation of mean norm and mean distance, "
+                f"{len(cells)} networks on {data}: {found:+.2f}"
+            )
 
 
 def held(run: runs.Run, dataset: Dataset, num_examples: int) -> dict[str, Any]:

@@ -163,6 +163,10 @@ def test_across_networks_means_are_ranked() -> None:
     assert theory.across(cells[:1]) is None
 
 
+def scaled(arrays, factor):
+    return {name: factor * value for name, value in arrays.items()}
+
+
 def test_runs_are_measured_once_and_arrays_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,21 +188,25 @@ def test_runs_are_measured_once_and_arrays_kept(
     tyro.cli(theory.main, args=arguments)
     # Another network that is called the same is another one.
     other = shutil.copytree(copy, tmp_path / "other")
-    changed = {name: 2 * value for name, value in read_arrays(other / "weights.npz").items()}
-    write_arrays(other / "weights.npz", changed)
-    monkeypatch.setattr(theory, "measure", lambda *_: {n: 2 * a for n, a in arrays.items()})
+    write_arrays(other / "weights.npz", scaled(read_arrays(other / "weights.npz"), 2))
+    monkeypatch.setattr(theory, "measure", lambda *_: scaled(arrays, 2))
     capsys.readouterr()
     tyro.cli(theory.main, args=[str(copy), str(other), *arguments[1:]])
-    last = "rank correlation of mean norm and mean distance, 2 runs: +1.00\n"
+    last = "rank correlation of mean norm and mean distance, 2 networks on digits: +1.00\n"
     assert capsys.readouterr().out.endswith(last)
     assert len(read_json(tmp_path / "theory.json")["cells"]) == 2
+    # Each counts once, in spite of what the file has from other calls.
+    factors = iter((1, 2))
+    monkeypatch.setattr(theory, "measure", lambda *_: scaled(arrays, next(factors)))
+    tyro.cli(theory.main, args=[str(copy), str(other), *arguments[1:], "--num-examples", "6"])
+    assert capsys.readouterr().out.endswith(last)
     content = read_json(other / "config.json")
     content["config"]["validation"] = 50
     write_json(other / "config.json", content)
     with pytest.raises(SystemExit, match="the runs held out different numbers of examples"):
         tyro.cli(theory.main, args=[str(copy), str(other), *arguments[1:]])
     with runs.locked(copy), pytest.raises(SystemExit, match="another process is working in"):
-        tyro.cli(theory.main, args=[*arguments, "--num-examples", "6"])
+        tyro.cli(theory.main, args=[*arguments, "--num-examples", "7"])
     for count in ("0", "451"):
         sentence = (
             f"error: num_examples must be from 1 to 450, the number of test images, got {count}"
