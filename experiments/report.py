@@ -12,9 +12,10 @@ import tyro
 
 from experiments.files import write_text
 from experiments.interruption import ending
+from experiments.joining import joined
 from experiments.landscape_pictures import FIGURES, Landscapes, read_landscapes
 from experiments.pictures import MOST_METHODS, draw, draw_cost
-from experiments.reading import joined, read
+from experiments.reading import read
 from experiments.table import group, table
 from experiments.words import about, results
 

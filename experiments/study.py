@@ -15,8 +15,9 @@ from experiments.comparison import plan as planned
 from experiments.config import Config, Setup
 from experiments.files import write_text
 from experiments.interruption import ending
+from experiments.joining import joined
 from experiments.plans import PLANS, QUICK, Plan
-from experiments.reading import joined, read
+from experiments.reading import read
 from experiments.table import table
 from experiments.words import failures_of, results
 

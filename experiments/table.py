@@ -59,7 +59,7 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
     in order of increasing strength.
 
     Args:
-        comparison: from `experiments.reading.read`, or several from `experiments.reading.joined`.
+        comparison: from `experiments.reading.read`, or several from `experiments.joining.joined`.
         brief: of the attacks, show AutoAttack only, and no norms.
     """
     methods = _in_rows(group(comparison))

@@ -7,8 +7,9 @@ import pytest
 from experiments import crosscheck, parity, theory
 from experiments.benchmarks import precision, records, report
 from experiments.files import read_json
+from experiments.joining import joined
 from experiments.plans import PLANS
-from experiments.reading import joined, read
+from experiments.reading import read
 from experiments.study import HEADLINE, tuning, winners
 from experiments.table import group, table
 from experiments.words import about

@@ -6,7 +6,8 @@ import pytest
 
 from experiments import report
 from experiments.files import write_json
-from experiments.reading import joined, read
+from experiments.joining import joined
+from experiments.reading import read
 from experiments.table import apgd_table, group, table
 from experiments.words import explained
 from tests.stored import cells, columns, comparison, numbered_runs, run, store
