@@ -8,7 +8,7 @@ from typing import Any
 from experiments import provenance
 from experiments.files import number_key, read_json, write_json
 from experiments.processes import led
-from experiments.reading import setup_of
+from experiments.reading import read, setup_of
 
 _NAME = "comparison.json"
 
@@ -27,17 +27,27 @@ def earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 @led
 def check(out: Path, settings: dict[str, Any], paths: set[str]) -> None:
-    """Raise if there are results of other settings that this command would not produce anew."""
+    """Raise if there are results of other settings that this command would not produce anew.
+
+    Raises:
+        ValueError: also if the file is damaged.
+    """
     path = out / _NAME
-    if not path.is_file() or earlier(out, settings)["runs"]:
+    if not path.is_file():
+        return
+    read(out)
+    if earlier(out, settings)["runs"]:
         return
     there = read_json(path)
-    others = [run["path"] for run in there.get("runs", []) if run["path"] not in paths]
+    others = [run["path"] for run in there["runs"] if run["path"] not in paths]
     if others:
         changed = [key for key, value in settings.items() if there.get(key) != value]
+        # Attacks can be repeated with other settings in the same folders, trainings cannot.
+        trained = {"data", "num_test", "setup"}.isdisjoint(changed)
+        remedy = "name their methods and seeds, too, or another folder"
         raise ValueError(
             f"{path} has runs of other settings ({', '.join(changed)}), and {', '.join(others)} "
-            "would be lost: name their methods and seeds, too, or another folder"
+            f"would be lost: {remedy if trained else 'name another folder'}"
         )
     if unnamed := _unnamed(there, settings):
         print(f"{path}: results under {', '.join(unnamed)} leave the table", file=sys.stderr)

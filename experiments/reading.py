@@ -1,8 +1,10 @@
 """Read what a comparison left on disk: ``comparison.json``, checked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from experiments.config import ORDERS, Setup
@@ -17,7 +19,12 @@ _RUN_KEYS = (
 )
 # These are None where they were not measured, or do not exist.
 _NUMBERS = ("strength", "step", "seconds_per_step", "gradient_norm_mean", "hessian_norm_mean")
-_KINDS = {"num_test": int, "versions": dict, "attack": dict, "setup": dict, "failed": dict}
+_KINDS = {
+    **dict.fromkeys(("command", "commit", "device"), str),
+    **dict.fromkeys(("num_test", "apgd_examples"), int),
+    **dict.fromkeys(("versions", "attack", "norms", "auto", "setup", "failed"), dict),
+    "runs": list,
+}
 # Stands beside comparison.json if experiments.benchmarks.step_times was run.
 STEP_TIMES = "step_times.json"
 
@@ -39,22 +46,51 @@ def read(directory: Path) -> dict[str, Any]:
             f"{directory} is not a comparison: it has no {path.name}, "
             "which python -m experiments.compare writes"
         )
-    comparison = read_json(path)
-    try:
+    with _remedy(path, "run the comparison again"):
+        comparison = read_json(path)
         _check_kinds(comparison)
         _check(comparison, path)
-        if (times := directory / STEP_TIMES).is_file():
+    if (times := directory / STEP_TIMES).is_file():
+        with _remedy(times, "measure the times again"):
             comparison["step_times"] = read_json(times)
             _take_times(comparison, times)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): run the comparison again") from error
     return comparison
+
+
+@contextmanager
+def _remedy(path: Path, again: str) -> Iterator[None]:
+    """Say of whatever is wrong with a file what can be done."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        wrong = str(error) if isinstance(error, ValueError) else f"{path} is damaged ({error})"
+        raise ValueError(f"{wrong}: delete it and {again}") from error
 
 
 def _check_kinds(comparison: dict[str, Any]) -> None:
     for key, kind in _KINDS.items():
-        if not isinstance(comparison.get(key, kind()), kind):
-            raise TypeError(f"{key} must be of type {kind.__name__}, got {comparison[key]!r}")
+        _check_kind(key, comparison.get(key, kind()), kind)
+    for key in ("versions", "failed"):
+        for name, word in comparison.get(key, {}).items():
+            _check_kind(f"{name} of {key}", word, str)
+    for name, value in comparison.get("setup", {}).items():
+        default = getattr(Setup, name, None)
+        if isinstance(default, str):
+            _check_kind(f"{name} of setup", value, str)
+    auto = comparison.get("auto", {})
+    _check_kind("norms of auto", auto.get("norms", {}), dict)
+    _check_kind("num_examples of auto", auto.get("num_examples"), int | None)
+    for where in (comparison.get("norms", {}), auto.get("norms", {})):
+        for norm, radii in where.items():
+            _check_kind(f"radii of {norm}", radii, list)
+            for radius in radii:
+                _check_kind(f"a radius of {norm}", radius, float | int)
+
+
+def _check_kind(what: str, value: object, kind: type | UnionType) -> None:
+    if not isinstance(value, kind):
+        name = kind.__name__ if isinstance(kind, type) else kind
+        raise TypeError(f"{what} must be of type {name}, got {value!r}")
 
 
 def _check(comparison: dict[str, Any], path: Path) -> None:
@@ -68,17 +104,19 @@ def _check(comparison: dict[str, Any], path: Path) -> None:
             raise ValueError(f"{path} has the norm {norm!r}, expected one of {', '.join(ORDERS)}")
     balls, strongest = radii_of(comparison), auto_radii_of(comparison)
     wanted = {"robust": ("attack", balls), "auto": ("AutoAttack", strongest)}
+    if strongest:
+        require(("num_examples",), comparison["auto"], f"AutoAttack's part of {path}")
     if comparison.get("apgd_examples"):
         wanted["apgd"] = ("APGD", balls)
     for i, run in enumerate(comparison["runs"]):
         where = f"run {i} of {path}"
         _check_run(run, where)
         for key, (attack, balls) in wanted.items():
-            for norm, radius in balls:
-                if radius not in run[key].get(norm, {}):
-                    raise ValueError(
-                        f"{where} has no accuracy under {attack} at {norm} radius {radius}"
-                    )
+            lacking = [ball for ball in balls if ball[1] not in run[key].get(ball[0], {})]
+            for norm, radius in lacking:
+                raise ValueError(
+                    f"{where} has no accuracy under {attack} at {norm} radius {radius}"
+                )
 
 
 def _check_run(run: dict[str, Any], where: str) -> None:
@@ -118,6 +156,7 @@ def _take_times(comparison: dict[str, Any], path: Path) -> None:
     seconds = comparison["step_times"]["seconds"]
     for run in comparison["runs"]:
         timing = seconds.get(str(Path(run["path"]).parent), {"median": None})
+        require(("median",), timing, f"a time of {path}")
         run["seconds_per_step"] = timing["median"]
 
 

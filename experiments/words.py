@@ -107,7 +107,7 @@ def attack_of(settings: dict[str, Any]) -> str:
 def _under_apgd(comparison: dict[str, Any]) -> list[str]:
     """Return the table of accuracies under APGD with a line before it, if there is one."""
     found = apgd_table(comparison)
-    if not found:
+    if not found or not comparison.get("apgd_examples"):
         return []
     examples = f"the first {comparison['apgd_examples']:,} images"
     return [f"Under APGD with cross-entropy, then at nine targets, {examples}:\n\n{found}\n"]

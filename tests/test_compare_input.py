@@ -5,7 +5,8 @@ import shutil
 import pytest
 import tyro
 
-from experiments import compare, evaluate, runs
+from experiments import compare, comparison, evaluate, runs
+from experiments.files import read_json, write_json
 from tests.compared import ARGUMENTS
 
 
@@ -49,6 +50,31 @@ def test_bad_input_is_one_sentence_before_any_work(arguments, message, tmp_path)
     assert str(stopped.value.code).startswith("error: ")
     assert message in str(stopped.value.code)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_comparison_is_told_before_any_work(folder, tmp_path, monkeypatch):
+    """Whether or not it is of the same settings."""
+    monkeypatch.setattr(comparison, "train", lambda *_, **__: pytest.fail("trained"))
+    out = tmp_path / "out"
+    out.mkdir()
+    content = read_json(folder / "comparison.json")
+    for damage in ({"runs": [{}]}, {"runs": None}, {"versions": None}, {"failed": None}):
+        write_json(out / "comparison.json", {**content, **damage})
+        for options in ([], ["--epochs", "3"]):
+            with pytest.raises(SystemExit, match=r"error: .*comparison\.json.*: delete it and run"):
+                tyro.cli(compare.main, args=[*ARGUMENTS, *options, "--out", str(out)])
+
+
+def test_what_a_name_does_not_keep_needs_another_folder(folder, tmp_path):
+    (tmp_path / "comparison.json").write_bytes((folder / "comparison.json").read_bytes())
+    options = [*ARGUMENTS, "--methods", "none", "--out", str(tmp_path)]
+    for more, remedy in (
+        (["--num-steps", "5"], "name their methods and seeds, too, or another folder"),
+        (["--epochs", "3"], "name another folder"),
+    ):
+        lost = rf"\(\w+\), and gradient-0.5/seed-0 would be lost: {remedy}$"
+        with pytest.raises(SystemExit, match=lost):
+            tyro.cli(compare.main, args=[*options, *more])
 
 
 def test_the_folder_of_a_run_holds_no_comparison(folder):

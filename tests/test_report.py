@@ -181,7 +181,15 @@ def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
             comparison([run("none", 0) | {"seed": None}]),
             r"is damaged \(the seed None is not a whole number\)",
         ),
-        (comparison() | {"runs": 3}, "comparison.json is damaged .*: run the comparison again"),
+        (comparison() | {"runs": 3}, "comparison.json is damaged .*: delete it and run the"),
+        (comparison() | {"command": None}, r"command must be of type str, got None"),
+        (comparison() | {"versions": {"jax": 1}}, r"jax of versions must be of type str, got 1"),
+        (comparison() | {"failed": {"a": []}}, r"a of failed must be of type str, got \[\]"),
+        (comparison() | {"setup": {"model": 1}}, r"model of setup must be of type str, got 1"),
+        (comparison() | {"norms": {"l2": 1}}, r"radii of l2 must be of type list, got 1"),
+        (comparison() | {"norms": {"l2": [{}]}}, r"a radius of l2 must be .* float \| int, got {}"),
+        (comparison() | {"auto": {"norms": 1}}, r"norms of auto must be of type dict, got 1"),
+        (comparison() | {"auto": {"norms": {"l2": [1]}}}, r"AutoAttack's part .* lacks num_ex"),
         # Found by tests/fuzz.py.
         (comparison([run("none", 0, gradient_norm_mean="x")]), r"the gradient_norm_mean 'x' is no"),
         (comparison([run([], 0)]), r"are not all words"),
@@ -200,6 +208,12 @@ def test_a_folder_that_is_no_comparison_is_told(content, message, tmp_path):
         report.main(tmp_path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "report.md").exists()
+
+
+def test_damaged_step_times_are_told(directory):
+    (directory / "step_times.json").write_text('{"seconds": {".": 1}, "device": "", "commit": ""}')
+    with pytest.raises(SystemExit, match=r"a time of .* lacks median: delete it and measure the"):
+        report.main(directory)
 
 
 def test_what_cannot_be_written_is_told(directory):
