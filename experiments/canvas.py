@@ -100,12 +100,13 @@ def norm_name(norm: str | float) -> str:
 def radius_name(radius: float) -> str:
     """Return how a table or figure writes a radius: 0.5, or 2/255 where that is shorter.
 
-    >>> radius_name(0.5), radius_name(2 / 255)
-    ('0.5', '2/255')
+    >>> radius_name(0.5), radius_name(0.5001), radius_name(2 / 255)
+    ('0.5', '0.5001', '2/255')
     """
     steps = round(255 * radius)
     of_bytes = abs(255 * radius - steps) < 1e-9 and float(f"{radius:.3g}") != radius
-    return f"{steps}/255" if of_bytes else f"{radius:.3g}"
+    # With more digits than anyone needs, so that near radii keep apart.
+    return f"{steps}/255" if of_bytes else f"{radius:.6g}"
 
 
 def canvas(

@@ -233,7 +233,11 @@ def _entry(
 @led
 def _trajectory(path: Path) -> dict[str, Any]:
     """Return what a watched training measured on test images, leaving out non-finite lines."""
-    lines = [json.loads(line) for line in (path / runs.METRICS).read_text("utf-8").splitlines()]
+    file = path / runs.METRICS
+    try:
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: delete {path} to train it again") from error
     watched = [
         {name: line[name] for name in ("step", "test_gradient_norm", "test_hessian_norm")}
         for line in lines

@@ -1,5 +1,6 @@
 """How commands end: on a signal such as Ctrl-C, or with an error message of one sentence."""
 
+import io
 import signal
 import sys
 import threading
@@ -29,6 +30,9 @@ def ending(kept: str = "the same command continues from here") -> Iterator[None]
     Args:
         kept: what the message says about the work so far when a signal stops it.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does: a table with an escape for ℓ₂ is better than none.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except (ValueError, ArithmeticError, ImportError, OSError) as error:

@@ -67,8 +67,12 @@ def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landsca
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    arrays = read_arrays(path)
-    require(_LANDSCAPE_KEYS, arrays, str(path))
+    try:
+        arrays = read_arrays(path)
+        require(_LANDSCAPE_KEYS, arrays, str(path))
+    except ValueError as error:
+        remedy = "delete it, and the command of the comparison, given again, makes it anew"
+        raise ValueError(f"{error}: {remedy}") from error
     return arrays
 
 

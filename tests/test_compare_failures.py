@@ -107,3 +107,13 @@ def test_an_interrupted_training_goes_on_by_the_same_command(tmp_path, monkeypat
     tyro.cli(compare.main, args=arguments)
     assert f"{tmp_path / 'none' / 'seed-0'}: continuing after step 1" in capsys.readouterr().err
     assert read_json(tmp_path / "none" / "seed-0" / "training.json")["completed"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_damaged_metrics_are_told_with_a_remedy(folder, tmp_path):
+    out = shutil.copytree(folder, tmp_path / "out")
+    path = out / "none" / "seed-0"
+    (path / "metrics.jsonl").write_text('{"step": 1, "lo')
+    remedy = rf"metrics.jsonl is damaged: delete {path} to train it again"
+    with pytest.raises(SystemExit, match=f"1 of the runs failed:\n.*{remedy}"):
+        tyro.cli(compare.main, args=[*ARGUMENTS, "--out", str(out)])

@@ -208,6 +208,7 @@ def test_given_images_go_before_those_of_a_quick_run(monkeypatch, given, expecte
     [
         (partial(penalty_cost.main, (Path("nowhere"),)), "nowhere is not a run directory"),
         (partial(penalty_cost.main, batch_size=0), "batch_size must be at least 1, got 0"),
+        (partial(penalty_cost.main, batch_size=6), "batch_size must be a multiple of 4, .* got 6"),
         (partial(penalty_cost.main, repeats=9), "repeats must be at least 10, got 9"),
         (partial(penalty_cost.main, num_images=451), "num_images must be from 1 to 450, the num"),
         (partial(penalty_cost.main, steps=("x",), num_images=0), "num_images must be at least 1"),
@@ -219,7 +220,7 @@ def test_given_images_go_before_those_of_a_quick_run(monkeypatch, given, expecte
             ".* holds something other than the results of penalty_cost",
         ),
     ],
-    ids=["run", "batch", "repeats", "images", "none", "folder", "other"],
+    ids=["run", "batch", "slices", "repeats", "images", "none", "folder", "other"],
 )
 def test_mistakes_are_told_in_a_sentence_before_any_work(mistake, message, monkeypatch):
     monkeypatch.setattr(penalty_cost, "train", lambda *_: pytest.fail("trained a network first"))

@@ -210,6 +210,15 @@ def test_a_folder_that_is_no_comparison_is_told(content, message, tmp_path):
     assert not (tmp_path / "report.md").exists()
 
 
+def test_a_terminal_without_greek_letters_gets_the_rest(directory):
+    told = subprocess.run(
+        [sys.executable, "-m", "experiments.report", str(directory)],
+        cwd=ROOT, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    ).stdout.decode("ascii")  # fmt: skip
+    assert r" \u2113\u2082 0.5 |" in told
+    assert "| hessian | 1.5 " in told
+
+
 def test_damaged_step_times_are_told(directory):
     (directory / "step_times.json").write_text('{"seconds": {".": 1}, "device": "", "commit": ""}')
     with pytest.raises(SystemExit, match=r"a time of .* lacks median: delete it and measure the"):
@@ -236,7 +245,8 @@ def test_a_damaged_landscape_is_told(damage, directory):
         "key": "lacks curvature",
         "images": "have different test images",
     }.get(damage, "landscape.npz is damaged")
-    with pytest.raises(SystemExit, match=message):
+    remedy = "the command of the comparison, given again, makes"
+    with pytest.raises(SystemExit, match=f"{message}.*{remedy}"):
         report.main(directory)
 
 

@@ -35,6 +35,8 @@ NAME = "penalty_cost"
 # What the names of PyTorch's steps begin with.
 _REFERENCE = "PyTorch: "
 _COMPILED = f"{_REFERENCE}hessian, compiled"
+# Into which a batch is divided to accumulate its gradient.
+_SLICES = 4
 # With --quick, only these.
 _QUICK_STEPS = (
     *("none", "gradient", "hessian", "hessian, parts=4", "hessian: Lanczos, gradient, 3"),
@@ -124,6 +126,11 @@ class Settings(NamedTuple):
         for name in ("batch_size", "num_images"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.wants(ACCUMULATED) and self.batch_size % _SLICES:
+            raise ValueError(
+                f"batch_size must be a multiple of {_SLICES}, into as many slices of which a step "
+                f"accumulates its gradient, got {self.batch_size}"
+            )
         if self.needs_reference and importlib.util.find_spec("torch") is None:
             raise ValueError(
                 "PyTorch's forms need the extra: pip install '.[reference]', or give --no-reference"
@@ -202,7 +209,7 @@ def _step_rows(run: runs.Run, settings: Settings) -> list[dict[str, Any]]:
     batch = jnp.asarray(x), jnp.asarray(y)
     known = objectives(run.apply, settings.batch_size)
     makers = {name: partial(compile_step, objective) for name, objective in known.items()}
-    makers[ACCUMULATED] = partial(compile_accumulated, known["hessian"], count=4)
+    makers[ACCUMULATED] = partial(compile_accumulated, known["hessian"], count=_SLICES)
     steps = {n: make(run.params, batch) for n, make in makers.items() if settings.wants(n)}
     others = {}
     if settings.needs_reference and run.config.precision == labels.USUAL:
