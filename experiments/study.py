@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tyro
 
@@ -21,7 +21,13 @@ from experiments.reading import read
 from experiments.table import table
 from experiments.words import failures_of, results
 
-Network = Literal["cnn", "mlp"]
+# By the name in the folder of their choices, what sets networks apart.
+NETWORKS: Mapping[str, Mapping[str, str]] = {
+    "cnn": {"model": "cnn"},
+    "mlp": {"model": "mlp"},
+    "relu": {"model": "cnn", "activation": "relu"},
+    "softplus": {"model": "cnn", "activation": "softplus"},
+}
 Part = Literal["headline", "activations", "wider", "mlp"]
 PARTS: tuple[Part, ...] = ("headline", "activations", "wider", "mlp")
 HEADLINE = ("none", "gradient", "hessian", "hessian-inside", "finite-step", "adversarial")
@@ -44,7 +50,7 @@ def main(
     It takes days on a CPU. If stopped with Ctrl-C, give the same command again: nothing is done
     twice, and results in the folder's comparison.json files count as done even if the folders of
     their runs are gone. Processes that work on different data sets or networks may run side by
-    side, and so may headline, activations and wider, once the weights of the first two are chosen.
+    side, and so may headline and wider, once the weights of the headline are chosen.
     A table row with a candidate that fails is left out, and the others continue. For example:
 
         python -m experiments.study --quick --out runs/study-quick
@@ -55,8 +61,7 @@ def main(
         parts: headline (six methods, five seeds, also AutoAttack), activations (the same methods
             with relu and softplus, two seeds), wider (the other methods of experiments/plans.py,
             two seeds), mlp (all of these on the smaller network, two seeds). Each part first
-            chooses the weights that it needs, wider and mlp one row at a time; activations uses
-            those chosen with gelu.
+            chooses the weights that it needs, all but the headline one row at a time.
         quick: everything small, on the digits, in some 20 minutes: to try out the program, not the
             methods.
         out: folder of the study, with a subfolder per data set for its runs and table, report.md.
@@ -106,10 +111,10 @@ def study(
     attacks = Attacks(plan.radii, long)
     strongest = {norm: (radius,) for norm, radius in plan.epsilon.items()}
 
-    def chosen(model: Network, rows: Sequence[str]) -> list[str]:
-        setup = tuning(data, plan, model)
+    def chosen(network: str, rows: Sequence[str]) -> list[str]:
+        setup = tuning(data, plan, network)
         candidates = [name for row in rows for name in plan.candidates.get(row, ())]
-        folder = f"tuning-{model}"
+        folder = f"tuning-{network}"
         done(folder, setup, candidates, [0], Attacks(strongest, short))
         if not (out / folder / "comparison.json").is_file():
             return [row for row in rows if row not in plan.candidates]  # all of them failed
@@ -117,29 +122,31 @@ def study(
         # Failures are reported at the end; no weight is chosen from fewer candidates than planned.
         return [best(found, setup, plan, row) for row in rows if _tried(found, setup, plan, row)]
 
-    few = plan.seeds[: plan.few]
-    # Only once: then the folder of the choice is free for another process to choose other weights.
-    headline = chosen("cnn", HEADLINE) if {"headline", "activations"} & set(parts) else []
     if "headline" in parts:
         strong = Attacks(plan.radii, long, strongest, plan.auto_examples, plan.apgd_examples)
-        done("headline", shared, headline, plan.seeds, strong)
-    for activation in ("relu", "softplus") if "activations" in parts else ():
-        done(activation, replace(shared, activation=activation), headline, few, attacks)
+        done("headline", shared, chosen("cnn", HEADLINE), plan.seeds, strong)
     every = ["none", *plan.candidates]
     others = [row for row in every if row not in HEADLINE]
-    by_row: tuple[tuple[Part, Network, list[str]], ...]
-    by_row = (("wider", "cnn", others), ("mlp", "mlp", every))
+    by_row: tuple[tuple[Part, str, str, Sequence[str]], ...] = (
+        ("activations", "relu", "relu", HEADLINE),
+        ("activations", "softplus", "softplus", HEADLINE),
+        ("wider", "wider", "cnn", others),
+        ("mlp", "mlp", "mlp", every),
+    )
     # These take days: row by row, an interruption leaves some rows complete, not all in part.
-    for part, model, rows in by_row:
+    few = plan.seeds[: plan.few]
+    for part, folder, network, rows in by_row:
+        setup = replace(shared, **NETWORKS[network])
         for row in rows if part in parts else ():
-            done(part, replace(shared, model=model), chosen(model, [row]), few, attacks)
+            done(folder, setup, chosen(network, [row]), few, attacks)
     _write_table(out, data, plan, failed)
     return failed
 
 
-def tuning(data: str, plan: Plan, model: Network) -> Setup:
+def tuning(data: str, plan: Plan, network: str) -> Setup:
     """Return the settings of the trainings from which a network's weights are chosen."""
-    return Setup(data=data, model=model, epochs=plan.epochs, validation=plan.validation)
+    shared = Setup(data=data, epochs=plan.epochs, validation=plan.validation)
+    return replace(shared, **NETWORKS[network])
 
 
 def best(comparison: dict[str, Any], setup: Setup, plan: Plan, row: str) -> str:
@@ -188,7 +195,7 @@ def _path(setup: Setup, name: str) -> str:
 
 def _write_table(out: Path, data: str, plan: Plan, failed: Mapping[str, str]) -> None:
     """Write the table of all results of a data set's study, and the weights that it chose."""
-    names = (*_TABLED, *(f"tuning-{model}" for model in get_args(Network)))
+    names = (*_TABLED, *(f"tuning-{network}" for network in NETWORKS))
     there = {name: read(out / name) for name in names if (out / name / "comparison.json").is_file()}
     tabled = [name for name in _TABLED if name in there]
     if not tabled:
@@ -205,11 +212,12 @@ def _write_table(out: Path, data: str, plan: Plan, failed: Mapping[str, str]) ->
         "(command, commit, versions and device are told there).\n",
         *results(whole, {**earlier, **failed}),
     ]
-    for model in get_args(Network):
-        if found := there.get(f"tuning-{model}"):
-            chosen = winners(found, tuning(data, plan, model), plan)
-            title = f"\n## The weights chosen for the {model}, on held-out images\n"
-            lines += [title, table(chosen)]
+    for network in NETWORKS:
+        if found := there.get(f"tuning-{network}"):
+            setup = tuning(data, plan, network)
+            which = f"{setup.model} with {setup.activation}"
+            title = f"\n## The weights chosen for the {which}, on held-out images\n"
+            lines += [title, table(winners(found, setup, plan))]
     write_text(out / "report.md", "\n".join(lines))
 
 

@@ -125,10 +125,13 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
     assert failed == {str(tmp_path / "headline" / "none" / "seed-9"): "no reason"}
     names = [call["out"] for call in calls]
     others = [row for row in given.candidates if row not in HEADLINE]
-    # The headline's weights are chosen once: another process may choose the others meanwhile.
-    # There each row is whole before the next one begins; plain training has nothing to choose.
+    # Except in the headline, each row is whole before the next one begins; plain training has
+    # nothing to choose.
+    tried = len(HEADLINE) - 1
     assert names == [
-        *("tuning-cnn", "headline", "relu", "softplus"),
+        *("tuning-cnn", "headline"),
+        *("relu", *(("tuning-relu", "relu") * tried)),
+        *("softplus", *(("tuning-softplus", "softplus") * tried)),
         *(("tuning-cnn", "wider") * len(others)),
         *("mlp", *(("tuning-mlp", "mlp") * len(given.candidates))),
     ]
@@ -137,6 +140,7 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
     methods = {name: [call["methods"] for call in calls if call["out"] == name] for name in by_name}
     headline = ["none", *(chosen[row] for row in HEADLINE if row != "none")]
     assert methods["headline"] == [headline]
+    assert methods["relu"] == methods["softplus"] == [[name] for name in headline]
     assert methods["wider"] == [[chosen[row]] for row in others]
     assert methods["mlp"] == [["none"], *([name] for name in chosen.values())]
     assert methods["tuning-mlp"] == [list(names) for names in given.candidates.values()]
@@ -146,12 +150,16 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
     for name in ("wider", "relu", "softplus", "mlp"):
         call = by_name[name]
         assert (call["seeds"], call["auto"], call["apgd"]) == ([0, 1, 2], {}, 0)
-    for name in ("tuning-cnn", "tuning-mlp"):
-        assert by_name[name]["setup"].validation == 5000
-        assert by_name[name]["seeds"] == [0]
     setups = {name: call["setup"] for name, call in by_name.items()}
-    assert (setups["relu"].activation, setups["softplus"].activation) == ("relu", "softplus")
-    assert (setups["mlp"].model, setups["headline"].model) == ("mlp", "cnn")
+    for name in ("cnn", "mlp", "relu", "softplus"):
+        assert setups[f"tuning-{name}"].validation == 5000
+        assert by_name[f"tuning-{name}"]["seeds"] == [0]
+    for before in ("", "tuning-"):
+        for activation in ("relu", "softplus"):
+            setup = setups[f"{before}{activation}"]
+            assert (setup.model, setup.activation) == ("cnn", activation)
+        assert setups[f"{before}mlp"].model == "mlp"
+    assert (setups["headline"].model, setups["headline"].activation) == ("cnn", "gelu")
     text = (tmp_path / "report.md").read_text()
     assert "| network " in text
     for start in ("| cnn gelu ", "| cnn relu ", "| cnn softplus ", "| mlp gelu "):
@@ -163,13 +171,17 @@ def test_the_study_trains_what_was_best_on_held_out_examples(tmp_path: Path) -> 
     # AutoAttack was for the headline alone.
     assert {row[head.index(name)] for name in ("AA ℓ₂ 1.5", "AA ℓ∞ 0.2", "masking")} == {"-"}
     assert rows[0][head.index("AA ℓ₂ 1.5")] == "50.0 ± 0.0"
-    # Each row's second candidate, of both networks.
+    # Each row's second candidate, of all networks.
     _, *parts = text.split("\n## The weights chosen for the ")
-    assert [part.split(",")[0] for part in parts] == ["cnn", "mlp"]
-    for part in parts:
+    chosen_for = [part.split(",")[0] for part in parts]
+    assert chosen_for == [f"{n} with {a}" for n, a in zip(
+        ("cnn", "mlp", "cnn", "cnn"), ("gelu", "gelu", "relu", "softplus"), strict=True
+    )]  # fmt: skip
+    for part, rows in zip(parts, (*[given.candidates] * 2, *[HEADLINE[1:]] * 2), strict=True):
         _, _, *lines = [line.split("|") for line in part.splitlines() if line[:1] == "|"]
-        assert len(lines) == len(given.candidates)
-        assert [line[2].strip() for line in lines[:2]] == ["12", "0.3, norm=linf"]
+        assert len(lines) == len(rows)
+        second = "0.3, norm=linf" if rows is given.candidates else "6"
+        assert [line[2].strip() for line in lines[:2]] == ["12", second]
 
 
 def test_a_row_with_a_candidate_that_failed_is_left_out(tmp_path: Path) -> None:
@@ -215,11 +227,14 @@ def test_the_study_goes_on_where_all_rows_of_a_part_are_left_out(
 
     parts = ("wider", "activations", "headline")
     failed = study.study("mnist", given, parts, out=tmp_path, run=failing)
-    assert len(failed) == len(lost)
+    inner = {name for row in HEADLINE[1:] for name in given.candidates[row]}
+    assert len(failed) == len(lost) + 2 * len(inner & lost)
     left = [call for call in calls if not call["out"].startswith("tuning")]
-    assert [call["out"] for call in left] == ["headline", "relu", "softplus"]
-    rows = {name.split(":")[0] for name in left[-1]["methods"]}
-    assert rows == ({"none"} if all_rows else set(HEADLINE))
+    assert set(dict.fromkeys(call["out"] for call in left)) == {"headline", "relu", "softplus"}
+    for name in ("headline", "relu", "softplus"):
+        methods = [method for call in left if call["out"] == name for method in call["methods"]]
+        rows = {method.split(":")[0] for method in methods}
+        assert rows == ({"none"} if all_rows else set(HEADLINE))
     report = (tmp_path / "report.md").read_text()
     assert all(f"- Failed: {path}: no\n" in report for path in failed)
 
