@@ -14,6 +14,7 @@ from hessjax._numerics import (
     DIRECTION,
     PyTree,
     check_count,
+    check_functions,
     check_key,
     check_number,
     check_scalar,
@@ -26,6 +27,7 @@ from hessjax.operators import Composite
 Apply = Callable[[PyTree, PyTree], jax.Array]
 Loss = Callable[[jax.Array, Any], jax.Array]
 Weight = float | jax.Array | Callable[[Any], Any]
+_Mask = jax.Array | None
 Terms = Callable[[Composite, PyTree, jax.Array], Metrics]
 # Maps ``(params, (x, y, keys), mask, key, step)`` to the means over a batch.
 _Means = Callable[..., Metrics]
@@ -61,7 +63,7 @@ def _check_batch_shapes(x: PyTree, *others: PyTree) -> int:
     return size
 
 
-def unpack(batch: tuple) -> tuple[PyTree, PyTree, jax.Array | None, int]:
+def unpack(batch: tuple) -> tuple[PyTree, PyTree, _Mask, int]:
     """Return the inputs, the labels, the mask or None, and the number of examples."""
     if not isinstance(batch, Sequence):
         raise TypeError(f"a batch is (x, y) or (x, y, mask), got a {type(batch).__name__}")
@@ -146,6 +148,7 @@ def batched(
         parts: evaluate the other terms on one of this many random parts, scaled by this number.
         chunk_size: number of examples evaluated at a time; None for all at once.
     """
+    check_functions(apply=apply, loss=loss)
     every, parts = check_count("every", every), check_count("parts", parts)
     if chunk_size is not None:
         chunk_size = check_count("chunk_size", chunk_size)
@@ -226,9 +229,7 @@ def _mean_objective(means: _Means, weights: Mapping[str, Weight]) -> Objective:
 
 
 def _means(evaluate: Callable[..., Metrics], terms: Terms) -> _Means:
-    def means(
-        params: PyTree, examples: tuple, mask: jax.Array | None, *_: jax.Array | int
-    ) -> Metrics:
+    def means(params: PyTree, examples: tuple, mask: _Mask, *_: jax.Array | int) -> Metrics:
         values = spread(partial(evaluate, terms), params, *examples)
         return {name: _mean(value, mask) for name, value in values.items()}
 
@@ -254,7 +255,7 @@ def _means_by_parts(
 
     def of_blocks(
         shared: tuple[PyTree, jax.Array, jax.Array], numbers: jax.Array, blocks: tuple
-    ) -> tuple[Metrics, jax.Array | None]:
+    ) -> tuple[Metrics, _Mask]:
         params, key, turn = shared
         *examples, mask = jax.vmap(turned, (None, None, 0, 0))(key, turn, numbers, blocks)
         values = evaluate(terms, params, *jax.tree.map(lambda leaf: leaf[:, 0], examples))
@@ -267,11 +268,7 @@ def _means_by_parts(
         return {"loss": losses, **heavier}, mask
 
     def means(
-        params: PyTree,
-        examples: tuple,
-        mask: jax.Array | None,
-        key: jax.Array,
-        step: int | jax.Array,
+        params: PyTree, examples: tuple, mask: _Mask, key: jax.Array, step: int | jax.Array
     ) -> Metrics:
         size = len(examples[2])
         if missing := -size % parts:
@@ -291,7 +288,7 @@ def _means_by_parts(
     return means
 
 
-def _mean(value: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _mean(value: jax.Array, mask: _Mask) -> jax.Array:
     value = widen(value)
     if mask is None:
         return jnp.mean(value)

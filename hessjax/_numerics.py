@@ -108,8 +108,18 @@ def as_tangent(x: PyTree, v: PyTree, name: str = "v") -> PyTree:
     return jax.tree.map(match, x, as_point(v, name))
 
 
+def check_functions(**named: object) -> None:
+    """Raise unless each of these can be called."""
+    for name, value in named.items():
+        if not callable(value):
+            short = value is None or isinstance(value, str)
+            got = repr(value) if short else f"a {type(value).__name__}"
+            raise TypeError(f"{name} must be a function, got {got}")
+
+
 def check_scalar(f: Callable[[PyTree], Any], x: PyTree) -> None:
     """Raise unless ``f(x)`` is one floating-point number."""
+    check_functions(f=f)
     out = jax.eval_shape(f, x)
     if not isinstance(out, jax.ShapeDtypeStruct):
         raise TypeError(f"f must return one scalar, got {jax.tree.structure(out)}")

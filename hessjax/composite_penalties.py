@@ -15,6 +15,7 @@ from hessjax._numerics import (
     Matvec,
     PyTree,
     as_point,
+    check_functions,
     check_scalar,
     hold,
     matmul,
@@ -157,6 +158,7 @@ def jacobian_operator_norm(
 
     Cost: a forward and a backward tangent per product, and one forward tangent to evaluate.
     """
+    check_functions(solver=solver, start=start)
     f = check_composite(f)
     x = as_point(x)
     check_vector_outputs(f, x)

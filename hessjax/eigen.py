@@ -17,6 +17,7 @@ from hessjax._numerics import (
     PyTree,
     as_point,
     check_count,
+    check_functions,
     check_number,
     matmul,
     normalize,
@@ -96,6 +97,7 @@ def _random_signs(tree: PyTree, key: jax.Array) -> PyTree:
 
 def _flatten(matvec: Matvec, v0: PyTree) -> tuple[Matvec, jax.Array, Callable[..., Eigenpair]]:
     """Return matvec and unit start on flat vectors, at least float32, and what builds the pair."""
+    check_functions(matvec=matvec)
     start, unravel = ravel_pytree(as_point(v0, "v0"))
     narrow = start.dtype
     start = normalize(widen(start))[0]

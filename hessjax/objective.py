@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hessjax._batching import Apply, Loss, Weight, batched, check_weight, is_zero
-from hessjax._numerics import PyTree, as_point, hold, normalize
+from hessjax._numerics import PyTree, as_point, check_functions, hold, normalize
 from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start, power_iteration
 from hessjax.lazy import Metrics, Objective
 from hessjax.operators import (
@@ -63,7 +63,8 @@ def regularized(
             returns more than one number, a batch is empty or ragged, or a mask holds weights (if
             the mask is traced, the value is NaN instead).
         TypeError: if an entry is not a pair of a weight and a penalty, a penalty does not return a
-            floating-point number, or a batch is not a sequence.
+            floating-point number, a batch is not a sequence, or the network or the loss is no
+            function.
 
     Cost: the sum of its penalties' costs; `second_order` shares work that this does not.
     """
@@ -148,7 +149,7 @@ def second_order(
 
     Raises:
         ValueError: if a weight is negative, or a batch is empty or ragged.
-        TypeError: if x is not floating point.
+        TypeError: if x is not floating point, or what should be a function is none.
 
     Cost: counted in operations, a whole optimizer step costs 3.7 (ReLU) to 4.9 (gelu) plain steps;
     with a Hessian weight of 0, 2.3 to 2.4.
@@ -162,6 +163,7 @@ def second_order(
     >>> sorted(metrics)
     ['gradient_norm', 'hessian_norm', 'loss', 'residual']
     """
+    check_functions(start=start, solver=ONE_PRODUCT if solver is None else solver)
     check_weight("gradient_weight", gradient_weight)
     check_weight("hessian_weight", hessian_weight)
     weights: dict[str, Weight] = {"gradient_norm": gradient_weight, "hessian_norm": hessian_weight}

@@ -15,6 +15,7 @@ from hessjax._numerics import (
     ScalarFunction,
     as_point,
     check_count,
+    check_functions,
     check_number,
     check_scalar,
     hold,
@@ -139,6 +140,7 @@ def hessian_operator_norm(
     4.0
     """
     x = as_point(x)
+    check_functions(start=start, solver=ONE_PRODUCT if solver is None else solver)
     if solver is None:
         v, _ = normalize(hold(start(checked_gradient(f, x), key)))
         return squared_if(jnp.abs(second_directional_derivative(f, x, v, v)[3]), squared)

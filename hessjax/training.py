@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from hessjax._compilation import compiler_options
-from hessjax._numerics import PyTree, check_key
+from hessjax._numerics import PyTree, check_functions, check_key
 from hessjax._placement import following, mesh_of
 from hessjax.lazy import Lazy, Objective
 
@@ -51,8 +51,10 @@ class TrainState(NamedTuple):
         """Return the state before the first step; it owns copies of ``params`` and ``key``.
 
         Raises:
-            TypeError: if params hold anything but arrays and numbers, or the key is none.
+            TypeError: if params hold anything but arrays and numbers, the key is none, or the
+                optimizer no optax transformation.
         """
+        _check_optimizer(optimizer)
         for path, leaf in jax.tree.leaves_with_path(params):
             if not isinstance(leaf, _ARRAYS):
                 raise TypeError(
@@ -62,6 +64,14 @@ class TrainState(NamedTuple):
         check_key(key)
         params = _owned(params)
         return cls(params, _owned(optimizer.init(params)), jnp.zeros((), jnp.int32), _owned(key))
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            "optimizer must be an optax transformation, such as optax.adam(1e-3), "
+            f"got a {type(optimizer).__name__}"
+        )
 
 
 def _owned(tree: PyTree) -> PyTree:
@@ -92,12 +102,13 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
         call runs the one that ``state.step`` selects, and reports only the metrics of that one.
 
     Raises:
-        TypeError: if the objective is no function, or the step gets something else than a state.
+        TypeError: if the objective is no function, the optimizer no optax transformation, or the
+            step gets something else than a state.
 
     Cost: one gradient of the objective with respect to the parameters.
     """
-    if not callable(objective):
-        raise TypeError(f"objective must be a function, got a {type(objective).__name__}")
+    check_functions(objective=objective)
+    _check_optimizer(optimizer)
 
     def advance(
         objective: Objective, state: TrainState, batch: tuple

@@ -8,7 +8,7 @@ import jax
 from jax.typing import ArrayLike
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from hessjax._numerics import check_count
+from hessjax._numerics import check_count, check_functions
 from hessjax.attacks.apgd_steps import Loss, apgd_init, apgd_outcome, apgd_step
 from hessjax.attacks.attack import Attack, Logits, search, with_options
 from hessjax.attacks.balls import LpBall
@@ -136,6 +136,7 @@ def _logit_difference(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax
 
 def _check_loss(loss: Callable[..., jax.Array], num_targets: int) -> None:
     """Raise unless the loss takes a target exactly if there are targets."""
+    check_functions(loss=loss)
     try:
         parameters = signature(loss).parameters.values()
     except (TypeError, ValueError):  # not every callable has a signature

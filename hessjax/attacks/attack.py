@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hessjax._numerics import check_key, wide
+from hessjax._numerics import check_functions, check_key, wide
 from hessjax.attacks.balls import LpBall, check_center
 from hessjax.losses import misclassified
 
@@ -130,6 +130,7 @@ def search(
 
     An example that is misclassified already is returned as it is.
     """
+    check_functions(logits_fn=logits_fn)
     check_key(key)
     x, y = check_center(ball, x), jnp.asarray(y)
     logits = logits_fn(x)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessjax._compilation import as_partial, compiled
-from hessjax._numerics import safe_norm
+from hessjax._numerics import check_functions, safe_norm
 from hessjax._placement import each, following, gathered, mesh_of
 from hessjax.attacks.attack import Attack, Logits, Outcome, State, check_logits
 from hessjax.attacks.balls import LpBall, contains
@@ -69,6 +69,7 @@ class Kept(NamedTuple):
 
 def problem(logits_fn: Logits, ball: LpBall, dtype: jnp.dtype) -> Problem:
     """Return the problem, with the weights as data if the function is a `jax.tree_util.Partial`."""
+    check_functions(logits_fn=logits_fn)
     logits_fn = as_partial(logits_fn)
     return Problem(logits_fn, jnp.asarray(ball.epsilon, dtype), ball.order, ball.bounds)
 

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
-from hessjax._numerics import check_count, check_key, check_number, check_scalar, wide
+from hessjax._numerics import (
+    check_count,
+    check_functions,
+    check_key,
+    check_number,
+    check_scalar,
+    wide,
+)
 from hessjax.attacks.attack import Logits, check_logits
 from hessjax.attacks.balls import LpBall, ascent_direction, check_center, project, random_point
 from hessjax.losses import misclassified
@@ -66,6 +73,7 @@ def fgsm(
     >>> fgsm(logits_fn, jnp.array([0.25, 0.5]), 1, LpBall(0.125, jnp.inf)).tolist()
     [0.375, 0.375]
     """
+    check_functions(logits_fn=logits_fn, loss=loss)
     x, y = check_center(ball, x), jnp.asarray(y)
 
     def value(point: jax.Array) -> jax.Array:
@@ -98,6 +106,7 @@ def pgd_init(
 
     Cost: one evaluation, which the compiler drops if only the iterate is used.
     """
+    check_functions(logits_fn=logits_fn)
     x, y = check_center(ball, x), jnp.asarray(y)
     logits = logits_fn(x)
     check_logits(logits)
@@ -139,6 +148,7 @@ def pgd_step(
 
     Cost: one gradient.
     """
+    check_functions(logits_fn=logits_fn, loss=loss)
     check_number("step_size", step_size, positive=True)
     y = jnp.asarray(y)
 
@@ -227,6 +237,7 @@ def pgd(
     >>> bool(x_adv[0] > x_adv[1])
     True
     """
+    check_functions(logits_fn=logits_fn, loss=loss)
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
     check_key(key)
