@@ -42,9 +42,12 @@ class Checkpoints:
     """The checkpoints of one run, by step: the last three, and the one with the best accuracy."""
 
     def __init__(self, folder: Path) -> None:
-        """Open them; damaged ones are named on stderr and removed.
+        """Open them; damaged ones are removed and named on stderr.
 
         What a killed process left half-written is removed before the next write.
+
+        Raises:
+            OSError: if one cannot be read, which does not say that it is damaged.
         """
         self._folder = folder.absolute()
         self._sift()
@@ -54,12 +57,14 @@ class Checkpoints:
     def _sift(self) -> None:
         # Before they are opened, because orbax then reads the metrics of all.
         for folder in self._folder.glob("[0-9]*"):
-            if folder.name.isdecimal() and (fault := _fault(folder)) is not None:
+            if not (folder.name.isdecimal() and folder.is_dir()):
+                continue
+            if (fault := _fault(folder)) is not None:
+                shutil.rmtree(folder)
                 print(
-                    f"warning: the checkpoint {folder} is damaged ({fault}) and is removed",
+                    f"warning: the checkpoint {folder} was damaged ({fault}) and is removed",
                     file=sys.stderr,
                 )
-                shutil.rmtree(folder)
 
     @led
     def _open(self) -> None:
@@ -203,9 +208,11 @@ def _fault(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, or None if nothing is."""
     try:
         wanted = read_json(folder / _SUMS)
-        found = checksums(folder)
-    except (OSError, ValueError) as error:
-        return f"{_SUMS} is missing" if isinstance(error, FileNotFoundError) else str(error)
+    except FileNotFoundError:
+        return f"{_SUMS} is missing"
+    except ValueError as error:
+        return str(error)
+    found = checksums(folder)
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"

@@ -16,13 +16,17 @@ _NAME = "comparison.json"
 @led
 def earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what earlier commands of the same settings left in a comparison's folder."""
-    path = out / _NAME
-    found: dict[str, Any] = read_json(path) if path.is_file() else {"runs": []}
-    found.setdefault("auto", {"norms": {}, "num_examples": None})
-    found.setdefault("apgd_examples", 0)
-    found["setup"] = setup_of(found)
+    found = _found(out)
     same = all(found.get(key) == value for key, value in settings.items())
     return found if same else {"runs": []}
+
+
+def _found(out: Path) -> dict[str, Any]:
+    """Return what is there; settings introduced after it was written had their defaults."""
+    path = out / _NAME
+    found = read_json(path) if path.is_file() else {"runs": []}
+    usual = {"auto": {"norms": {}, "num_examples": None}, "apgd_examples": 0}
+    return {**usual, **found, "setup": setup_of(found)}
 
 
 @led
@@ -38,7 +42,7 @@ def check(out: Path, settings: dict[str, Any], paths: set[str]) -> None:
     read(out)
     if earlier(out, settings)["runs"]:
         return
-    there = read_json(path)
+    there = _found(out)
     others = [run["path"] for run in there["runs"] if run["path"] not in paths]
     if others:
         changed = [key for key, value in settings.items() if there.get(key) != value]

@@ -113,10 +113,16 @@ class Config(Setup):
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **missing)
         config.check()
-        if config.num_steps == method.usual_steps:
-            # Left out of the name, so that it is one method, whether or not it is written out.
-            return dataclasses.replace(config, num_steps=None)
-        return config
+        return config.concise()
+
+    def concise(self) -> Self:
+        """Leave out a number of steps that is the method's usual one: it is the same method.
+
+        Raises:
+            ValueError: if there is no such method.
+        """
+        usual = self.num_steps == methods.find(self.method).usual_steps
+        return dataclasses.replace(self, num_steps=None) if usual else self
 
     def check(self) -> None:
         """Raise unless every number is in its range."""

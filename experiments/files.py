@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from filelock import FileLock
@@ -58,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: if it cannot be written, naming it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:12]}{UNFINISHED}")
     try:
         with naming(path):
             yield partial

@@ -5,13 +5,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-# SIGHUP, which Windows lacks, says that the terminal is closed.
-_HEARD = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+# That the terminal is closed, which several others tell, one after the other. Windows lacks it.
+_HANGUP = getattr(signal, "SIGHUP", None)
+_HEARD = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _HANGUP)))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,22 +29,26 @@ def ending(kept: str = "the same command continues from here") -> Iterator[None]
     Args:
         kept: what the message says about the work so far when a signal stops it.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # As stderr does: a table with an escape for ℓ₂ is better than none.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            # As stderr does: a table with an escape for ℓ₂ is better than none.
+            sys.stdout.reconfigure(errors="backslashreplace")
         yield
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        print(f"\ninterrupted; {kept}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"\ninterrupted; {kept}", file=sys.stderr)
         # The status that shells give to a program ended by a signal.
         sys.exit(128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT))
 
 
 @contextmanager
 def noted() -> Iterator[list[int]]:
-    """Record signals in a list, so that a step can be finished; a second one acts at once."""
+    """Record signals in a list, so that a step can be finished; a second one acts at once.
+
+    Except for SIGHUP: a closed terminal is often told of twice.
+    """
     heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield heard  # only the main thread may set handlers, and only it is interrupted
@@ -54,6 +57,8 @@ def noted() -> Iterator[list[int]]:
     def note(number: int, _: FrameType | None) -> None:
         heard.append(number)
         restore()
+        if _HANGUP is not None and _HANGUP in before:
+            signal.signal(_HANGUP, signal.SIG_IGN)
 
     def restore() -> None:
         for number, handler in before.items():

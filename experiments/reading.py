@@ -46,7 +46,7 @@ def read(directory: Path) -> dict[str, Any]:
             f"{directory} is not a comparison: it has no {path.name}, "
             "which python -m experiments.compare writes"
         )
-    with _remedy(path, "run the comparison again"):
+    with _remedy(path, "give the commands of the comparison again"):
         comparison = read_json(path)
         _check_kinds(comparison)
         _check(comparison, path)
@@ -63,8 +63,9 @@ def _remedy(path: Path, again: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, AttributeError) as error:
-        wrong = str(error) if isinstance(error, ValueError) else f"{path} is damaged ({error})"
-        raise ValueError(f"{wrong}: delete it and {again}") from error
+        told = isinstance(error, ValueError) and str(path) in str(error)
+        wrong = str(error) if told else f"{path} is damaged ({error})"
+        raise ValueError(f"{wrong}: restore it, or move it away and {again}") from error
 
 
 def _check_kinds(comparison: dict[str, Any]) -> None:
@@ -83,6 +84,11 @@ def _check_kinds(comparison: dict[str, Any]) -> None:
     for where in (comparison.get("norms", {}), auto.get("norms", {})):
         for norm, radii in where.items():
             _check_kind(f"radii of {norm}", radii, list)
+            if norm not in ORDERS or not radii:
+                raise ValueError(
+                    f"the radii of the norm {norm!r} are {radii}, expected some, of one of the "
+                    f"norms {', '.join(ORDERS)}"
+                )
             for radius in radii:
                 _check_kind(f"a radius of {norm}", radius, float | int)
 
@@ -99,9 +105,6 @@ def _check(comparison: dict[str, Any], path: Path) -> None:
     for key in ("norms", "runs"):
         if not comparison[key]:
             raise ValueError(f"{path} holds no {key}")
-    for norm in comparison["norms"]:
-        if norm not in ORDERS:
-            raise ValueError(f"{path} has the norm {norm!r}, expected one of {', '.join(ORDERS)}")
     balls, strongest = radii_of(comparison), auto_radii_of(comparison)
     wanted = {"robust": ("attack", balls), "auto": ("AutoAttack", strongest)}
     if strongest:
@@ -126,9 +129,11 @@ def _check_run(run: dict[str, Any], where: str) -> None:
             raise TypeError(f"the {key} {run[key]!r} is not a number")
     if not isinstance(run["seed"], int):
         raise TypeError(f"the seed {run['seed']!r} is not a whole number")
-    words = [run["method"], run["path"], *run.get("options", ())]
+    _check_kind("options", run.get("options", []), list)
+    words = [run["method"], run["path"], run.get("network", ""), *run.get("options", [])]
     if not all(isinstance(word, str) for word in words):
         raise TypeError(f"{words!r} are not all words")
+    _check_trajectory(run.get("trajectory", {}))
     run["clean"] = _accuracy(run["clean"])
     run["robust"] = {
         norm: {float(radius): _accuracy(value) for radius, value in accuracies.items()}
@@ -144,9 +149,19 @@ def _check_run(run: dict[str, Any], where: str) -> None:
     }
 
 
+def _check_trajectory(found: object) -> None:
+    columns = [c for c in found.values() if isinstance(c, list)] if isinstance(found, dict) else []
+    alike = isinstance(found, dict) and len(columns) == len(found)
+    numbers = all(isinstance(number, float | int) for column in columns for number in column)
+    if not alike or not numbers or len({len(column) for column in columns}) > 1:
+        raise TypeError(f"{found!r} is not a trajectory")
+
+
 def _take_times(comparison: dict[str, Any], path: Path) -> None:
     """Give each run the seconds per step of its method, None for methods added later."""
     require(("seconds", "device", "commit"), comparison["step_times"], str(path))
+    for name, kind in (("seconds", dict), ("device", str), ("commit", str)):
+        _check_kind(name, comparison["step_times"][name], kind)
     # A setting that one of the two lacks was introduced later.
     setup = comparison.get("setup", {})
     timed = comparison["step_times"].get("setup", {})
@@ -157,6 +172,7 @@ def _take_times(comparison: dict[str, Any], path: Path) -> None:
     for run in comparison["runs"]:
         timing = seconds.get(str(Path(run["path"]).parent), {"median": None})
         require(("median",), timing, f"a time of {path}")
+        _check_kind("a median", timing["median"], float | int | None)
         run["seconds_per_step"] = timing["median"]
 
 
@@ -168,7 +184,7 @@ def _ball(found: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _accuracy(value: object) -> float:
-    if not isinstance(value, float | int):
+    if not isinstance(value, float | int) or not 0 <= value <= 1:
         raise TypeError(f"{value!r} is not an accuracy")
     return value
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +32,8 @@ CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 _TRAINED = (METRICS, "weights.npz", "training.json", "diverged.json")
 # Files with measurements of the weights, as patterns.
 _MEASURED = ("evaluation.json", "landscape.npz", "distances.npz", "apgd.json", "auto_attack*")
-# What killed processes left half-written.
-_HALF = f"*{UNFINISHED}"
+# Seconds after which a half-written file is one that a killed process left.
+_OLD = 3600
 _LOCK = "lock"
 
 
@@ -142,7 +143,7 @@ def resume(path: Path) -> None:
 
 
 def _forget(path: Path) -> None:
-    for pattern in (*_MEASURED, _HALF):
+    for pattern in _MEASURED:
         for file in path.glob(pattern):
             file.unlink()
 
@@ -171,6 +172,9 @@ def _take(lock: FileLock, path: Path) -> None:
         raise OSError(
             f"another process is working in {path}: wait for it to end, or name another folder"
         ) from error
+    for left in path.glob(f"*{UNFINISHED}"):
+        if left.stat().st_mtime < time.time() - _OLD:
+            left.unlink(missing_ok=True)
 
 
 def finish(path: Path, params: models.Params, training: dict[str, Any]) -> None:
@@ -179,10 +183,19 @@ def finish(path: Path, params: models.Params, training: dict[str, Any]) -> None:
     Raises:
         OSError: if the folder was moved or deleted meanwhile, or cannot be written to.
     """
-    if not (path / _CONFIG).is_file():
-        raise OSError(f"{path} was moved or deleted during the training, which ends here")
+    check_there(path)
     write_arrays(path / "weights.npz", params)
     write_json(path / "training.json", training)
+
+
+def check_there(path: Path) -> None:
+    """Raise if the folder of a training is no longer where it was.
+
+    Raises:
+        OSError: saying so.
+    """
+    if not (path / _CONFIG).is_file():
+        raise OSError(f"{path} was moved or deleted during the training, which ends here")
 
 
 def read_config(path: Path) -> Config:
@@ -261,7 +274,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _config(path: Path, content: dict[str, Any]) -> Config:
     try:
-        return Config(**content["config"])
+        return Config(**content["config"]).concise()
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}/config.json holds settings other than a run's: {error}"

@@ -161,6 +161,7 @@ class Session:
     def _give_up(self, refused: list[int], laps: Laps) -> None:
         """Record which steps and examples had no finite loss or gradient, and stop."""
         examples = {str(number): self.indices(number - 1).tolist() for number in refused}
+        led(runs.check_there)(self.path)
         led(write_json)(self.path / _DIVERGED, {"steps": refused, "examples": examples})
         self._save(laps, needed=False)
         check_converging(self.path)

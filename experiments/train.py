@@ -54,8 +54,9 @@ def main(
     """Train one network and save it in a folder.
 
     The folder holds config.json, metrics.jsonl, weights.npz, training.json and checkpoints. On
-    Ctrl-C or SIGTERM, the current step is finished and saved; --resume continues from there, or
-    from the last checkpoint, to the same result as without the interruption. For example:
+    Ctrl-C, SIGTERM or a closed terminal, the current step is finished and saved; --resume continues
+    from there, or from the last checkpoint, to the same result as without the interruption. For
+    example:
 
         python -m experiments.train --data digits --method hessian --strength 1 --out runs/first
         python -m experiments.evaluate runs/first
@@ -125,7 +126,7 @@ def train(
         OSError: if another process is using the folder, or it cannot be written to.
         DivergedError: if loss or gradient is not finite for ten steps in a row; the folder then
             keeps the weights from before them, and lists these steps and their examples.
-        Interrupted: after SIGINT or SIGTERM, once the step is finished and saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, once the step is finished and saved.
     """
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")

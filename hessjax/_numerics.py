@@ -113,7 +113,8 @@ def check_functions(**named: object) -> None:
     for name, value in named.items():
         if not callable(value):
             short = value is None or isinstance(value, str)
-            got = repr(value) if short else f"a {type(value).__name__}"
+            kind = "array" if isinstance(value, jax.Array) else type(value).__name__
+            got = repr(value) if short else f"an object of type {kind}"
             raise TypeError(f"{name} must be a function, got {got}")
 
 

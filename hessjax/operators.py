@@ -17,6 +17,7 @@ from hessjax._numerics import (
     ScalarFunction,
     as_point,
     as_tangent,
+    check_functions,
     check_scalar,
     matmul,
 )
@@ -40,6 +41,10 @@ class Composite:
 
     model: Callable[[PyTree], jax.Array]
     loss: Callable[[jax.Array], jax.Array]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no function."""
+        check_functions(model=self.model, loss=self.loss)
 
     def __call__(self, x: PyTree) -> jax.Array:
         """Return ``loss(model(x))``."""

@@ -1,5 +1,6 @@
 """Checkpoints: what was saved comes back, and what was damaged since is not read."""
 
+import errno
 import resource
 import shutil
 
@@ -129,7 +130,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(tmp_path, capsys, dam
     assert found is not None
     assert int(found.state.step) == 20
     told = capsys.readouterr().err
-    assert f"the checkpoint {tmp_path / '30'} is damaged" in told
+    assert f"the checkpoint {tmp_path / '30'} was damaged" in told
     assert fault in told
     assert steps(tmp_path) == [10, 20]
     # The training comes by the same step again.
@@ -148,12 +149,34 @@ def test_a_damaged_older_one_hides_none_of_the_others(tmp_path, capsys, damage):
     assert steps(tmp_path) == [20, 30]
 
 
+def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    saved(tmp_path, 0.1, 0.2)
+
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "checksums", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            Checkpoints(tmp_path)
+    assert steps(tmp_path) == [10, 20]
+
+
+def test_what_is_no_checkpoint_stays(tmp_path):
+    saved(tmp_path, 0.1)
+    (tmp_path / "7").write_text("")
+    found = Checkpoints(tmp_path).latest(state_at(0))
+    assert found is not None
+    assert int(found.state.step) == 10
+    assert (tmp_path / "7").is_file()
+
+
 def test_if_all_are_damaged_there_is_none(tmp_path, capsys):
     saved(tmp_path, 0.1, 0.2)
     for name in ("10", "20"):
         flip(tmp_path / name)
     assert Checkpoints(tmp_path).latest(state_at(0)) is None
-    assert capsys.readouterr().err.count("is damaged") == 2
+    assert capsys.readouterr().err.count("was damaged") == 2
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):

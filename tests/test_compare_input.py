@@ -61,12 +61,15 @@ def test_a_damaged_comparison_is_told_before_any_work(folder, tmp_path, monkeypa
     for damage in ({"runs": [{}]}, {"runs": None}, {"versions": None}, {"failed": None}):
         write_json(out / "comparison.json", {**content, **damage})
         for options in ([], ["--epochs", "3"]):
-            with pytest.raises(SystemExit, match=r"error: .*comparison\.json.*: delete it and run"):
+            with pytest.raises(SystemExit, match=r"error: .*comparison\.json.*: restore it, or"):
                 tyro.cli(compare.main, args=[*ARGUMENTS, *options, "--out", str(out)])
 
 
 def test_what_a_name_does_not_keep_needs_another_folder(folder, tmp_path):
-    (tmp_path / "comparison.json").write_bytes((folder / "comparison.json").read_bytes())
+    content = read_json(folder / "comparison.json")
+    # As written before these settings existed.
+    del content["setup"]["precision"], content["apgd_examples"]
+    write_json(tmp_path / "comparison.json", content)
     options = [*ARGUMENTS, "--methods", "none", "--out", str(tmp_path)]
     for more, remedy in (
         (["--num-steps", "5"], "name their methods and seeds, too, or another folder"),

@@ -37,6 +37,8 @@ CASES: dict[str, Callable[[Any], Any]] = {
         COMPOSITE, X, solver=wrong
     ),
     "start of a Jacobian": lambda wrong: hessjax.jacobian_operator_norm(COMPOSITE, X, start=wrong),
+    "model": lambda wrong: Composite(wrong, jnp.sum),
+    "loss of a Composite": lambda wrong: Composite(logits_fn, wrong),
     "matvec": lambda wrong: hessjax.power_iteration(wrong, X, num_iters=1),
     "matvec of Lanczos": lambda wrong: hessjax.lanczos(wrong, X, num_iters=1),
     "matvec of ascent": lambda wrong: hessjax.norm_ascent(wrong, X, num_iters=1, step_size=1.0),
@@ -62,7 +64,11 @@ CASES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize(
     ("wrong", "shown"),
-    [("lanczos", "'lanczos'"), (jnp.eye(2), "a ArrayImpl"), ({"w": 1}, "a dict")],
+    [
+        ("lanczos", "'lanczos'"),
+        (jnp.eye(2), "an object of type array"),
+        ({"w": 1}, "an object of type dict"),
+    ],
 )
 @pytest.mark.parametrize("what", CASES)
 def test_what_is_no_function_is_named(what: str, wrong: Any, shown: str) -> None:

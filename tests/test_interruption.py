@@ -1,6 +1,7 @@
 """Signals that ask for the end."""
 
 import signal
+import sys
 import threading
 
 import pytest
@@ -29,6 +30,9 @@ def test_the_first_is_noted_and_the_second_acts(number, before):
     with noted() as heard:
         assert heard == []
         signal.raise_signal(number)
+        assert heard == [number]
+        # A closed terminal is told of by the shell and by the system.
+        signal.raise_signal(signal.SIGHUP)
         assert heard == [number]
         with pytest.raises(InterruptedError):
             signal.raise_signal(signal.SIGTERM)
@@ -77,6 +81,17 @@ def test_an_interrupted_command_ends_as_in_shells(stop, code, capsys):
         command(1)
     assert stopped.value.code == code
     assert capsys.readouterr().err == "\ninterrupted; half is kept\n"
+
+
+def test_an_interruption_ends_as_such_without_a_terminal(monkeypatch):
+    class Gone:
+        def write(self, _):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with pytest.raises(SystemExit) as stopped, ending():
+        raise Interrupted(signal.SIGHUP)
+    assert stopped.value.code == 129
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ImportError, DivergedError])

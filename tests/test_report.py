@@ -181,7 +181,7 @@ def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
             comparison([run("none", 0) | {"seed": None}]),
             r"is damaged \(the seed None is not a whole number\)",
         ),
-        (comparison() | {"runs": 3}, "comparison.json is damaged .*: delete it and run the"),
+        (comparison() | {"runs": 3}, "comparison.json is damaged .*: restore it, or move it"),
         (comparison() | {"command": None}, r"command must be of type str, got None"),
         (comparison() | {"versions": {"jax": 1}}, r"jax of versions must be of type str, got 1"),
         (comparison() | {"failed": {"a": []}}, r"a of failed must be of type str, got \[\]"),
@@ -195,7 +195,29 @@ def test_without_any_landscape_there_is_what_the_comparison_tells(tmp_path):
         (comparison([run([], 0)]), r"are not all words"),
         (comparison([run("none", 0, clean="x")]), r"comparison.json is damaged \('x' is not an"),
         (comparison() | {"norms": {}}, "holds no norms"),
-        (comparison() | {"norms": {"l1": [1.0]}}, "the norm 'l1', expected one of l2, linf"),
+        (
+            comparison() | {"norms": {"l1": [1.0]}},
+            r"radii of the norm 'l1' are \[1.0\], expected",
+        ),
+        (
+            comparison() | {"norms": {"l2": []}},
+            r"radii of the norm 'l2' are \[\], expected some",
+        ),
+        (
+            comparison([run("none", 0, clean=1.5)]),
+            r"comparison.json is damaged \(1.5 is not an",
+        ),
+        (
+            comparison([run("none", 0, robust={"l2": {"x": 0.5}})]),
+            r"comparison.json is damaged \(could not convert string to float: 'x'\): restore it",
+        ),
+        (comparison([run("none", 0, options="abc")]), r"options must be of type list, got 'abc'"),
+        (comparison([run("none", 0, network=[])]), r"are not all words"),
+        (
+            comparison([run("none", 0, trajectory={"step": [1], "test_gradient_norm": []})]),
+            r"\{'step': \[1\], 'test_gradient_norm': \[\]\} is not a trajectory",
+        ),
+        (comparison([run("none", 0, trajectory=3)]), r"3 is not a trajectory"),
         (comparison() | {"norms": {"l2": [3.0]}}, "has no accuracy under attack at l2 radius 3"),
         (comparison([run("none", 0), without(run("none", 1), "clean")]), "run 1 of .* lacks clean"),
     ],
@@ -220,9 +242,17 @@ def test_a_terminal_without_greek_letters_gets_the_rest(directory):
 
 
 def test_damaged_step_times_are_told(directory):
-    (directory / "step_times.json").write_text('{"seconds": {".": 1}, "device": "", "commit": ""}')
-    with pytest.raises(SystemExit, match=r"a time of .* lacks median: delete it and measure the"):
-        report.main(directory)
+    for damage, told in (
+        ({"seconds": {".": 1}}, "a time of .* lacks median"),
+        ({"seconds": {".": {"median": "x"}}}, "a median must be of type .*, got 'x'"),
+        ({"commit": 1}, "commit must be of type str, got 1"),
+    ):
+        content = {"seconds": {}, "device": "", "commit": "", **damage}
+        (directory / "step_times.json").write_text(json.dumps(content))
+        remedy = "restore it, or move it away and measure the times again"
+        with pytest.raises(SystemExit, match=rf"{told}.*: {remedy}") as stopped:
+            report.main(directory)
+        assert str(directory / "step_times.json") in str(stopped.value)
 
 
 def test_what_cannot_be_written_is_told(directory):

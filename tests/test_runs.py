@@ -1,6 +1,7 @@
 """A run's folder: what it keeps, and what it refuses."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -104,10 +105,20 @@ def test_starting_again_forgets_the_old_results(run):
     assert not runs.is_trained(run, CONFIG)
 
 
-def test_what_was_half_written_goes(run):
-    (run / "evaluation.json.123.part").write_text("{")
-    runs.resume(run)
-    assert not list(run.glob("*.part"))
+def test_what_was_half_written_goes_once_nobody_writes_it(run):
+    old, new = run / "evaluation.json.1.part", run / "evaluation.json.2.part"
+    for path in (old, new):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    with runs.locked(run):
+        assert list(run.glob("*.part")) == [new]
+
+
+def test_the_usual_number_of_steps_written_out_is_no_other_setting(run):
+    content = read_json(run / "config.json")
+    written_out = {**content["config"], "method": "adversarial", "num_steps": 10}
+    write_json(run / "config.json", {**content, "config": written_out})
+    assert runs.read_config(run).num_steps is None
 
 
 def test_what_was_measured_of_an_unfinished_training_is_not_of_the_finished_one(run):

@@ -34,11 +34,15 @@ def trained(digits, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c_is_heard():
-    """A test that runs in the background starts with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_are_heard():
+    """A test that runs in the background starts with SIGINT ignored, under nohup with SIGHUP."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **{n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)},
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def lines(path):

@@ -50,7 +50,7 @@ def test_a_state_of_something_else_is_refused(params: Any, key: Any, message: st
 def test_what_is_given_in_the_wrong_place_is_told() -> None:
     optimizer: Any = optax.sgd(0.1)
     objective: Any = hessjax.second_order(CASE.apply, CASE.loss, 0.7, 0.3)
-    with pytest.raises(TypeError, match="objective must be a function, got a GradientTransform"):
+    with pytest.raises(TypeError, match="objective must be a function, got an object of type Grad"):
         hessjax.train_step(optimizer, objective)
     params: Any = CASE.params
     with pytest.raises(TypeError, match=r"state must be a TrainState, .*create.*, got a dict"):
