@@ -78,18 +78,19 @@ def test_the_study_opens_with_one_table_of_a_data_set(data, push):
     assert table(whole, brief=True) in published.split("\n## ")[1]
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("network", ["mlp", "cnn", "relu"])
 @pytest.mark.parametrize("data", ["mnist", "fashion_mnist"])
-def test_the_study_trained_with_the_weights_that_it_chose(data, model):
+def test_the_study_trained_with_the_weights_that_it_chose(data, network):
     folder, plan = ROOT / "experiments" / "results" / "study" / data, PLANS[data]
-    chosen = winners(read(folder / f"tuning-{model}"), tuning(data, plan, model), plan)
-    parts = {"mlp": ["mlp"], "cnn": ["headline", "wider"]}[model]
+    chosen = winners(read(folder / f"tuning-{network}"), tuning(data, plan, network), plan)
+    parts = {"cnn": ["headline", "wider"]}.get(network, [network])
     trained = [
         {Path(run["path"]).parent for run in read(folder / part)["runs"]} - {Path("none")}
         for part in parts
-        if (folder / part).is_dir()
     ]
-    assert [len(part) for part in trained[:1]] == [5 if model == "cnn" else len(plan.candidates)]
+    # With ReLU it is not finished.
+    most = {"cnn": 5, "mlp": len(plan.candidates), "relu": len(chosen["runs"])}[network]
+    assert len(trained[0]) == most
     assert set.union(*trained) <= {Path(run["path"]).parent for run in chosen["runs"]}
 
 
