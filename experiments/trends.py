@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments.canvas import STYLE_SHEET, Style, canvas, norm_name, radius_name, save
@@ -215,11 +216,20 @@ def trajectories(path: Path, drawn: Sequence[Trajectory], *, title: str, note: s
             band = {"color": one.style.color, "alpha": 0.2, "lw": 0}
             ax.fill_between(one.steps, seeds.min(0), seeds.max(0), **band)
         ax.set(yscale="log", xlabel="training step", ylabel=label)
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
+        _label(ax.yaxis)
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid(visible=True)
     save(page, path)
+
+
+def _label(axis: Axis) -> None:
+    """Label a logarithmic axis by plain numbers, a few powers of ten if it goes far."""
+    low, high = axis.get_view_interval()
+    wide = high > _FAR * low
+    axis.set_major_locator(
+        LogLocator(subs=(1,), numticks=6) if wide else LogLocator(subs=(1, 2, 5))
+    )
+    axis.set_major_formatter("{x:g}")
 
 
 @mpl.rc_context(STYLE_SHEET)
@@ -260,12 +270,8 @@ def calibration(
         look = {"transform": ax.transAxes, "size": 12, "color": "#444444"}
         ax.text(0.03, 0.97, "estimate too small", va="top", **look)
         ax.text(0.97, 0.03, "estimate too large", ha="right", **look)
-        for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-            wide = high > _FAR * low
-            axis.set_major_locator(
-                LogLocator(subs=(1,), numticks=6) if wide else LogLocator(subs=(1, 2, 5))
-            )
-            axis.set_major_formatter("{x:g}")
+        for axis in (ax.xaxis, ax.yaxis):
+            _label(axis)
             axis.set_minor_locator(NullLocator())
         ax.grid(visible=True)
     save(page, path)

@@ -114,6 +114,20 @@ def test_a_trajectory_is_a_mean_over_seeds_in_a_band_of_all(pages, tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == ["none", "hessian"]
 
 
+@pytest.mark.parametrize("lowest", [1e-1, 1e-3, 1e-9])
+def test_a_trajectory_that_falls_far_keeps_its_numbers(pages, tmp_path, lowest):
+    steps, values = np.array([1, 20, 40]), np.geomspace(1, lowest, 3)[None]
+    drawn = [trends.Trajectory("none", canvas.style("none"), steps, values, values)]
+    trends.trajectories(tmp_path / "one.png", drawn, **TEXT)
+    for ax in pages[0].subfigs[1].axes:
+        low, high = ax.get_ylim()
+        ax.figure.canvas.draw()
+        labels = [text for text in ax.get_yticklabels() if low < text.get_position()[1] < high]
+        told = [float(text.get_text().replace("−", "-")) for text in labels]
+        assert 3 <= len(told) <= 12
+        assert told == pytest.approx([t for t in ax.get_yticks() if low < t < high])
+
+
 def test_calibration_shows_medians_of_groups_of_like_estimates(pages, tmp_path):
     draw_calibration(tmp_path / "one.png")
     panels = pages[0].subfigs[1].axes[:3]
