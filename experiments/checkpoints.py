@@ -101,9 +101,9 @@ class Checkpoints:
             progress=ocp.args.JsonSave(snapshot.progress),
         )
         folder = self._folder / str(step)
-        # Looked at first: once a writer of tensorstore has failed, the others print tracebacks.
         if not self._folder.is_dir():
             raise OSError(f"{folder} could not be written: {self._folder} is gone")
+        # Looked at first: once a writer of tensorstore has failed, the others print tracebacks.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(snapshot.state))
         free = shutil.disk_usage(self._folder).free
         if free < size:
