@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,8 +173,9 @@ def _take(lock: FileLock, path: Path) -> None:
             f"another process is working in {path}: wait for it to end, or name another folder"
         ) from error
     for left in path.glob(f"*{UNFINISHED}"):
-        if left.stat().st_mtime < time.time() - _OLD:
-            left.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # whoever writes it may have finished just now
+            if left.stat().st_mtime < time.time() - _OLD:
+                left.unlink()
 
 
 def finish(path: Path, params: models.Params, training: dict[str, Any]) -> None:

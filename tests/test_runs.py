@@ -110,7 +110,10 @@ def test_what_was_half_written_goes_once_nobody_writes_it(run):
     for path in (old, new):
         path.write_text("{")
     os.utime(old, (0, 0))
+    # As one that is moved to its place between being seen and being looked at.
+    (run / "gone.3.part").symlink_to(run / "nowhere")
     with runs.locked(run):
+        (run / "gone.3.part").unlink()
         assert list(run.glob("*.part")) == [new]
 
 
