@@ -73,7 +73,7 @@ def main(
     there = [
         cell
         for cell in read_json(out)["cells"]
-        if cell["num_examples"] == num_examples and cell["weights"] in networks
+        if cell.get("num_examples") == num_examples and cell.get("weights") in networks
     ]
     for data in dict.fromkeys(run.config.data for run in measured):
         cells = [cell for cell in there if cell["data"] == data]
