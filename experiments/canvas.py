@@ -35,7 +35,6 @@ _RELATIVES = {
     "hessian-only-lanczos": ("hessian-only", ">"),
     "hessian-only-power": ("hessian-only", "<"),
     "hessian-only-ascent": ("hessian-only", "p"),
-    "finite-step-fgsm": ("finite-step", "<"),
     "hessian-frobenius": ("hessian-only", "8"),
     "jacobian-operator": ("jacobian", "H"),
     "trades": ("adversarial", "X"),

@@ -9,7 +9,6 @@ import optax
 from optax.losses import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from experiments import adversarial
-from experiments.models import Params
 from hessjax import (
     curvature_along_gradient,
     finite_step_operator_norm,
@@ -27,7 +26,7 @@ from hessjax import (
 )
 from hessjax.attacks import LpBall
 from hessjax.eigen import ONE_PRODUCT, Solver, Start, gradient_start
-from hessjax.objective import Apply, Metrics, Objective, Penalty
+from hessjax.objective import Apply, Objective, Penalty
 
 
 class Setting(NamedTuple):
@@ -147,25 +146,6 @@ def _inside(apply: Apply, setting: Setting) -> Objective:
     return adversarial.attacked(surrogate, apply, attack, radius, order=2)
 
 
-def _beside_one_step(apply: Apply, setting: Setting) -> Objective:
-    """Take the loss after one ascent step of length `weight`, and the finite step at the image."""
-    penalty = partial(finite_step_operator_norm, squared=True)
-    penalized = _stepping(apply, setting, name="finite_step_norm", penalty=penalty)
-    radius = _ramped(setting, setting.weight)
-    there = adversarial.attacked(
-        _none(apply, setting), apply, adversarial.by_ascent, radius, order=2
-    )
-
-    def objective(
-        params: Params, batch: tuple, key: jax.Array, step: int | jax.Array = 0
-    ) -> tuple[jax.Array, Metrics]:
-        value, metrics = there(params, batch, key, step)
-        other, more = penalized(params, batch, key, step)
-        return value + other - more["loss"], {**more, **metrics}
-
-    return objective
-
-
 def _trades(apply: Apply, setting: Setting) -> Objective:
     ball = LpBall(setting.strength, setting.order)
     penalty = partial(adversarial.divergence, ball=ball, **setting.attack_options)
@@ -235,12 +215,6 @@ METHODS = {
         ),
         "weight of (‖∇f(x+hv) − ∇f(x)‖₂/h)²",
         takes=(*_PENALTY, "step"),
-    ),
-    "finite-step-fgsm": Method(
-        _beside_one_step,
-        "weight of (‖∇f(x+hv) − ∇f(x)‖₂/h)², beside the loss of FGSM training",
-        takes=("strength", "parts", "step", "weight"),
-        usual_weight=1.5,  # ε of the step
     ),
     "curvature": Method(
         partial(_stepping, name="curvature", penalty=curvature_along_gradient),
