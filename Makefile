@@ -40,7 +40,7 @@ fashion: $(VENV)/prepare.stamp ## the comparison on Fashion-MNIST [MANUAL_DIR=..
 study: $(VENV)/prepare.stamp ## every method on MNIST and Fashion-MNIST; days on a CPU; goes on [ARGS=...]
 	$(RUN) -m experiments.study $(ARGS)
 
-study-quick: $(VENV)/experiments.stamp ## a try of the study on the digits, half an hour
+study-quick: $(VENV)/experiments.stamp ## a try of the study on the digits, a quarter of an hour
 	$(RUN) -m experiments.study --quick --out runs/study-quick $(ARGS)
 
 test: $(VENV)/dev.stamp ## run every test and doctest [WORKERS=2]

@@ -62,8 +62,8 @@ def main(
             with relu and softplus, two seeds), wider (the other methods of experiments/plans.py,
             two seeds), mlp (all of these on the smaller network, two seeds). Each part first
             chooses the weights that it needs, all but the headline one row at a time.
-        quick: everything small, on the digits, in half an hour: to try out the program, not the
-            methods.
+        quick: everything small, on the digits, in a quarter of an hour: to try out the program, not
+            the methods.
         out: folder of the study, with a subfolder per data set for its runs and table, report.md.
         data_dir: folder of prepared data sets; $HESSJAX_DATA or ~/.cache/hessjax if not given.
         manual_dir: folder with one data set's original files, if they cannot be downloaded.
