@@ -1,5 +1,6 @@
 """APGD on a trained network, at every radius: the first two attacks of AutoAttack."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,13 @@ from experiments import provenance, runs
 from experiments.config import ORDERS
 from experiments.data import Dataset, check_count
 from experiments.files import kept, number_key, write_json
-from experiments.processes import led, progress_bar
+from experiments.processes import leads, led, progress_bar
 from hessjax import LpBall
 from hessjax._placement import replicated
 from hessjax.attacks import STANDARD, AttackResult, auto_attack
 from hessjax.attacks.autoattack import ROBUST
 
-_ATTACKS = STANDARD[:2]  # by cross-entropy, then by the DLR loss at nine targets
+_ATTACKS = STANDARD[:2]  # by cross-entropy, then by the DLR loss at up to nine targets
 
 
 def evaluate(
@@ -31,8 +32,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Find the accuracy of the first test examples under APGD.
 
-    The result is kept in ``apgd.json``. What is there for the same examples is not computed again,
-    unless there are radii to add: what withstands one radius counts at the smaller ones.
+    The result is kept in ``apgd.json``. What is there for the same examples and the same radii of
+    a norm is not computed again. Results for other radii are replaced, with a message: what
+    withstands one radius counts at the smaller ones, too.
 
     Args:
         run: the network.
@@ -51,25 +53,24 @@ def evaluate(
     x = jnp.asarray(dataset.test_images[:num_examples])
     y = jnp.asarray(dataset.test_labels[:num_examples])
     logits_fn, x, y = replicated(mesh, (run.logits_fn, x, y))
-    for norm, values in radii.items():
-        there = content["robust"].get(norm, {})
-        if set(map(number_key, values)) - set(there):
-            key, every = jax.random.key(run.config.seed), sorted({*values, *map(float, there)})
+    wanted = {norm: sorted(set(values)) for norm, values in radii.items() if values}
+    for norm, values in wanted.items():
+        there, names = content["robust"].get(norm, {}), [number_key(radius) for radius in values]
+        if set(names) != set(there):
+            if (lost := [name for name in there if name not in names]) and leads():
+                print(f"{path}: replacing results at {norm} {', '.join(lost)}", file=sys.stderr)
+            key = jax.random.key(run.config.seed)
             found = {
                 number_key(radius): float(right.mean())
                 for radius, right in _withstood(
-                    logits_fn, x, y, key, order=ORDERS[norm], radii=every
+                    logits_fn, x, y, key, order=ORDERS[norm], radii=values
                 )
             }
             here = provenance.extended(content if content["robust"] else {})
-            content["robust"][norm] = {name: found[name] for name in map(number_key, every)}
+            content["robust"][norm] = {name: found[name] for name in names}
             content |= here
             led(write_json)(path, content)
-    robust = {
-        norm: {name: content["robust"][norm][name] for name in map(number_key, sorted(values))}
-        for norm, values in radii.items()
-        if values
-    }
+    robust = {norm: content["robust"][norm] for norm in wanted}
     return {"robust": robust, **provenance.combined(content)}
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,15 +100,15 @@ def compare(
         "apgd_examples": attacks.apgd_examples,
         "setup": configs[0].setup,
     }
-    with runs.locked(out):
-        comparison_file.check(out, settings, {str(folder_of(config)) for config in configs})
+    paths = {str(folder_of(config)) for config in configs}
+    comparison_file.check(out, settings, paths)
+    done = (
+        {run["path"] for run in comparison_file.earlier(out, settings)["runs"]} if known else set()
+    )
+    # Where nothing is left to do, another process may be at work.
+    with runs.locked(out) if paths - done else nullcontext():
         trained = partial(train, dataset=dataset, resume=True, watch=watch, mesh=mesh)
         evaluated = partial(_evaluated, dataset=dataset, attacks=attacks, mesh=mesh)
-        done = (
-            {run["path"] for run in comparison_file.earlier(out, settings)["runs"]}
-            if known
-            else set()
-        )
         entries, failed = [], {}
         for config in configs:
             path = folder_of(config)

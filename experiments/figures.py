@@ -222,7 +222,9 @@ def _name_row(ax: Axes, label: str) -> None:
 
 
 def _image(ax: Axes, image: np.ndarray, prediction: int, label: int) -> None:
-    ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+    # Of other numbers of channels than three, for color, the mean is shown.
+    shown = image if image.shape[-1] == 3 else image.mean(axis=-1)
+    ax.imshow(shown, cmap="gray", vmin=0, vmax=1)
     wrong = prediction != label
     ax.set_xlabel(
         f"predicts {prediction}" + (" (wrong)" if wrong else ""),

@@ -1,7 +1,7 @@
 """Join comparisons for one table."""
 
 from collections.abc import Callable, Sequence
-from operator import eq, ge, le
+from operator import ge, le
 from typing import Any
 
 from experiments.reading import auto_radii_of, require, setup_of
@@ -18,7 +18,7 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     If their networks differ, the table has a column for them. Only some of the methods may have
     results of AutoAttack, or times of steps that were measured in turns; in the latter case, the
-    trainings' own times are dropped.
+    trainings' own times are dropped, as are times from another device than the first.
 
     Args:
         comparisons: from `experiments.reading.read`; of the same data, attacked alike at one radius
@@ -33,9 +33,12 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not norms and not (auto and all(auto_radii_of(one) for one in comparisons)):
         raise ValueError("comparisons without a radius attacked alike cannot share a table")
     timed = [one["step_times"] for one in comparisons if "step_times" in one]
+    clocks = [_clock(one.get("step_times", {}) if timed else one) for one in comparisons]
+    clock = _clock((timed or comparisons)[0])
+    hidden = [{} if one == clock else {"seconds_per_step": None} for one in clocks]
     runs = [
-        {**run, **_on_one_clock(one, timed), "network": _network(one)}
-        for one in comparisons
+        {**run, **hide, "network": _network(one)}
+        for one, hide in zip(comparisons, hidden, strict=True)
         for run in one["runs"]
     ]
     names = [f"{run['network']} {run['path']}" for run in runs]
@@ -48,7 +51,7 @@ def joined(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     attacks = {"norms": norms, "auto": auto, "apgd_examples": examples}
     whole = {**comparisons[0], **attacks, "runs": runs}
     if timed:
-        same = [times for times in timed if _clock(times) == _clock(timed[0])]
+        same = [times for times in timed if _clock(times) == clock]
         commits = sorted({times["commit"] for times in same})
         whole["step_times"] = {**timed[0], "commit": ", ".join(commits)}
     return whole
@@ -78,7 +81,8 @@ def _auto(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = [auto for one in comparisons if (auto := one.get("auto", {})).get("norms")]
     if not found:
         return {}
-    norms = _common([auto["norms"] for auto in found])
+    # What was broken at one radius counts as broken at the larger ones.
+    norms = _common([auto["norms"] for auto in found], le)
     if not norms or any({**auto, "norms": norms} != {**found[0], "norms": norms} for auto in found):
         raise ValueError(f"comparisons of different AutoAttack cannot share a table: {found}")
     return {**found[0], "norms": norms}
@@ -90,7 +94,7 @@ def _tried(attack: dict[str, Any]) -> Callable[[float, float], bool]:
 
 
 def _common(
-    balls: Sequence[dict[str, list[float]]], before: Callable[[float, float], bool] = eq
+    balls: Sequence[dict[str, list[float]]], before: Callable[[float, float], bool]
 ) -> dict[str, list[float]]:
     """Return, by norm, the radii that all have, after the same ones before them."""
     first, *others = balls
@@ -107,12 +111,6 @@ def _common(
         for norm, radii in first.items()
     }
     return {norm: radii for norm, radii in common.items() if radii}
-
-
-def _on_one_clock(comparison: dict[str, Any], timed: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return an entry that hides times measured on another device than the first ones."""
-    same = timed and _clock(comparison.get("step_times", {})) == _clock(timed[0])
-    return {} if same or not timed else {"seconds_per_step": None}
 
 
 def _clock(times: dict[str, Any]) -> list[Any]:

@@ -1,5 +1,7 @@
 """The figures made from the runs' ``landscape.npz``: norms, planes, boundaries, attacks."""
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,37 +44,47 @@ class Landscapes(NamedTuple):
 def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landscapes]:
     """Read what the runs of each method left; a method that left nothing is missing.
 
-    Raises:
-        ValueError: if a ``landscape.npz`` is damaged, or they do not all show the same test images
-            with the same settings.
+    Damaged files, and those that show other test images or settings than most, are left out with a
+    message: they are no reason to lose the table, nor the figures of the other runs.
     """
+    paths = [directory / run["path"] / "landscape.npz" for run in comparison["runs"]]
+    whole = {path: arrays for path in paths if path.is_file() and (arrays := _load(path))}
+    [(usual, _), *_] = Counter(map(_settings, whole.values())).most_common(1) or [((), 0)]
+    for path, arrays in list(whole.items()):
+        other = [i for i, (a, b) in enumerate(zip(_settings(arrays), usual, strict=True)) if a != b]
+        if other:
+            meaning = list(_COMMON.values())[other[0]]
+            print(
+                f"{path} is not drawn: its {meaning} are {_settings(arrays)[other[0]]}, "
+                f"those of most runs {usual[other[0]]}; evaluate the run like them",
+                file=sys.stderr,
+            )
+            del whole[path]
     loaded = []
     for method in group(comparison):
         left = {
-            run["seed"]: path
+            run["seed"]: whole[path]
             for run in method.runs
-            if (path := directory / run["path"] / "landscape.npz").is_file()
+            if (path := directory / run["path"] / "landscape.npz") in whole
         }
         if left:
-            arrays = [_load(path) for path in left.values()]
-            loaded.append(Landscapes(method.label, method.style, list(left), arrays))
-    for key, meaning in _COMMON.items():
-        found = {tuple(a[key].ravel().tolist()) for method in loaded for a in method.arrays}
-        if len(found) > 1:
-            raise ValueError(
-                f"the landscape.npz files in {directory} have different {meaning}: "
-                f"{sorted(found)}; the command of the comparison, given again, makes them anew"
-            )
+            found = Landscapes(method.label, method.style, list(left), list(left.values()))
+            loaded.append(found)
     return loaded
 
 
+def _settings(arrays: dict[str, np.ndarray]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(arrays[key].ravel().tolist()) for key in _COMMON)
+
+
 def _load(path: Path) -> dict[str, np.ndarray]:
+    """Return what a file holds; nothing, with a message, if it is damaged."""
     try:
         arrays = read_arrays(path)
         require(_LANDSCAPE_KEYS, arrays, str(path))
     except ValueError as error:
-        remedy = "delete it, and the command of the comparison, given again, makes it anew"
-        raise ValueError(f"{error}: {remedy}") from error
+        print(f"{error}, so it is not drawn: delete it, and evaluate the run", file=sys.stderr)
+        return {}
     return arrays
 
 

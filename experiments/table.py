@@ -95,7 +95,7 @@ def table(comparison: dict[str, Any], *, brief: bool = False) -> str:
                     for norm, radius in radii
                 ),
                 *(_under_auto(runs, norm, radius) for norm, radius in strongest),
-                *([_masking(runs)] if strongest else []),
+                *([_masking(runs, strongest)] if strongest else []),
                 *(() if brief else (number(gradient, ".3g"), number(hessian, ".3g"))),
                 *([time or NOTHING] if timed else []),
                 str(len(runs)),
@@ -148,10 +148,13 @@ def _under_auto(runs: Sequence[dict[str, Any]], norm: str, radius: float) -> str
     return _percent([balls[radius]["robust"] for balls in found]) + part
 
 
-def _masking(runs: Sequence[dict[str, Any]]) -> str:
-    """Return in how many of all cases (run and ball) a sign of masked gradients was seen."""
+def _masking(runs: Sequence[dict[str, Any]], balls: Sequence[tuple[str, float]]) -> str:
+    """Return in how many cases (run and shown ball) a sign of masked gradients was seen."""
     verdicts = [
-        ball["verdict"] for run in runs for radii in run["auto"].values() for ball in radii.values()
+        run["auto"][norm][radius]["verdict"]
+        for run in runs
+        for norm, radius in balls
+        if radius in run["auto"].get(norm, {})
     ]
     if not verdicts:
         return NOTHING

@@ -128,7 +128,12 @@ def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
             )
         alike.setdefault(replace(run.config, seed=0), []).append(arrays)
     networks, names = [], []
-    labels = _labels([{"method": config.name, "setup": config.setup} for config in alike])
+    cells = [{"method": config.name, "setup": config.setup} for config in alike]
+    data = list(dict.fromkeys(config.data for config in alike))
+    labels = [
+        f"{config.data} {label}" if len(data) > 1 else label
+        for label, config in zip(_labels(cells), alike, strict=True)
+    ]
     for label, (config, seeds) in zip(labels, alike.items(), strict=True):
         names.append(config.method)
         look = style(config.method, names.count(config.method) - 1)
@@ -136,7 +141,6 @@ def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
         estimates = {_TITLES[name]: whole[name] for name in ESTIMATES}
         networks.append(Distances(label, look, whole["found"], estimates))
     if networks:
-        data = ", ".join(dict.fromkeys(run.config.data for run in measured))
         kind = kind_of_images(measured[0].config.validation)
         note = (
             f"Distance to the decision boundary of the first rightly classified {kind} images: "
@@ -146,7 +150,8 @@ def draw(path: Path, measured: Sequence[runs.Run], num_examples: int) -> None:
             "infinite ones are left out, those of 0 are beyond the left border. "
             "The estimate is right on the diagonal."
         )
-        calibration(path, networks, groups=_GROUPS, title=f"Distances on {data}", note=note)
+        title = f"Distances on {', '.join(data)}"
+        calibration(path, networks, groups=_GROUPS, title=title, note=note)
 
 
 def summary(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _under_apgd(comparison: dict[str, Any]) -> list[str]:
     if not found or not comparison.get("apgd_examples"):
         return []
     examples = f"the first {comparison['apgd_examples']:,} images"
-    return [f"Under APGD with cross-entropy, then at nine targets, {examples}:\n\n{found}\n"]
+    return [f"Under APGD with cross-entropy, then at up to nine targets, {examples}:\n\n{found}\n"]
 
 
 def failures_of(failed: Mapping[str, str]) -> str:

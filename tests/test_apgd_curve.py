@@ -87,18 +87,22 @@ def test_what_is_there_is_not_attacked_again(
         return [(radius, np.array([True, False])) for radius in radii]
 
     monkeypatch.setattr(apgd, "_withstood", noted)
-    assert apgd.evaluate(*network, {"l2": (0.2,)}, 9)["robust"] == {"l2": {"0.2": 0.5}}
+    found = apgd.evaluate(*network, {"l2": (1.0, 0.2), "linf": ()}, 9)["robust"]
+    assert found == there["robust"]
     assert called == []
-    found = apgd.evaluate(*network, {"l2": (0.2, 0.3), "linf": ()}, 9)["robust"]
+    assert not capsys.readouterr().err
+    # At 0.2 alone, what withstood 1 would not count.
+    found = apgd.evaluate(*network, {"l2": (0.3, 0.2)}, 9)["robust"]
     assert found == {"l2": {"0.2": 0.5, "0.3": 0.5}}
-    # What is there is not lost.
-    assert called == [(0.2, 0.3, 1.0)]
+    assert called == [(0.2, 0.3)]
+    assert "apgd.json: replacing results at l2 1\n" in capsys.readouterr().err
+    apgd.evaluate(*network, {"linf": (0.1,)}, 9)
     told = read_json(run.path / "apgd.json")["robust"]
-    assert told == {"l2": {"0.2": 0.5, "0.3": 0.5, "1": 0.5}}
+    assert told == {**found, "linf": {"0.1": 0.5}}
     assert not capsys.readouterr().err
     # Of other examples it tells nothing.
     apgd.evaluate(*network, {"l2": (0.2,)}, 8)
-    assert called == [(0.2, 0.3, 1.0), (0.2,)]
+    assert called == [(0.2, 0.3), (0.1,), (0.2,)]
     assert "apgd.json: replacing results of other settings" in capsys.readouterr().err
     (run.path / "apgd.json").write_text("half of a fi", encoding="utf-8")
     with pytest.raises(ValueError, match=r"apgd.json holds no JSON .*: delete it to measure anew"):

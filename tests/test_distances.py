@@ -259,7 +259,11 @@ def test_arrays_that_are_gone_or_of_others_are_measured_again(
     write_json(again / "config.json", content)
     theory.draw(tmp_path / "theory.png", [runs.load(copy), runs.load(again)], 12)
     assert labels == [f"none, batch_size {size}" for size in (runs.load(copy).config.batch_size, 7)]
-    drawn[-2:] = []
+    content["config"] |= {"batch_size": runs.load(copy).config.batch_size, "data": "mine"}
+    write_json(again / "config.json", content)
+    theory.draw(tmp_path / "theory.png", [runs.load(copy), runs.load(again)], 12)
+    assert labels == ["digits none", "mine none"]
+    drawn[-4:] = []
     with pytest.raises(ValueError, match=r"distances.npz holds no distances of 3 examples"):
         theory.draw(tmp_path / "theory.png", [runs.load(copy)], 3)
     archive = copy / "distances.npz"

@@ -130,6 +130,15 @@ def test_attacks_on_images_one_pixel_high_are_drawn(pages, tmp_path):
         assert ax.images[0].get_array().shape == (1, 4)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_of_channels_that_are_no_colors_attacks_show_the_mean(channels, pages, tmp_path):
+    draw_attacks(tmp_path / "one.png", channels=channels)
+    for ax, first in zip(pages[0].subfigs[1].axes[:3], (0.5, 0.8, 0.3), strict=True):
+        shown = ax.images[0].get_array()
+        assert shown.shape == (4, 4)
+        np.testing.assert_allclose(shown[0, 0], first)
+
+
 def test_attacks_on_color_images_are_drawn(pages, tmp_path):
     draw_attacks(tmp_path / "one.png", channels=3)
     clean, _, difference = pages[0].subfigs[1].axes[:3]

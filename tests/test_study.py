@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tyro
 
-from experiments import comparison, pgd, report, study
+from experiments import comparison, pgd, report, runs, study
 from experiments.comparison import Attacks, folder_of, plan
 from experiments.config import Config, Setup
 from experiments.files import read_json, write_json
@@ -318,6 +318,11 @@ def test_results_without_their_runs_count_as_done(
     assert "trajectory" not in after["runs"][1]
     assert after["runs"][0] == before["runs"][0]
     assert [run["seed"] for run in after["runs"]] == [0, 1]
+    # With nothing left to do, it does not wait for whoever is at work there.
+    with runs.locked(tmp_path):
+        comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=attacks, known=True)
+        with pytest.raises(OSError, match="another process is working in"):
+            comparison.compare(setup, ["none"], [2], out=tmp_path, attacks=attacks, known=True)
     # Under another attack they tell nothing, and without leave they are trained anew.
     other = attacks._replace(pgd=pgd.settings(num_steps=2))
     comparison.compare(setup, ["none"], [0, 1], out=tmp_path, attacks=other, known=True)

@@ -127,6 +127,23 @@ def test_comparisons_attacked_alike_make_one_table(directory, tmp_path, capsys):
         report.main(directory, (tmp_path / "other",))
 
 
+def test_a_joint_table_tells_only_of_balls_that_all_were_attacked_in():
+    def part(method, *radii):
+        """Return a comparison under AutoAttack, with a sign of masking at 0.2 alone."""
+        found = {r: {"robust": 0.5, "verdict": "masking" if r == 0.2 else "none"} for r in radii}
+        [entry] = numbered_runs([run(method, 0, auto={"l2": found})])
+        auto = {"norms": {"l2": list(radii)}, "num_examples": 500}
+        return comparison([entry]) | {"auto": auto, "setup": {}}
+
+    head, _, *rows = columns(table(joined([part("none", 0.1, 0.2), part("hessian", 0.1)])))
+    place = head.index("AA ℓ₂ 0.1")
+    assert head[place + 1] == "masking"
+    assert [row[place : place + 2] for row in rows] == [["50.0", "none"]] * 2
+    # What is broken at a radius counts as broken at the larger ones.
+    with pytest.raises(ValueError, match="different AutoAttack cannot share a table"):
+        joined([part("none", 0.1, 0.2), part("hessian", 0.2)])
+
+
 def test_table_lines_are_markdown_of_one_width(directory):
     lines = table(read(directory)).splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -206,7 +223,7 @@ def test_apgd_has_a_table_of_its_own(directory):
     file.write_text(json.dumps(content))
     report.main(directory)
     text = (directory / "report.md").read_text()
-    assert "Under APGD with cross-entropy, then at nine targets, the first 1,000 images" in text
+    assert "cross-entropy, then at up to nine targets, the first 1,000 images" in text
     *_, row = [line for line in text.splitlines() if line.startswith("|")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["none", "-", "75.0 ± 7.1", "50.0 ± 0.0", "25.0 ± 0.0"]
@@ -247,6 +264,8 @@ def test_a_joint_table_has_one_clock(tmp_path):
 
     plain, other = ("none", 0.01), ("jacobian", 0.06)
     assert cells(part(*plain), part(*other)) == ["1.00×", "6.00×"]
+    elsewhere = part(*other) | {"device": "another processor"}
+    assert cells(part(*plain), elsewhere) == ["1.00×", "-"]
     assert cells(part(*plain, "one"), part(*other)) == ["1.00×", "-"]
     assert cells(part(*plain), part(*other, "one")) == []
     assert cells(part(*plain, "one"), part(*other, "two")) == ["1.00×", "-"]
