@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from hessjax._numerics import (
     DIRECTION,
     PyTree,
+    as_number,
     check_count,
     check_functions,
     check_key,
@@ -166,7 +167,8 @@ def batched(
 def _multiplied(weight: Weight, factor: int) -> Weight:
     if callable(weight):
         return weight if factor == 1 else lambda step: factor * weight(step)
-    return factor * weight
+    # A small integer would wrap around.
+    return factor * (weight if (number := as_number(weight)) is None else number)
 
 
 def _loss_alone(f: Composite, x: PyTree, key: jax.Array) -> Metrics:
@@ -259,7 +261,8 @@ def _means_by_parts(
         params, key, turn = shared
         *examples, mask = jax.vmap(turned, (None, None, 0, 0))(key, turn, numbers, blocks)
         values = evaluate(terms, params, *jax.tree.map(lambda leaf: leaf[:, 0], examples))
-        others = jax.tree.map(lambda leaf: leaf[:, 1:].reshape(-1, *leaf.shape[2:]), examples)
+        count = len(numbers) * (parts - 1)  # not -1, which leaves without entries do not determine
+        others = jax.tree.map(lambda leaf: leaf[:, 1:].reshape(count, *leaf.shape[2:]), examples)
         rest = evaluate(_loss_alone, params, *others)["loss"].reshape(-1, parts - 1)
         losses = jnp.concatenate([values.pop("loss")[:, None], rest], axis=1)
         # Examples that are left out contribute zero to the mean over all.
@@ -275,11 +278,11 @@ def _means_by_parts(
             # The copies that fill up the last block do not count.
             mask = jnp.ones(size, bool) if mask is None else mask
             mask = jnp.append(mask, jnp.zeros(missing, bool))
+        numbers = jnp.arange((size + missing) // parts)
         blocks = jax.tree.map(
-            lambda leaf: jnp.reshape(leaf, (-1, parts, *leaf.shape[1:])),
+            lambda leaf: jnp.reshape(leaf, (len(numbers), parts, *leaf.shape[1:])),
             (*filled(examples, parts), mask),
         )
-        numbers = jnp.arange((size + missing) // parts)
         # Only steps with penalties advance the turn.
         shared = params, jax.random.fold_in(key, _NO_PLACE), jnp.asarray(step // every)
         values, mask = spread(of_blocks, shared, numbers, blocks)

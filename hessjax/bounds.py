@@ -137,7 +137,7 @@ def _prepare(gap: ArrayLike, **norms: ArrayLike) -> tuple[np.dtype, list[jax.Arr
     """
     for name, value in norms.items():
         # NumPy, because inside a traced function even a constant has no truth value in jax.numpy.
-        if not isinstance(value, Tracer) and (least := np.min(np.asarray(value), initial=0)) < 0:
+        if not isinstance(value, Tracer) and (least := np.nanmin(np.asarray(value), initial=0)) < 0:
             raise ValueError(f"{name} is a norm and cannot be negative, got {least}")
     dtype = jnp.result_type(float, gap, *norms.values())
     gap, *rest = (widen(jnp.asarray(value, dtype)) for value in (gap, *norms.values()))

@@ -57,7 +57,7 @@ def check_apply(apply: Apply, params: PyTree, x: PyTree, *, batched: Apply | Non
     # A last layer initialized at or near zero hides everything before it.
     params = _shaken(params)
     shaken = _logits(apply, params, x)
-    if np.all(shaken == shaken[0]):
+    if np.all(first == first[0]) and np.all(shaken == shaken[0]):
         raise ValueError(
             "the logits are the same for different inputs: batch normalization in training mode, "
             "on a batch of one? Use evaluation mode"
@@ -109,8 +109,11 @@ def _shaken(params: PyTree) -> PyTree:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             return leaf
+        # A unit adds up many weights, which together are to move it only a little.
+        shape = jnp.shape(leaf)
+        size = 0.01 * min(1, 10 / max(shape)) if len(shape) > 1 and 0 not in shape else 0.01
         # Upward, because some may be variances.
-        return leaf + 0.01 * jnp.abs(jax.random.normal(key, jnp.shape(leaf), dtype))
+        return leaf + size * jnp.abs(jax.random.normal(key, shape, dtype))
 
     keys = jax.random.split(jax.random.key(0), len(leaves))
     return jax.tree.unflatten(structure, map(shake, leaves, keys))

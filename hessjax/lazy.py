@@ -19,7 +19,8 @@ class Lazy:
 
     Called with a concrete step, it evaluates only the part that is due. Inside a traced function,
     where the step is unknown, it branches at run time, and metrics of penalties that a step skips
-    are NaN (``jax_debug_nans`` stops at them). `train_step` compiles the two parts separately.
+    are NaN (``jax_debug_nans`` stops at them), so they must be floating point. `train_step`
+    compiles the two parts separately.
 
     Attributes:
         penalized: the objective on steps 0, n, 2n, ..., whose weights include the factor n.
@@ -47,13 +48,20 @@ class Lazy:
             return self.at(int(step))(params, batch, key, step)
         arguments = (params, batch, key, step)
         whole, every_metric = jax.eval_shape(self.penalized, *arguments)
+        known = jax.eval_shape(self.plain, *arguments)[1]
+        for name, metric in every_metric.items():
+            if name not in known and not jnp.issubdtype(metric.dtype, jnp.floating):
+                raise TypeError(
+                    f"the metric {name!r}, NaN on the steps that skip it, must be floating point, "
+                    f"got {metric.dtype}"
+                )
 
         def plain(*arguments: PyTree) -> tuple[jax.Array, Metrics]:
             value, metrics = self.plain(*arguments)
             unknown = {
                 name: jnp.full(metric.shape, jnp.nan, metric.dtype)
                 for name, metric in every_metric.items()
-                if name not in metrics
+                if name not in known
             }
             # A penalty of higher precision than the loss widens their sum.
             return value.astype(whole.dtype), {**metrics, **unknown}

@@ -41,8 +41,8 @@ def regularized(
             schedule of the step; 0 leaves the penalty out. Bind a penalty's configuration with
             `functools.partial`.
         every: a number n; the penalties are evaluated on every n-th step, with n times the weight,
-            and the loss alone on the others. The objective is then a `Lazy`; `train_step` compiles
-            both parts.
+            and the loss alone on the others. The objective is then a `Lazy`, unless all weights are
+            0; `train_step` compiles both parts.
         parts: a number k; the penalties are evaluated, with k times the weight, on one of k random
             parts of the batch, which on average over keys gives the same value. A part takes one of
             every k consecutive examples, which need not leave their device. With a fixed key, k

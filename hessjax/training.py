@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from inspect import Parameter, signature
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,8 @@ class TrainState(NamedTuple):
 
     To save it where random keys are not known, as with `numpy.savez`, save
     ``state._replace(key=jax.random.key_data(state.key))`` and undo that by
-    `jax.random.wrap_key_data`.
+    `jax.random.wrap_key_data`, which needs ``impl=str(jax.random.key_impl(key))`` of keys that are
+    not of the default kind.
 
     Attributes:
         params: the model's parameters.
@@ -109,6 +111,10 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
     """
     check_functions(objective=objective)
     _check_optimizer(optimizer)
+    update = optimizer.update
+    # By its signature: `optax.MultiSteps` takes them without being of the type that says so.
+    if not any(p.kind is Parameter.VAR_KEYWORD for p in signature(update).parameters.values()):
+        update = optax.with_extra_args_support(optimizer).update
 
     def advance(
         objective: Objective, state: TrainState, batch: tuple
@@ -116,7 +122,7 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
         key = jax.random.fold_in(state.key, state.step)
         gradient_of = jax.value_and_grad(objective, has_aux=True)
         (value, metrics), gradient = gradient_of(state.params, batch, key, state.step)
-        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        updates, opt_state = update(
             gradient,
             state.opt_state,
             state.params,

@@ -1,5 +1,7 @@
 """Auto-PGD against the reference implementation, step by step, and by itself."""
 
+import gc
+import weakref
 from functools import partial
 
 import jax
@@ -156,6 +158,23 @@ def test_restarts_and_targets_only_find_more():
     assert not np.any(once & ~often)
     assert once.sum() < often.sum()
     assert broken(num_targets=3).sum() > 0
+
+
+def test_a_loss_is_kept_by_nobody():
+    x, ball = jnp.full((2, 2), 0.5), LpBall(0.1, 2)
+
+    def broken(scale):
+        def loss(logits, y):
+            return cross_entropy(logits * scale, y)
+
+        losses.append(weakref.ref(loss))
+        return apgd(linear, x, 0, ball, KEY, loss=loss, num_steps=2)
+
+    losses = []
+    with jax.checking_leaks():
+        jax.jit(broken)(2.0)
+    gc.collect()
+    assert losses[0]() is None
 
 
 def test_a_start_is_where_it_begins():

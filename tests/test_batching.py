@@ -161,6 +161,18 @@ def test_a_part_is_one_of_so_many_in_a_row() -> None:
     assert len(set(map(frozenset, pairs))) == 9
 
 
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}])
+def test_a_part_of_inputs_without_entries(options: Any) -> None:
+    def partial_apply(params: Any, x: Any) -> jax.Array:
+        return APPLY(params, x["whole"])
+
+    batch = ({"whole": X, "nothing": np.zeros((SIZE, 0))}, Y)
+    given = (partial_apply, LOSS, 0.7, 0.3)
+    value, _ = second_order(*given, parts=3, **options)(CASE.params, batch, KEY)
+    wanted, _ = SHARED(parts=3)(CASE.params, WHOLE, KEY)
+    np.testing.assert_allclose(value, wanted, rtol=1e-12)
+
+
 def test_a_part_depends_neither_on_padding_nor_on_the_size() -> None:
     (wanted,) = chosen([1])
     assert chosen([1], padding=5) == [wanted]

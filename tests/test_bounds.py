@@ -221,6 +221,8 @@ def test_none_of_nothing():
 def test_a_negative_norm_is_refused():
     with pytest.raises(ValueError, match="gradient_norm is a norm and cannot be negative, got -1"):
         first_order(1.0, np.array([2.0, -1.0]))
+    with pytest.raises(ValueError, match="gradient_norm is a norm and cannot be negative, got -1"):
+        first_order(1.0, np.array([np.nan, -1.0]))
     with pytest.raises(ValueError, match=r"curvature is a norm and cannot be negative, got -0\.5"):
         # A constant, also where the call is traced.
         jax.jit(partial(second_order, curvature=jnp.array(-0.5)))(1.0, 1.0)

@@ -90,6 +90,22 @@ def test_layers_that_cancel_pass() -> None:
     check_apply(lambda params, x: (params["a"] - params["b"]) @ x, params, VECTORS)
 
 
+@pytest.mark.parametrize("last", [1.0, 0.0], ids=["trained", "new"])
+def test_units_that_saturate_pass(last: float) -> None:
+    """Moved by a hundredth, the many positive weights of a unit would drive it to its end."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {
+        "first": jax.random.normal(keys[0], (128, 3072), jnp.float32) / 55,
+        "last": last * jax.random.normal(keys[1], (10, 128), jnp.float32),
+    }
+
+    def saturating(params: Any, x: jax.Array) -> jax.Array:
+        return params["last"] @ jnp.tanh(params["first"] @ x.ravel())
+
+    pixels = jax.random.uniform(jax.random.key(1), (3, 32, 32, 3), jnp.float32)
+    check_apply(saturating, params, pixels)
+
+
 def test_a_masked_class_passes() -> None:
     def masked(params: Any, x: jax.Array) -> jax.Array:
         return (x @ params).at[..., 0].set(-jnp.inf)

@@ -99,6 +99,15 @@ def test_what_a_branch_does_not_evaluate_is_nan_like_the_metric() -> None:
     np.testing.assert_array_equal(metrics["pair"], [np.nan, np.nan])
 
 
+def test_a_metric_that_cannot_be_nan_is_refused() -> None:
+    def penalized(value: Any, *_: Any) -> Any:
+        return value, {"loss": value, "count": jnp.int32(5)}
+
+    lazy = Lazy(penalized, lambda value, *_: (value, {"loss": value}), 3)
+    with pytest.raises(TypeError, match=r"metric 'count', .* must be floating point, got int32"):
+        jax.jit(lazy)(1.5, (), KEY, 1)
+
+
 def test_branches_are_of_one_dtype_where_a_penalty_has_more_digits_than_the_loss() -> None:
     def square(f: Any, x: Any, key: Any = None) -> Any:
         del key

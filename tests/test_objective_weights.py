@@ -29,6 +29,15 @@ def flops(gradient_weight: float, hessian_weight: float) -> float:
     return operations(objective)
 
 
+@pytest.mark.parametrize("weight", [np.int8(100), jnp.int8(100)])
+def test_a_weight_of_few_bits_does_not_wrap(weight: Any) -> None:
+    def value(weight: Any) -> jax.Array:
+        penalties = {"slope": (weight, hessjax.input_gradient_norm)}
+        return regularized(APPLY, LOSS, penalties, every=3)(PARAMS, BATCH, KEY)[0]
+
+    np.testing.assert_allclose(value(weight), value(100), rtol=1e-12)
+
+
 def test_a_weight_of_zero_leaves_its_term_out() -> None:
     (value, metrics), gradient = value_and_gradient(SLOPE)
     alone = regularized(APPLY, LOSS, {"gradient_norm": (0.7, hessjax.input_gradient_norm)})

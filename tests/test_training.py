@@ -129,8 +129,10 @@ def test_a_step_may_stand_in_a_larger_program(every: int) -> None:
         optax.polyak_sgd(1.0),
         optax.lbfgs(),
         optax.MultiSteps(optax.adam(1e-2), 2),
+        optax.MultiSteps(optax.polyak_sgd(1.0), 2),
+        optax.MultiSteps(optax.polyak_sgd(1.0), 2).gradient_transformation(),
     ],
-    ids=["plateau", "polyak", "lbfgs", "multi"],
+    ids=["plateau", "polyak", "lbfgs", "multi", "multi-polyak", "multi-polyak-as-others"],
 )
 def test_an_optimizer_is_told_what_it_asks_for(optimizer: Any) -> None:
     objective = hessjax.second_order(CASE.apply, CASE.loss, 0.1, 0.01)

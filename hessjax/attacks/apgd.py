@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from inspect import Parameter, signature
+from typing import Any
 
 import jax
 from jax.typing import ArrayLike
@@ -24,6 +25,20 @@ def apgd_attack(
     name: str | None = None,
 ) -> Attack:
     """Return Auto-PGD as an `Attack` for `auto_attack`; arguments as for `apgd`."""
+    options = {"num_targets": num_targets, "num_steps": num_steps, "num_restarts": num_restarts}
+    return _attack(with_options, loss, name=name, **options)
+
+
+def _attack(
+    bind: Callable[..., Callable[..., Any]],
+    loss: Loss | None,
+    *,
+    num_targets: int,
+    num_steps: int,
+    num_restarts: int,
+    name: str | None = None,
+) -> Attack:
+    """Return the attack, its options bound by `with_options`, which keeps them, or `partial`."""
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
     if num_targets != 0:
@@ -33,17 +48,17 @@ def apgd_attack(
     _check_loss(loss, num_targets)
     if name is None:
         name = "apgd-t" if num_targets else "apgd"
-    init = with_options(apgd_init, loss=loss, num_targets=num_targets, num_restarts=num_restarts)
-    step = with_options(apgd_step, loss=loss, num_targets=num_targets, num_steps=num_steps)
+    init = bind(apgd_init, loss=loss, num_targets=num_targets, num_restarts=num_restarts)
+    step = bind(apgd_step, loss=loss, num_targets=num_targets, num_steps=num_steps)
     runs = num_restarts * max(num_targets, 1)
     attack = Attack(name, init, step, apgd_outcome, num_steps, runs, num_targets)
     # With too few classes these ratios are not defined.
+    options = {"num_targets": num_targets, "num_steps": num_steps, "num_restarts": num_restarts}
     if loss is targeted_dlr_loss:
-        options = {"num_targets": num_targets, "num_steps": num_steps, "num_restarts": num_restarts}
-        otherwise = apgd_attack(loss=_logit_difference, name=name, **options)
+        otherwise = _attack(bind, _logit_difference, name=name, **options)
         return attack._replace(min_classes=4, otherwise=otherwise)
     if loss is dlr_loss:
-        otherwise = apgd_attack(num_steps=num_steps, num_restarts=num_restarts, name=name)
+        otherwise = _attack(bind, None, name=name, **options)
         return attack._replace(min_classes=3, otherwise=otherwise)
     return attack
 
@@ -115,9 +130,8 @@ def apgd(
     >>> bool(x_adv[0] > x_adv[1])
     True
     """
-    attack = apgd_attack(
-        loss=loss, num_targets=num_targets, num_steps=num_steps, num_restarts=num_restarts
-    )
+    options = {"num_targets": num_targets, "num_steps": num_steps, "num_restarts": num_restarts}
+    attack = _attack(partial, loss, **options)
     if start is not None:
         attack = _started(attack, start)
     return search(attack, logits_fn, x, y, ball=ball, key=key, unroll=unroll)
