@@ -111,7 +111,7 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
     """
     check_functions(objective=objective)
     _check_optimizer(optimizer)
-    update = optimizer.update
+    update: Callable[..., tuple[PyTree, optax.OptState]] = optimizer.update
     # By its signature: `optax.MultiSteps` takes them without being of the type that says so.
     if not any(p.kind is Parameter.VAR_KEYWORD for p in signature(update).parameters.values()):
         update = optax.with_extra_args_support(optimizer).update
