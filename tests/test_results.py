@@ -78,7 +78,7 @@ def test_the_study_opens_with_one_table_of_a_data_set(data, push):
     assert table(whole, brief=True) in published.split("\n## ")[1]
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn", "relu"])
+@pytest.mark.parametrize("network", ["mlp", "cnn", "relu", "softplus"])
 @pytest.mark.parametrize("data", ["mnist", "fashion_mnist"])
 def test_the_study_trained_with_the_weights_that_it_chose(data, network):
     folder, plan = ROOT / "experiments" / "results" / "study" / data, PLANS[data]
