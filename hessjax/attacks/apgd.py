@@ -130,8 +130,13 @@ def apgd(
     >>> bool(x_adv[0] > x_adv[1])
     True
     """
-    options = {"num_targets": num_targets, "num_steps": num_steps, "num_restarts": num_restarts}
-    attack = _attack(partial, loss, **options)
+    attack = _attack(
+        partial,
+        loss,
+        num_targets=num_targets,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+    )
     if start is not None:
         attack = _started(attack, start)
     return search(attack, logits_fn, x, y, ball=ball, key=key, unroll=unroll)
