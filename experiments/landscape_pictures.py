@@ -1,9 +1,9 @@
 """The figures made from the runs' ``landscape.npz``: norms, planes, boundaries, attacks."""
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mode
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,14 +49,17 @@ def read_landscapes(directory: Path, comparison: dict[str, Any]) -> list[Landsca
     """
     paths = [directory / run["path"] / "landscape.npz" for run in comparison["runs"]]
     whole = {path: arrays for path in paths if path.is_file() and (arrays := _load(path))}
-    [(usual, _), *_] = Counter(map(_settings, whole.values())).most_common(1) or [((), 0)]
-    for path, arrays in list(whole.items()):
-        other = [i for i, (a, b) in enumerate(zip(_settings(arrays), usual, strict=True)) if a != b]
-        if other:
-            meaning = list(_COMMON.values())[other[0]]
+    if not whole:
+        return []
+    settings = {path: _settings(arrays) for path, arrays in whole.items()}
+    usual = mode(settings.values())
+    for path, own in settings.items():
+        pairs = zip(_COMMON.values(), own, usual, strict=True)
+        if differences := [(meaning, mine, most) for meaning, mine, most in pairs if mine != most]:
+            meaning, mine, most = differences[0]
             print(
-                f"{path} is not drawn: its {meaning} are {_settings(arrays)[other[0]]}, "
-                f"those of most runs {usual[other[0]]}; evaluate the run like them",
+                f"{path} is not drawn: its {meaning} are {mine}, those of most runs {most}; "
+                "evaluate the run like them",
                 file=sys.stderr,
             )
             del whole[path]
